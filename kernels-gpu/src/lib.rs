@@ -1,1 +1,22 @@
+//! ferroflash's kernels, and the parameter structs that device, host and emulator share.
+//!
+//! The crate is compiled twice. For the GPU, `cuda_builder` compiles one *unit* of `units.toml` for one tier at a
+//! time, so every module with kernels is gated by its unit. For the CPU, stable Rust compiles all modules without
+//! the kernels in them: the host needs the parameter structs, and tests need the layout maths.
 #![no_std]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics)
+)]
+
+pub mod params;
+
+#[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
+pub mod vector_add;
+
+/// No kernel panics: the builder rejects images with a call or a panic symbol in them. The compiler still asks for a handler.
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
