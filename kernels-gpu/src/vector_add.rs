@@ -17,7 +17,7 @@ cuda_std::kernel! {
             let stride = _grid_dim_x() as u64 * _block_dim_x() as u64;
             while i < p.len {
                 let at = i as usize;
-                *p.out.add(at) = *p.a.add(at) + *p.b.add(at);
+                *(p.out as *mut f32).add(at) = *(p.a as *const f32).add(at) + *(p.b as *const f32).add(at);
                 i += stride;
             }
         }

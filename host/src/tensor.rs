@@ -1,0 +1,559 @@
+//! Tensors: strided views of device memory.
+//!
+//! [`AnyTensor`] knows its dtype at run time, [`Tensor`] at compile time; ops take either. A clone or a slice is
+//! another view of the same memory. Strides count elements; any view whose strides keep elements apart is allowed, so
+//! `BSHD` and `BHSD`, packed QKV and transposed weights need no copies.
+
+use std::{fmt, marker::PhantomData, ops::Deref, ops::Range, sync::Arc};
+
+use smallvec::SmallVec;
+
+use crate::{DType, Device, Element, Error, Float, Result, memory::Buffer};
+
+/// Extents or strides: up to five without an allocation.
+pub type Dims = SmallVec<[u64; 5]>;
+
+/// A strided view of device memory with a dtype known at run time.
+#[derive(Clone)]
+pub struct AnyTensor {
+    device: Device,
+    buffer: Arc<Buffer>,
+    offset: u64,
+    dtype: DType,
+    shape: Dims,
+    strides: Dims,
+}
+
+/// A strided view of device memory with elements `T`.
+#[derive(Clone)]
+pub struct Tensor<T> {
+    any: AnyTensor,
+    element: PhantomData<T>,
+}
+
+/// Strides of a dense tensor, last axis fastest.
+pub fn contiguous_strides(shape: &[u64]) -> Dims {
+    let mut strides: Dims = shape.iter().map(|_| 1).collect();
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis].max(1);
+    }
+    strides
+}
+
+/// Number of elements of a shape.
+///
+/// # Errors
+/// [`Error::Shape`] when it does not fit 63 bits.
+pub fn checked_elements(argument: &'static str, shape: &[u64]) -> Result<u64> {
+    let nonzero = shape
+        .iter()
+        .filter(|&&extent| extent > 0)
+        .try_fold(1u64, |total, &extent| total.checked_mul(extent));
+    match nonzero.filter(|&total| total <= i64::MAX as u64 / 8) {
+        Some(_) if shape.contains(&0) => Ok(0),
+        Some(total) => Ok(total),
+        None => Err(Error::shape(argument, shape, "the number of bytes must fit 63 bits")),
+    }
+}
+
+impl AnyTensor {
+    /// A dense tensor with undefined content.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Shape`].
+    pub fn empty(device: &Device, dtype: DType, shape: &[u64]) -> Result<AnyTensor> {
+        let elements = checked_elements("shape", shape)?;
+        let buffer = device.guard(device.inner().pool.buffer(elements * dtype.size()))?;
+        Ok(AnyTensor {
+            device: device.clone(),
+            buffer,
+            offset: 0,
+            dtype,
+            shape: shape.into(),
+            strides: contiguous_strides(shape),
+        })
+    }
+
+    /// A dense tensor of zeros.
+    pub fn zeros(device: &Device, dtype: DType, shape: &[u64]) -> Result<AnyTensor> {
+        let tensor = AnyTensor::empty(device, dtype, shape)?;
+        tensor.fill_bytes(0)?;
+        Ok(tensor)
+    }
+
+    /// A dense tensor with this content, little-endian bytes.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `bytes` does not have the size that dtype and shape say.
+    pub fn from_bytes(device: &Device, dtype: DType, shape: &[u64], bytes: &[u8]) -> Result<AnyTensor> {
+        let wanted = checked_elements("shape", shape)? * dtype.size();
+        if bytes.len() as u64 != wanted {
+            return Err(Error::shape(
+                "data",
+                shape,
+                format!("{} bytes were given, {wanted} are needed", bytes.len()),
+            ));
+        }
+        let tensor = AnyTensor::empty(device, dtype, shape)?;
+        tensor.write_bytes(bytes)?;
+        Ok(tensor)
+    }
+
+    /// Overwrites a dense tensor with little-endian bytes.
+    pub fn write_bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.device.check_health()?;
+        let wanted = self.elements() * self.dtype.size();
+        if !self.is_contiguous() || bytes.len() as u64 != wanted {
+            return Err(Error::layout(
+                "data",
+                format!("{} bytes for a dense tensor of {wanted}", bytes.len()),
+            ));
+        }
+        self.refuse_capture("copying from the host")?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let backend = self.device.backend();
+        // SAFETY: a dense view of `wanted` bytes lies inside its buffer.
+        self.device
+            .guard(unsafe { backend.write(self.address(), bytes, self.device.stream().id()) })
+    }
+
+    /// Sets every byte of a dense tensor.
+    pub fn fill_bytes(&self, value: u8) -> Result<()> {
+        if !self.is_contiguous() {
+            return Err(Error::layout("fill", "the tensor must be dense"));
+        }
+        let bytes = self.elements() * self.dtype.size();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let backend = self.device.backend();
+        // SAFETY: a dense view lies inside its buffer.
+        self.device
+            .guard(unsafe { backend.fill(self.address(), value, bytes, self.device.stream().id()) })
+    }
+
+    /// Content in logical order, dense, little-endian, after all earlier work of the main stream.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.refuse_capture("copying to the host")?;
+        self.device.check_health()?;
+        if self.elements() == 0 {
+            return Ok(Vec::new());
+        }
+        let size = self.dtype.size() as usize;
+        let mut span = vec![0u8; self.span() as usize * size];
+        let backend = self.device.backend();
+        // SAFETY: the span of a view lies inside its buffer.
+        self.device
+            .guard(unsafe { backend.read(self.address(), &mut span, self.device.stream().id()) })?;
+        if self.is_contiguous() {
+            return Ok(span);
+        }
+        let mut dense = Vec::with_capacity(self.elements() as usize * size);
+        let mut index: Dims = self.shape.iter().map(|_| 0).collect();
+        loop {
+            let at = index
+                .iter()
+                .zip(&self.strides)
+                .map(|(i, stride)| i * stride)
+                .sum::<u64>() as usize
+                * size;
+            dense.extend_from_slice(&span[at..at + size]);
+            let Some(axis) = (0..index.len()).rev().find(|&axis| index[axis] + 1 < self.shape[axis]) else {
+                return Ok(dense);
+            };
+            index[axis] += 1;
+            index[axis + 1..].fill(0);
+        }
+    }
+
+    fn refuse_capture(&self, what: &str) -> Result<()> {
+        if self.device.inner().pool.is_capturing() {
+            return Err(Error::layout("graph", format!("{what} cannot be recorded in a graph")));
+        }
+        Ok(())
+    }
+
+    /// The same memory with a static element type.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] when it is another one.
+    pub fn typed<T: Element>(&self, argument: &'static str) -> Result<Tensor<T>> {
+        if self.dtype != T::DTYPE {
+            return Err(Error::Dtype {
+                argument,
+                dtype: self.dtype,
+                allowed: format!("expected {}", T::DTYPE),
+            });
+        }
+        Ok(Tensor {
+            any: self.clone(),
+            element: PhantomData,
+        })
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Extents.
+    pub fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// Strides, in elements.
+    pub fn strides(&self) -> &[u64] {
+        &self.strides
+    }
+
+    /// Number of axes.
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Extent of an axis; axes beyond the rank have extent 1.
+    pub fn extent(&self, axis: usize) -> u64 {
+        self.shape.get(axis).copied().unwrap_or(1)
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// Device address of the first element; 0 for an empty tensor.
+    pub fn address(&self) -> u64 {
+        if self.buffer.bytes() == 0 {
+            0
+        } else {
+            self.buffer.address() + self.offset * self.dtype.size()
+        }
+    }
+
+    /// Elements from the first to the last, gaps included.
+    pub fn span(&self) -> u64 {
+        if self.elements() == 0 {
+            return 0;
+        }
+        1 + self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .map(|(extent, stride)| (extent - 1) * stride)
+            .sum::<u64>()
+    }
+
+    /// Whether elements follow one another in logical order.
+    pub fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        self.elements() == 0
+            || self.shape.iter().zip(&self.strides).rev().all(|(&extent, &stride)| {
+                let fits = extent == 1 || stride == expected;
+                expected *= extent;
+                fits
+            })
+    }
+
+    /// Whether every row start (all axes but the last) is a multiple of `bytes` and the last axis is dense.
+    pub fn rows_aligned_to(&self, bytes: u64) -> bool {
+        let Some((&last, outer)) = self.strides.split_last() else {
+            return true;
+        };
+        let size = self.dtype.size();
+        (last == 1 || self.extent(self.rank() - 1) <= 1)
+            && self.address() % bytes == 0
+            && outer
+                .iter()
+                .zip(&self.shape)
+                .all(|(stride, &extent)| extent <= 1 || stride * size % bytes == 0)
+    }
+
+    pub(crate) fn buffer(&self) -> &Arc<Buffer> {
+        &self.buffer
+    }
+
+    /// Whether two views may share an element. Exact for views of one parent cut along axes, else by extent.
+    pub fn overlaps(&self, other: &AnyTensor) -> bool {
+        if !Arc::ptr_eq(&self.buffer, &other.buffer) || self.elements() == 0 || other.elements() == 0 {
+            return false;
+        }
+        let (first, second) = if self.offset * self.dtype.size() <= other.offset * other.dtype.size() {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        let delta = second.offset * second.dtype.size() - first.offset * first.dtype.size();
+        if delta >= first.span() * first.dtype.size() {
+            return false;
+        }
+        !interleaved(first, second, delta)
+    }
+
+    /// A part of one axis.
+    ///
+    /// # Errors
+    /// [`Error::Range`] when the range leaves the axis.
+    pub fn slice(&self, axis: usize, range: Range<u64>) -> Result<AnyTensor> {
+        if axis >= self.rank() {
+            return Err(Error::range("axis", axis, format!("below the rank {}", self.rank())));
+        }
+        if range.start > range.end || range.end > self.shape[axis] {
+            return Err(Error::range(
+                "range",
+                format!("{range:?}"),
+                format!("within 0..{}", self.shape[axis]),
+            ));
+        }
+        let mut part = self.clone();
+        part.shape[axis] = range.end - range.start;
+        if part.elements() > 0 {
+            part.offset += range.start * self.strides[axis];
+        }
+        Ok(part)
+    }
+
+    /// One index of an axis, which disappears.
+    pub fn select(&self, axis: usize, index: u64) -> Result<AnyTensor> {
+        let mut part = self.slice(axis, index..index.saturating_add(1))?;
+        part.shape.remove(axis);
+        part.strides.remove(axis);
+        Ok(part)
+    }
+
+    /// Axes in another order.
+    ///
+    /// # Errors
+    /// [`Error::Range`] when `order` is not a permutation of the axes.
+    pub fn permute(&self, order: &[usize]) -> Result<AnyTensor> {
+        let mut sorted: SmallVec<[usize; 5]> = order.into();
+        sorted.sort_unstable();
+        if !sorted.iter().copied().eq(0..self.rank()) {
+            return Err(Error::range(
+                "order",
+                format!("{order:?}"),
+                format!("a permutation of 0..{}", self.rank()),
+            ));
+        }
+        let mut view = self.clone();
+        view.shape = order.iter().map(|&axis| self.shape[axis]).collect();
+        view.strides = order.iter().map(|&axis| self.strides[axis]).collect();
+        Ok(view)
+    }
+
+    /// Two axes exchanged.
+    pub fn transpose(&self, a: usize, b: usize) -> Result<AnyTensor> {
+        let mut order: SmallVec<[usize; 5]> = (0..self.rank()).collect();
+        if a >= order.len() || b >= order.len() {
+            return Err(Error::range(
+                "axis",
+                a.max(b),
+                format!("below the rank {}", self.rank()),
+            ));
+        }
+        order.swap(a, b);
+        self.permute(&order)
+    }
+
+    /// The same elements in another shape, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the number of elements differs, [`Error::Layout`] when strides do not allow it.
+    pub fn reshape(&self, shape: &[u64]) -> Result<AnyTensor> {
+        if checked_elements("shape", shape)? != self.elements() {
+            return Err(Error::shape(
+                "shape",
+                shape,
+                format!("{} elements are needed", self.elements()),
+            ));
+        }
+        let strides = reshape_strides(&self.shape, &self.strides, shape).ok_or_else(|| {
+            Error::layout(
+                "reshape",
+                format!("{self:?} cannot be viewed as {shape:?} without a copy"),
+            )
+        })?;
+        let mut view = self.clone();
+        view.shape = shape.into();
+        view.strides = strides;
+        Ok(view)
+    }
+}
+
+/// Whether two views of one buffer, `delta` bytes apart, interleave without meeting: at some level of their common
+/// strides, both inner parts fit beside each other in one outer step.
+fn interleaved(first: &AnyTensor, second: &AnyTensor, delta: u64) -> bool {
+    let axes = |tensor: &AnyTensor| {
+        let size = tensor.dtype.size();
+        let mut axes: SmallVec<[(u64, u64); 5]> = tensor
+            .strides
+            .iter()
+            .zip(&tensor.shape)
+            .filter(|(_, extent)| **extent > 1)
+            .map(|(stride, extent)| (stride * size, *extent))
+            .collect();
+        axes.sort_unstable_by(|a, b| b.cmp(a));
+        (axes, size)
+    };
+    let ((a, a_size), (b, b_size)) = (axes(first), axes(second));
+    let mut rest = delta;
+    for level in 0..a.len().min(b.len()) {
+        if a[level].0 != b[level].0 || a[level].0 == 0 {
+            return false;
+        }
+        let step = a[level].0;
+        rest %= step;
+        let inner = |axes: &[(u64, u64)], size: u64| {
+            axes[level + 1..]
+                .iter()
+                .map(|(stride, extent)| stride * (extent - 1))
+                .sum::<u64>()
+                + size
+        };
+        if rest >= inner(&a, a_size) && rest + inner(&b, b_size) <= step {
+            return true;
+        }
+    }
+    false
+}
+
+/// Strides that view `(shape, strides)` as `target`, if there are any.
+fn reshape_strides(shape: &[u64], strides: &[u64], target: &[u64]) -> Option<Dims> {
+    if shape.contains(&0) {
+        return Some(contiguous_strides(target));
+    }
+    // Runs of axes that are dense among themselves: (elements, innermost stride).
+    let mut runs: SmallVec<[(u64, u64); 5]> = SmallVec::new();
+    for (&extent, &stride) in shape.iter().zip(strides).filter(|(extent, _)| **extent != 1) {
+        match runs.last_mut() {
+            Some((elements, innermost)) if *innermost == extent * stride => {
+                *elements *= extent;
+                *innermost = stride;
+            }
+            _ => runs.push((extent, stride)),
+        }
+    }
+    let mut result: Dims = target.iter().map(|_| 1).collect();
+    let mut run = runs.len();
+    let (mut left, mut stride) = (1, 1);
+    for axis in (0..target.len()).rev() {
+        if target[axis] == 1 {
+            result[axis] = stride;
+            continue;
+        }
+        if left == 1 {
+            run = run.checked_sub(1)?;
+            (left, stride) = runs[run];
+        }
+        if left % target[axis] != 0 {
+            return None;
+        }
+        result[axis] = stride;
+        stride *= target[axis];
+        left /= target[axis];
+    }
+    (left == 1 && run == 0).then_some(result)
+}
+
+impl<T: Element> Tensor<T> {
+    /// A dense tensor with this content.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `data` has another number of elements than `shape`.
+    pub fn from_slice(device: &Device, data: &[T], shape: &[u64]) -> Result<Tensor<T>> {
+        AnyTensor::from_bytes(device, T::DTYPE, shape, bytemuck::cast_slice(data))?.typed("data")
+    }
+
+    /// A dense tensor with undefined content.
+    pub fn empty(device: &Device, shape: &[u64]) -> Result<Tensor<T>> {
+        AnyTensor::empty(device, T::DTYPE, shape)?.typed("shape")
+    }
+
+    /// A dense tensor of zeros.
+    pub fn zeros(device: &Device, shape: &[u64]) -> Result<Tensor<T>> {
+        AnyTensor::zeros(device, T::DTYPE, shape)?.typed("shape")
+    }
+
+    /// Content in logical order, after all earlier work of the main stream.
+    pub fn to_vec(&self) -> Result<Vec<T>> {
+        Ok(bytemuck::allocation::pod_collect_to_vec(&self.any.to_bytes()?))
+    }
+
+    /// Overwrites a dense tensor.
+    pub fn copy_from_slice(&self, data: &[T]) -> Result<()> {
+        self.any.write_bytes(bytemuck::cast_slice(data))
+    }
+
+    /// The view without its static type.
+    pub fn any(&self) -> &AnyTensor {
+        &self.any
+    }
+
+    /// As [`AnyTensor::slice`].
+    pub fn slice(&self, axis: usize, range: Range<u64>) -> Result<Tensor<T>> {
+        self.any.slice(axis, range)?.typed("view")
+    }
+
+    /// As [`AnyTensor::select`].
+    pub fn select(&self, axis: usize, index: u64) -> Result<Tensor<T>> {
+        self.any.select(axis, index)?.typed("view")
+    }
+
+    /// As [`AnyTensor::permute`].
+    pub fn permute(&self, order: &[usize]) -> Result<Tensor<T>> {
+        self.any.permute(order)?.typed("view")
+    }
+
+    /// As [`AnyTensor::transpose`].
+    pub fn transpose(&self, a: usize, b: usize) -> Result<Tensor<T>> {
+        self.any.transpose(a, b)?.typed("view")
+    }
+
+    /// As [`AnyTensor::reshape`].
+    pub fn reshape(&self, shape: &[u64]) -> Result<Tensor<T>> {
+        self.any.reshape(shape)?.typed("view")
+    }
+}
+
+impl<T: Float> Tensor<T> {
+    /// A dense tensor with this content, each value rounded once to `T`.
+    pub fn from_f64(device: &Device, data: &[f64], shape: &[u64]) -> Result<Tensor<T>> {
+        let rounded: Vec<T> = data.iter().map(|&value| T::from_f64(value)).collect();
+        Tensor::from_slice(device, &rounded, shape)
+    }
+
+    /// Content in logical order, widened exactly.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        Ok(self.to_vec()?.into_iter().map(Float::to_f64).collect())
+    }
+}
+
+impl<T> Deref for Tensor<T> {
+    type Target = AnyTensor;
+
+    fn deref(&self) -> &AnyTensor {
+        &self.any
+    }
+}
+
+impl fmt::Debug for AnyTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype, self.shape.as_slice())?;
+        if !self.is_contiguous() {
+            write!(f, " strides {:?}", self.strides.as_slice())?;
+        }
+        write!(f, " on {}", self.device.kind())
+    }
+}
+
+impl<T> fmt::Debug for Tensor<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.any.fmt(f)
+    }
+}
