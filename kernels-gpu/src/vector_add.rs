@@ -9,17 +9,15 @@ cuda_std::kernel! {
     /// # Safety
     /// - `a` and `b` are readable and `out` writable for `len` floats.
     /// - `out` may be equal to `a` or `b` but not overlap them otherwise.
-    [threads = [THREADS]]
-    pub unsafe fn vector_add(p: crate::params::VectorAddParams) {
-        use core::arch::nvptx::{_block_dim_x, _block_idx_x, _grid_dim_x, _thread_idx_x};
-        unsafe {
-            let mut i = _block_idx_x() as u64 * _block_dim_x() as u64 + _thread_idx_x() as u64;
-            let stride = _grid_dim_x() as u64 * _block_dim_x() as u64;
-            while i < p.len {
-                let at = i as usize;
-                *(p.out as *mut f32).add(at) = *(p.a as *const f32).add(at) + *(p.b as *const f32).add(at);
-                i += stride;
-            }
+    #[launch(threads = THREADS)]
+    pub fn vector_add(params: crate::params::VectorAddParams) {
+        use cuda_std::{global, thread};
+        let mut i = thread::global_idx_x();
+        while i < params.len {
+            let at = i as usize;
+            let sum = global::ld((params.a as *const f32).add(at)) + global::ld((params.b as *const f32).add(at));
+            global::st((params.out as *mut f32).add(at), sum);
+            i += thread::grid_stride_x();
         }
     }
 }
