@@ -21,9 +21,17 @@
 #![no_std]
 #![cfg_attr(
     target_arch = "nvptx64",
-    feature(abi_unadjusted, asm_experimental_arch, f16, link_llvm_intrinsics)
+    feature(
+        abi_unadjusted,
+        asm_experimental_arch,
+        f16,
+        link_llvm_intrinsics,
+        repr_simd,
+        simd_ffi
+    )
 )]
-// `link_llvm_intrinsics` is how a convergent instruction is named at all.
+// `link_llvm_intrinsics` is how a convergent instruction is named at all: assembly blocks are not convergent.
+// `repr_simd` and `simd_ffi` give `<2 x half>` its type.
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
 
 pub mod launch;
@@ -38,5 +46,6 @@ macro_rules! device_modules {
 }
 
 device_modules! {
-    barrier, global, grid_dependency, math, register, thread, trap, warp,
+    atomic, barrier, bulk, cp_async, global, grid_dependency, half, math, matrix, mbarrier, register, thread, tma, trap,
+    warp, wgmma,
 }

@@ -60,9 +60,7 @@ mod device {
     pub fn dynamic_base() -> u32 {
         let address: u32;
         // SAFETY: takes the address of a declared symbol.
-        unsafe {
-            asm!("mov.u32 {0}, dynamic_shared;", out(reg32) address, options(pure, nomem, nostack))
-        };
+        unsafe { asm!("mov.u32 {0}, dynamic_shared;", out(reg32) address, options(pure, nomem, nostack)) };
         address
     }
 
@@ -163,10 +161,7 @@ mod device {
         #[inline(always)]
         #[allow(clippy::should_implement_trait, reason = "the name that pointers have")]
         pub const fn add(self, count: u32) -> Self {
-            Self::from_address(
-                self.address
-                    .wrapping_add(count.wrapping_mul(size_of::<T>() as u32)),
-            )
+            Self::from_address(self.address.wrapping_add(count.wrapping_mul(size_of::<T>() as u32)))
         }
 
         /// The place `bytes` bytes further.
