@@ -23,7 +23,7 @@ pub use host::*;
 pub const NAN_F32: u32 = 0x7fff_ffff;
 /// The canonical NaN of `.f16` and `.bf16` results.
 pub const NAN_F16: u16 = 0x7fff;
-/// The NaN that `.f64` operations return; PTX does not specify it, this is what the H200 does for invalid operations.
+/// The NaN that `.f64` operations return. PTX leaves its bits open; this is the constant of CUDA's own headers.
 pub const NAN_F64: u64 = 0xfff8_0000_0000_0000;
 
 /// A PTX rounding modifier.
