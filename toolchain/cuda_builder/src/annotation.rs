@@ -98,17 +98,13 @@ fn parse_fields(fields: &str, entry: &mut String) -> Result<Annotation, String> 
     if let Some(align) = annotation.param_align
         && !matches!(align, 1 | 2 | 4 | 8 | 16 | 32 | 64 | 128)
     {
-        return Err(format!(
-            "param_align={align}: expected a power of two up to 128"
-        ));
+        return Err(format!("param_align={align}: expected a power of two up to 128"));
     }
     Ok(annotation)
 }
 
 fn number(key: &str, value: &str, least: u32) -> Result<u32, String> {
-    let number: u32 = value
-        .parse()
-        .map_err(|_| format!("{key}={value} is not a number"))?;
+    let number: u32 = value.parse().map_err(|_| format!("{key}={value} is not a number"))?;
     if number < least {
         return Err(format!("{key}={number}: expected at least {least}"));
     }

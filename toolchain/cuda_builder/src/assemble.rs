@@ -66,9 +66,7 @@ pub fn assemble(bundle: &Bundle, ptxas: &Path) -> Result<Vec<Report>, Error> {
             });
         }
     });
-    let mut results = results
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     results.sort_by_key(|(index, _)| *index);
     results.into_iter().map(|(_, report)| report).collect()
 }
@@ -96,8 +94,7 @@ fn assemble_one(kernel: &Kernel, text: &str, ptxas: &Path) -> Result<Report, Err
     let _ = std::fs::remove_file(&object);
     let _ = std::fs::remove_dir(&folder);
     let output = output?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     let mut report = read(&said);
     report.image = format!("{}/{}", kernel.tier, kernel.entry);
     report.tensor_core = kernel.tensor_core;
@@ -113,20 +110,12 @@ fn read(text: &str) -> Report {
     for line in text.lines() {
         report.registers = report.registers.max(number_before(line, " registers"));
         report.stack = report.stack.max(number_before(line, " bytes stack frame"));
-        report.spill_stores = report
-            .spill_stores
-            .max(number_before(line, " bytes spill stores"));
-        report.spill_loads = report
-            .spill_loads
-            .max(number_before(line, " bytes spill loads"));
+        report.spill_stores = report.spill_stores.max(number_before(line, " bytes spill stores"));
+        report.spill_loads = report.spill_loads.max(number_before(line, " bytes spill loads"));
         report.shared = report.shared.max(number_before(line, " bytes smem"));
         // C7508: setmaxnreg ignored. C7509 to C7519: wgmma serialised, or its registers touched in flight.
         let bad_code = (7508..=7519).any(|code| line.contains(&format!("C{code}")));
-        if bad_code
-            || line.contains("error")
-            || line.contains("fatal")
-            || line.contains("setmaxnreg ignored")
-        {
+        if bad_code || line.contains("error") || line.contains("fatal") || line.contains("setmaxnreg ignored") {
             report.complaints.push(line.trim().to_string());
         }
     }
@@ -136,9 +125,7 @@ fn read(text: &str) -> Report {
 /// The number that stands right before `unit`; 0 when the line has none.
 fn number_before(line: &str, unit: &str) -> u32 {
     let Some(end) = line.find(unit) else { return 0 };
-    let digits = line[..end]
-        .rfind(|c: char| !c.is_ascii_digit())
-        .map_or(0, |at| at + 1);
+    let digits = line[..end].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
     line[digits..end].parse().unwrap_or(0)
 }
 
@@ -150,10 +137,7 @@ pub fn table(reports: &[Report]) -> String {
         .max()
         .unwrap_or(0)
         .max("kernel".len());
-    let mut text = format!(
-        "{:width$}  registers  spill bytes  stack bytes  smem bytes\n",
-        "kernel"
-    );
+    let mut text = format!("{:width$}  registers  spill bytes  stack bytes  smem bytes\n", "kernel");
     for report in reports {
         let spills = report.spill_stores + report.spill_loads;
         // Writing to a String does not fail.
@@ -215,10 +199,7 @@ ptxas info    : Compile time = 3.202 ms
     #[test]
     fn a_clean_kernel_passes() {
         let report = read(CLEAN);
-        assert_eq!(
-            (report.registers, report.shared, report.stack),
-            (168, 1024, 0)
-        );
+        assert_eq!((report.registers, report.shared, report.stack), (168, 1024, 0));
         verdict(&[report]).unwrap();
     }
 
@@ -229,22 +210,13 @@ ptxas info    : Compile time = 3.202 ms
                 .replace("8 bytes stack", "8 bytes stack")
                 .replace("0 bytes spill stores", "4 bytes spill stores"),
         );
-        assert!(
-            verdict(&[spilling])
-                .unwrap_err()
-                .to_string()
-                .contains("4 bytes stored")
-        );
+        assert!(verdict(&[spilling]).unwrap_err().to_string().contains("4 bytes stored"));
         let mut stack = read(&CLEAN.replace("0 bytes stack frame", "16 bytes stack frame"));
         verdict(std::slice::from_ref(&stack)).unwrap();
         stack.tensor_core = true;
-        assert!(
-            verdict(&[stack])
-                .unwrap_err()
-                .to_string()
-                .contains("16 bytes of stack")
-        );
-        let warning = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to...";
+        assert!(verdict(&[stack]).unwrap_err().to_string().contains("16 bytes of stack"));
+        let warning =
+            "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to...";
         assert!(
             verdict(&[read(&format!("{CLEAN}{warning}\n"))])
                 .unwrap_err()

@@ -30,8 +30,8 @@ pub struct Kernel {
     pub threads: [u32; 3],
     /// Blocks that fit on one multiprocessor together.
     pub min_blocks: Option<u32>,
-    /// Blocks of a cluster.
-    pub cluster: Option<[u32; 3]>,
+    /// Blocks of a cluster; all ones without clusters.
+    pub cluster: [u32; 3],
     /// The parameters in order.
     pub params: Vec<Param>,
     /// Bytes of the whole parameter block.
@@ -46,13 +46,8 @@ pub struct Kernel {
     pub ptx_version: String,
     /// SHA-256 of the PTX.
     pub sha256: String,
-}
-
-impl Kernel {
     /// The image's name in the archive.
-    pub fn path(&self) -> String {
-        format!("{}/{}.ptx", self.tier, self.entry)
-    }
+    pub file: String,
 }
 
 /// The manifest: which sources the archive was made from, and its kernels.
@@ -81,8 +76,7 @@ impl Bundle {
     pub(crate) fn new(sources: String, mut images: Vec<Image>) -> Result<Bundle, Error> {
         images.sort_by(|a, b| (a.arch, &a.annotation.name).cmp(&(b.arch, &b.annotation.name)));
         for pair in images.windows(2) {
-            if (pair[0].arch, &pair[0].annotation.name) == (pair[1].arch, &pair[1].annotation.name)
-            {
+            if (pair[0].arch, &pair[0].annotation.name) == (pair[1].arch, &pair[1].annotation.name) {
                 return Err(Error::Duplicate {
                     entry: pair[0].annotation.name.clone(),
                     arch: pair[0].arch,
@@ -93,10 +87,7 @@ impl Bundle {
         }
         Ok(Bundle {
             sources,
-            images: images
-                .into_iter()
-                .map(|image| (kernel(&image), image.text))
-                .collect(),
+            images: images.into_iter().map(|image| (kernel(&image), image.text)).collect(),
         })
     }
 
@@ -114,14 +105,9 @@ impl Bundle {
     pub fn to_zip(&self) -> Result<Vec<u8>, Error> {
         let manifest = Manifest {
             sources: self.sources.clone(),
-            kernels: self
-                .images
-                .iter()
-                .map(|(kernel, _)| kernel.clone())
-                .collect(),
+            kernels: self.images.iter().map(|(kernel, _)| kernel.clone()).collect(),
         };
-        let manifest = serde_json::to_string_pretty(&manifest)
-            .map_err(|error| unusable("new archive", error))?;
+        let manifest = serde_json::to_string_pretty(&manifest).map_err(|error| unusable("new archive", error))?;
         let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
         // No time and no permissions of the machine: equal images give equal bytes.
         let options = SimpleFileOptions::default()
@@ -132,9 +118,8 @@ impl Bundle {
         let files = self
             .images
             .iter()
-            .map(|(kernel, text)| (kernel.path(), text.as_str()));
-        for (name, text) in std::iter::once((MANIFEST.to_string(), manifest.as_str())).chain(files)
-        {
+            .map(|(kernel, text)| (kernel.file.clone(), text.as_str()));
+        for (name, text) in std::iter::once((MANIFEST.to_string(), manifest.as_str())).chain(files) {
             archive
                 .start_file(name, options)
                 .map_err(|error| unusable("new archive", error))?;
@@ -153,16 +138,15 @@ impl Bundle {
     /// # Errors
     /// [`Error::Archive`] when it is no zip file, a file is missing, too large or not the one the manifest describes.
     pub fn from_zip(bytes: &[u8], origin: &str) -> Result<Bundle, Error> {
-        let mut archive =
-            ZipArchive::new(Cursor::new(bytes)).map_err(|error| unusable(origin, error))?;
+        let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| unusable(origin, error))?;
         let manifest = read_manifest(&mut archive, origin)?;
         let mut images = Vec::with_capacity(manifest.kernels.len().min(archive.len()));
         for kernel in manifest.kernels {
-            let text = read_file(&mut archive, &kernel.path(), origin)?;
+            let text = read_file(&mut archive, &kernel.file, origin)?;
             if sha256(&text) != kernel.sha256 {
                 return Err(unusable(
                     origin,
-                    format!("{} is not the image the manifest describes", kernel.path()),
+                    format!("{} is not the image the manifest describes", kernel.file),
                 ));
             }
             images.push((kernel, text));
@@ -184,8 +168,7 @@ impl Bundle {
             Err(error) => return Err(Error::io(path)(error)),
         };
         let origin = path.display().to_string();
-        let mut archive =
-            ZipArchive::new(Cursor::new(bytes)).map_err(|error| unusable(&origin, error))?;
+        let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| unusable(&origin, error))?;
         Ok(Some(read_manifest(&mut archive, &origin)?.sources))
     }
 
@@ -194,17 +177,13 @@ impl Bundle {
         let mut lines = Vec::new();
         for (kernel, text) in &self.images {
             match other.get(kernel.tier, &kernel.entry) {
-                None => lines.push(format!("{} is missing", kernel.path())),
+                None => lines.push(format!("{} is missing", kernel.file)),
                 Some((_, other_text)) if other_text != text => {
-                    let same = text
-                        .lines()
-                        .zip(other_text.lines())
-                        .take_while(|(a, b)| a == b)
-                        .count();
-                    lines.push(format!("{} differs from line {}", kernel.path(), same + 1));
+                    let same = text.lines().zip(other_text.lines()).take_while(|(a, b)| a == b).count();
+                    lines.push(format!("{} differs from line {}", kernel.file, same + 1));
                 }
                 Some((other_kernel, _)) if other_kernel != kernel => {
-                    lines.push(format!("{} has other metadata", kernel.path()));
+                    lines.push(format!("{} has other metadata", kernel.file));
                 }
                 Some(_) => {}
             }
@@ -213,7 +192,7 @@ impl Bundle {
             .images
             .iter()
             .filter(|(kernel, _)| self.get(kernel.tier, &kernel.entry).is_none());
-        lines.extend(added.map(|(kernel, _)| format!("{} is no longer made", kernel.path())));
+        lines.extend(added.map(|(kernel, _)| format!("{} is no longer made", kernel.file)));
         lines
     }
 }
@@ -226,17 +205,15 @@ fn kernel(image: &Image) -> Kernel {
         tier: image.arch,
         threads: annotation.threads,
         min_blocks: annotation.min_blocks,
-        cluster: annotation.cluster,
+        cluster: annotation.cluster.unwrap_or([1; 3]),
         params: image.params.clone(),
-        param_bytes: image
-            .params
-            .last()
-            .map_or(0, |last| last.offset + last.bytes),
+        param_bytes: image.params.last().map_or(0, |last| last.offset + last.bytes),
         static_shared: image.static_shared,
         dynamic_shared_align: image.dynamic_shared_align,
         tensor_core: annotation.tensor_core,
         ptx_version: image.ptx_version.clone(),
         sha256: sha256(&image.text),
+        file: format!("{}/{}.ptx", image.arch, annotation.name),
     }
 }
 
@@ -254,19 +231,12 @@ fn unusable(origin: &str, message: impl ToString) -> Error {
     }
 }
 
-fn read_manifest<R: Read + std::io::Seek>(
-    archive: &mut ZipArchive<R>,
-    origin: &str,
-) -> Result<Manifest, Error> {
+fn read_manifest<R: Read + std::io::Seek>(archive: &mut ZipArchive<R>, origin: &str) -> Result<Manifest, Error> {
     let text = read_file(archive, MANIFEST, origin)?;
     serde_json::from_str(&text).map_err(|error| unusable(origin, format!("{MANIFEST}: {error}")))
 }
 
-fn read_file<R: Read + std::io::Seek>(
-    archive: &mut ZipArchive<R>,
-    name: &str,
-    origin: &str,
-) -> Result<String, Error> {
+fn read_file<R: Read + std::io::Seek>(archive: &mut ZipArchive<R>, name: &str, origin: &str) -> Result<String, Error> {
     let file = archive
         .by_name(name)
         .map_err(|error| unusable(origin, format!("{name}: {error}")))?;
@@ -290,11 +260,7 @@ mod tests {
         let text = format!(
             "// @kernel name=k threads=32,\n.version 8.3\n.target sm_90a\n.visible .entry k(\n .param .b64 k_param_0\n)\n{{\n{body}\n}}\n"
         );
-        Bundle::new(
-            "hash".into(),
-            crate::image::split("u", Arch::Sm90a, &text).unwrap(),
-        )
-        .unwrap()
+        Bundle::new("hash".into(), crate::image::split("u", Arch::Sm90a, &text).unwrap()).unwrap()
     }
 
     #[test]
@@ -327,13 +293,8 @@ mod tests {
         }
         let mut wrong = bundle("ret;");
         wrong.images[0].1.push_str("// changed\n");
-        let message = Bundle::from_zip(&wrong.to_zip().unwrap(), "x")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("sm_90a/k.ptx is not the image"),
-            "{message}"
-        );
+        let message = Bundle::from_zip(&wrong.to_zip().unwrap(), "x").unwrap_err().to_string();
+        assert!(message.contains("sm_90a/k.ptx is not the image"), "{message}");
     }
 
     #[test]

@@ -72,11 +72,8 @@ impl Compiler<'_> {
         lock.lock().map_err(Error::io(&lock_path))?;
 
         let base = self.sources.dependency_hash()?;
-        let mut done: Vec<Option<Compiled>> =
-            jobs.iter().map(|job| self.fresh(job, &base)).collect();
-        let stale: Vec<usize> = (0..jobs.len())
-            .filter(|&index| done[index].is_none())
-            .collect();
+        let mut done: Vec<Option<Compiled>> = jobs.iter().map(|job| self.fresh(job, &base)).collect();
+        let stale: Vec<usize> = (0..jobs.len()).filter(|&index| done[index].is_none()).collect();
         if !stale.is_empty() {
             let dependencies = self.dependencies(&base, report)?;
             let workers = std::thread::available_parallelism()
@@ -102,9 +99,7 @@ impl Compiler<'_> {
                 }
             });
             // The first failing job in the order of units.toml is reported, whichever thread was faster.
-            let mut results = results
-                .into_inner()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
             results.sort_by_key(|(index, _)| *index);
             for (index, result) in results {
                 done[index] = Some(result?);
@@ -113,10 +108,11 @@ impl Compiler<'_> {
         Ok(done.into_iter().flatten().collect())
     }
 
+    /// A file of one job. Each job has a folder of its own: rustc's intermediate files carry the crate's name, which all
+    /// units share.
     fn output(&self, job: &Job<'_>, extension: &str) -> PathBuf {
-        self.cache
-            .join("units")
-            .join(format!("{}-{}.{extension}", job.unit.name, job.arch))
+        let folder = self.cache.join("units").join(format!("{}-{}", job.unit.name, job.arch));
+        folder.join("kernels").with_extension(extension)
     }
 
     /// The PTX of an earlier build, when everything it was made from is as it was.
@@ -208,12 +204,7 @@ impl Compiler<'_> {
         ]);
         command.arg("--target-dir").arg(self.cache.join("crates"));
         command.args(self.offline.then_some("--offline"));
-        for dependency in self
-            .sources
-            .dependencies
-            .iter()
-            .filter(|dependency| dependency.direct)
-        {
+        for dependency in self.sources.dependencies.iter().filter(|dependency| dependency.direct) {
             command.args(["-p", &dependency.name]);
         }
         let output = command.output().map_err(|source| Error::Start {
@@ -236,17 +227,8 @@ impl Compiler<'_> {
         Ok(built)
     }
 
-    fn rustc(
-        &self,
-        job: &Job<'_>,
-        base: &str,
-        dependencies: &Dependencies,
-    ) -> Result<Compiled, Error> {
-        let (assembly, dep_info, stamp) = (
-            self.output(job, "s"),
-            self.output(job, "d"),
-            self.output(job, "json"),
-        );
+    fn rustc(&self, job: &Job<'_>, base: &str, dependencies: &Dependencies) -> Result<Compiled, Error> {
+        let (assembly, dep_info, stamp) = (self.output(job, "s"), self.output(job, "d"), self.output(job, "json"));
         // A build that fails or is interrupted must not leave an old stamp beside new PTX.
         if stamp.exists() {
             std::fs::remove_file(&stamp).map_err(Error::io(&stamp))?;
@@ -259,16 +241,12 @@ impl Compiler<'_> {
         command
             .arg("-Zunstable-options")
             .args(["--error-format=json", "--json=diagnostic-rendered-ansi"]);
-        command.arg(format!(
-            "--emit=asm={},dep-info={}",
-            assembly.display(),
-            dep_info.display()
-        ));
+        let folder = assembly.parent().unwrap_or(self.cache);
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        command.arg("--emit=asm,dep-info").arg("--out-dir").arg(folder);
         for rlib in dependencies.externs.values() {
             if let Some(folder) = rlib.parent() {
-                command
-                    .arg("-L")
-                    .arg(format!("dependency={}", folder.display()));
+                command.arg("-L").arg(format!("dependency={}", folder.display()));
             }
         }
         for (name, rlib) in &dependencies.externs {
@@ -353,10 +331,7 @@ fn rendered(stderr: &str) -> String {
     for line in stderr.lines() {
         match serde_json::from_str::<Diagnostic>(line) {
             // The PTX version can only be chosen by a feature that rustc does not promise to keep.
-            Ok(diagnostic)
-                if diagnostic
-                    .message
-                    .starts_with("unstable feature specified for") => {}
+            Ok(diagnostic) if diagnostic.message.starts_with("unstable feature specified for") => {}
             Ok(diagnostic)
                 if diagnostic.message.contains("warnings emitted")
                     || diagnostic.message.contains("warning emitted") => {}
@@ -377,9 +352,7 @@ fn read_files(dep_info: &str) -> Vec<PathBuf> {
         .lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.strip_suffix(':'));
-    let mut files: Vec<PathBuf> = rules
-        .map(|path| PathBuf::from(path.replace("\\ ", " ")))
-        .collect();
+    let mut files: Vec<PathBuf> = rules.map(|path| PathBuf::from(path.replace("\\ ", " "))).collect();
     files.sort();
     files.dedup();
     files
@@ -413,9 +386,6 @@ mod tests {
         let stderr = "{\"$message_type\":\"diagnostic\",\"message\":\"unstable feature specified for `-Ctarget-feature`: `ptx83`\",\"rendered\":\"noise\"}\n\
             {\"$message_type\":\"diagnostic\",\"message\":\"unused variable\",\"rendered\":\"warning: unused variable\\n\"}\n\
             rustc-LLVM ERROR: no\n";
-        assert_eq!(
-            rendered(stderr),
-            "warning: unused variable\nrustc-LLVM ERROR: no\n"
-        );
+        assert_eq!(rendered(stderr), "warning: unused variable\nrustc-LLVM ERROR: no\n");
     }
 }

@@ -32,19 +32,13 @@ impl Fingerprint {
     pub(crate) fn with_file(self, label: &str, path: &Path) -> Result<Fingerprint, Error> {
         let mut content = std::fs::read(path).map_err(Error::io(path))?;
         if content.contains(&b'\r') {
-            content = String::from_utf8_lossy(&content)
-                .replace("\r\n", "\n")
-                .into_bytes();
+            content = String::from_utf8_lossy(&content).replace("\r\n", "\n").into_bytes();
         }
         Ok(self.with(label, content))
     }
 
     pub(crate) fn finish(self) -> String {
-        self.0
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -97,22 +91,13 @@ impl Sources {
     /// Everything whose change may change the PTX: files, and folders whose every file counts. What does not exist
     /// is left out.
     pub fn watched(&self) -> Vec<PathBuf> {
-        let own = [
-            "src",
-            "units.toml",
-            "Cargo.toml",
-            "Cargo.lock",
-            "rust-toolchain.toml",
-        ]
-        .map(|name| self.root.join(name));
+        let own =
+            ["src", "units.toml", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml"].map(|name| self.root.join(name));
         let others = self
             .dependencies
             .iter()
             .flat_map(|d| [d.root.join("src"), d.root.join("Cargo.toml")]);
-        own.into_iter()
-            .chain(others)
-            .filter(|path| path.exists())
-            .collect()
+        own.into_iter().chain(others).filter(|path| path.exists()).collect()
     }
 
     /// The hash the archive carries.
@@ -125,8 +110,7 @@ impl Sources {
 
     /// The hash of the dependencies alone.
     pub(crate) fn dependency_hash(&self) -> Result<String, Error> {
-        let own =
-            ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml"].map(|name| self.root.join(name));
+        let own = ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml"].map(|name| self.root.join(name));
         let others = self
             .dependencies
             .iter()
@@ -144,10 +128,7 @@ impl Sources {
         for path in watched {
             collect(path, &mut files)?;
         }
-        let mut labelled: Vec<(String, PathBuf)> = files
-            .into_iter()
-            .map(|path| (self.label(&path), path))
-            .collect();
+        let mut labelled: Vec<(String, PathBuf)> = files.into_iter().map(|path| (self.label(&path), path)).collect();
         labelled.sort();
         let mut hash = Fingerprint::new();
         for (label, path) in labelled {
@@ -195,10 +176,7 @@ fn path_dependencies(manifest: &Path) -> Result<Vec<(String, String)>, Error> {
     }
     let text = std::fs::read_to_string(manifest).map_err(Error::io(manifest))?;
     let file: File = toml::from_str(&text).map_err(|error| Error::config(manifest, error))?;
-    let path = |(name, value): (String, toml::Value)| match value
-        .get("path")
-        .and_then(|path| path.as_str())
-    {
+    let path = |(name, value): (String, toml::Value)| match value.get("path").and_then(|path| path.as_str()) {
         Some(path) => Ok((name, path.to_string())),
         None => Err(Error::config(
             manifest,
@@ -236,11 +214,7 @@ mod tests {
             sources(two.path(), "x\r\n"),
             "place and line ends must not count"
         );
-        assert_ne!(
-            first,
-            sources(two.path(), "y\n"),
-            "a dependency's source must count"
-        );
+        assert_ne!(first, sources(two.path(), "y\n"), "a dependency's source must count");
         std::fs::write(one.path().join("kernels/src/new.rs"), "").unwrap();
         assert_ne!(first, sources(one.path(), "x\n"), "a new file must count");
     }
@@ -248,16 +222,7 @@ mod tests {
     #[test]
     fn a_registry_dependency_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(
-            folder.path().join("Cargo.toml"),
-            "[dependencies]\nlibm = \"0.2\"\n",
-        )
-        .unwrap();
-        assert!(
-            Sources::find(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("`libm`")
-        );
+        std::fs::write(folder.path().join("Cargo.toml"), "[dependencies]\nlibm = \"0.2\"\n").unwrap();
+        assert!(Sources::find(folder.path()).unwrap_err().to_string().contains("`libm`"));
     }
 }

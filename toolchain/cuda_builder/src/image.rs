@@ -71,10 +71,7 @@ pub fn split(unit: &str, arch: Arch, text: &str) -> Result<Vec<Image>, Error> {
         match annotation::parse(comment) {
             None => {}
             Some(Err((name, message))) => {
-                return Err(wrong(
-                    &name,
-                    format!("{message} (annotation on line {line})"),
-                ));
+                return Err(wrong(&name, format!("{message} (annotation on line {line})")));
             }
             Some(Ok(annotation)) => {
                 if let Some(first) = annotations.insert(annotation.name.clone(), annotation) {
@@ -85,29 +82,18 @@ pub fn split(unit: &str, arch: Arch, text: &str) -> Result<Vec<Image>, Error> {
     }
 
     let mut images = Vec::new();
-    for entry in module
-        .items
-        .iter()
-        .filter(|item| item.kind == ItemKind::Entry)
-    {
-        let annotation = annotations.remove(&entry.name).ok_or_else(|| {
-            wrong(
-                &entry.name,
-                "no annotation: declare it with cuda_std::kernel!".into(),
-            )
-        })?;
+    for entry in module.items.iter().filter(|item| item.kind == ItemKind::Entry) {
+        let annotation = annotations
+            .remove(&entry.name)
+            .ok_or_else(|| wrong(&entry.name, "no annotation: declare it with cuda_std::kernel!".into()))?;
         if annotation.cluster.is_some() && !arch.has_clusters() {
             return Err(wrong(
                 &entry.name,
                 format!("annotated with a cluster, which {arch} does not have"),
             ));
         }
-        let params = params(&entry.text, annotation.param_align).ok_or_else(|| {
-            malformed(
-                entry.line,
-                format!("cannot read the parameters of `{}`", entry.name),
-            )
-        })?;
+        let params = params(&entry.text, annotation.param_align)
+            .ok_or_else(|| malformed(entry.line, format!("cannot read the parameters of `{}`", entry.name)))?;
         let reachable = reachable(&module, entry);
         let shared = SharedUse::of(&reachable);
         let raw = render(&module, &reachable, entry, &annotation);
@@ -125,10 +111,7 @@ pub fn split(unit: &str, arch: Arch, text: &str) -> Result<Vec<Image>, Error> {
         });
     }
     if let Some(name) = annotations.into_keys().next() {
-        return Err(wrong(
-            &name,
-            "annotated, but the unit has no such entry".into(),
-        ));
+        return Err(wrong(&name, "annotated, but the unit has no such entry".into()));
     }
     Ok(images)
 }
@@ -154,10 +137,7 @@ fn reachable<'a>(module: &'a Module, entry: &'a Item) -> Vec<&'a Item> {
                 .filter(|&&other| other != index),
         );
         // A function that is declared first and defined later: both items carry the name.
-        queue.extend(
-            (0..module.items.len())
-                .filter(|&other| other != index && module.items[other].name == item.name),
-        );
+        queue.extend((0..module.items.len()).filter(|&other| other != index && module.items[other].name == item.name));
     }
     module
         .items
@@ -193,8 +173,7 @@ fn with_bounds(entry: &str, annotation: &Annotation) -> String {
     };
     let [x, y, z] = annotation.threads;
     let mut write = |directive: std::fmt::Arguments<'_>| {
-        text.write_fmt(directive)
-            .expect("writing to a String does not fail");
+        text.write_fmt(directive).expect("writing to a String does not fail");
         text.push('\n');
     };
     write(format_args!(".reqntid {x}, {y}, {z}"));
@@ -214,15 +193,9 @@ fn align_params(head: &str, align: u32) -> String {
     for line in head.lines() {
         match line.split_once(".align ") {
             Some((before, after)) if line.contains(".param") && line.contains('[') => {
-                let digits = after
-                    .find(|c: char| !c.is_ascii_digit())
-                    .unwrap_or(after.len());
+                let digits = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
                 let own: u32 = after[..digits].parse().unwrap_or(1);
-                text.push_str(&format!(
-                    "{before}.align {}{}",
-                    own.max(align),
-                    &after[digits..]
-                ));
+                text.push_str(&format!("{before}.align {}{}", own.max(align), &after[digits..]));
             }
             _ => text.push_str(line),
         }
@@ -254,9 +227,7 @@ fn params(entry: &str, align_to: Option<u32>) -> Option<Vec<Param>> {
             .iter()
             .position(|word| *word == ".ptr")
             .unwrap_or(declared.len());
-        let own = declared[..pointer]
-            .iter()
-            .position(|word| *word == ".align");
+        let own = declared[..pointer].iter().position(|word| *word == ".align");
         let scalar = declared.iter().find_map(|word| type_bytes(word))?;
         let count = match declaration.split_once('[') {
             Some((_, rest)) => rest.split(']').next()?.trim().parse().ok()?,
@@ -272,20 +243,14 @@ fn params(entry: &str, align_to: Option<u32>) -> Option<Vec<Param>> {
         let offset = end.checked_next_multiple_of(align)?;
         let bytes = scalar.checked_mul(count)?;
         end = offset.checked_add(bytes)?;
-        found.push(Param {
-            offset,
-            bytes,
-            align,
-        });
+        found.push(Param { offset, bytes, align });
     }
     Some(found)
 }
 
 /// The size of a fundamental type: `.u64` is 8.
 fn type_bytes(word: &str) -> Option<u32> {
-    let bits = word
-        .strip_prefix(['.'])?
-        .strip_prefix(['b', 'u', 's', 'f'])?;
+    let bits = word.strip_prefix(['.'])?.strip_prefix(['b', 'u', 's', 'f'])?;
     match bits {
         "8" => Some(1),
         "16" => Some(2),
@@ -311,10 +276,7 @@ impl SharedUse {
                 ItemKind::Variable => found.add(&item.text),
                 // Inline assembly and LLVM may declare shared variables inside a body.
                 ItemKind::Entry | ItemKind::Function => {
-                    for statement in ptx::statements(&item.text, 1)
-                        .iter()
-                        .filter(|s| s.opcode == ".shared")
-                    {
+                    for statement in ptx::statements(&item.text, 1).iter().filter(|s| s.opcode == ".shared") {
                         found.add(&format!(".shared {}", statement.operands));
                     }
                 }
@@ -324,13 +286,7 @@ impl SharedUse {
     }
 
     fn add(&mut self, declaration: &str) {
-        let words: Vec<&str> = ptx::words(
-            declaration
-                .split(['[', '=', ';'])
-                .next()
-                .unwrap_or_default(),
-        )
-        .collect();
+        let words: Vec<&str> = ptx::words(declaration.split(['[', '=', ';']).next().unwrap_or_default()).collect();
         if !words.contains(&".shared") {
             return;
         }
@@ -378,9 +334,7 @@ fn normalise(raw: &str, items: &[&Item], entry: &Item) -> String {
     while let Some(start) = rest.find(ptx::is_identifier_char) {
         text.push_str(&rest[..start]);
         let word = &rest[start..];
-        let end = word
-            .find(|c| !ptx::is_identifier_char(c))
-            .unwrap_or(word.len());
+        let end = word.find(|c| !ptx::is_identifier_char(c)).unwrap_or(word.len());
         let name = &word[..end];
         match names.get(name) {
             Some(new) => text.push_str(new),
@@ -396,9 +350,7 @@ fn normalise(raw: &str, items: &[&Item], entry: &Item) -> String {
 fn local_name(name: &str) -> std::borrow::Cow<'_, str> {
     for prefix in ["$L__BB", "__local_depot"] {
         if let Some(rest) = name.strip_prefix(prefix) {
-            let digits = rest
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(rest.len());
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
             if digits > 0 {
                 return format!("{prefix}0{}", &rest[digits..]).into();
             }
@@ -427,7 +379,8 @@ mod tests {
         )
     }
 
-    const OTHER: &str = "// @kernel name=other threads=32,\n.visible .entry other()\n{\n$L__BB0_1:\n\tbra $L__BB0_1;\n}\n";
+    const OTHER: &str =
+        "// @kernel name=other threads=32,\n.visible .entry other()\n{\n$L__BB0_1:\n\tbra $L__BB0_1;\n}\n";
 
     #[test]
     fn bounds_alignment_and_metadata_come_from_the_annotation() {
@@ -465,10 +418,7 @@ mod tests {
             },
         ];
         assert_eq!(image.params, params);
-        assert_eq!(
-            (image.static_shared, image.dynamic_shared_align),
-            (24, Some(128))
-        );
+        assert_eq!((image.static_shared, image.dynamic_shared_align), (24, Some(128)));
         assert_eq!(image.ptx_version, "8.3");
     }
 
@@ -499,10 +449,7 @@ mod tests {
                 .to_string()
                 .contains("no annotation")
         );
-        let extra = text.replace(
-            "// @kernel",
-            "// @kernel name=ghost threads=32,\n// @kernel",
-        );
+        let extra = text.replace("// @kernel", "// @kernel name=ghost threads=32,\n// @kernel");
         let message = split("u", Arch::Sm90a, &extra).unwrap_err().to_string();
         assert!(
             message.contains("`ghost`") && message.contains("no such entry"),

@@ -112,8 +112,7 @@ impl CudaBuilder {
     /// # Errors
     /// Everything in [`Error`] but the variants about existing archives and `ptxas`.
     pub fn build(&self) -> Result<Bundle, Error> {
-        let root =
-            std::path::absolute(&self.kernel_crate).map_err(Error::io(&self.kernel_crate))?;
+        let root = std::path::absolute(&self.kernel_crate).map_err(Error::io(&self.kernel_crate))?;
         let sources = Sources::find(&root)?;
         let hash = sources.hash()?;
         let units = units::read(&root.join("units.toml"))?;
@@ -132,11 +131,7 @@ impl CudaBuilder {
             .collect();
         let jobs: Vec<compile::Job<'_>> = units
             .iter()
-            .flat_map(|&unit| {
-                unit.tiers
-                    .iter()
-                    .map(move |&arch| compile::Job { unit, arch })
-            })
+            .flat_map(|&unit| unit.tiers.iter().map(move |&arch| compile::Job { unit, arch }))
             .filter(|job| self.archs.is_empty() || self.archs.contains(&job.arch))
             .collect();
 

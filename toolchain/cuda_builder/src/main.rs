@@ -61,9 +61,7 @@ fn main() -> ExitCode {
         "check" => check(&options),
         "assemble" => assemble(&options),
         _ => {
-            eprintln!(
-                "error: unknown command `{command}`: expected build, write, check or assemble; see --help"
-            );
+            eprintln!("error: unknown command `{command}`: expected build, write, check or assemble; see --help");
             return ExitCode::from(2);
         }
     };
@@ -80,10 +78,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
     let mut options = Options::default();
     let mut rest = arguments.iter();
     while let Some(option) = rest.next() {
-        let mut value = || {
-            rest.next()
-                .ok_or_else(|| format!("`{option}` needs a value"))
-        };
+        let mut value = || rest.next().ok_or_else(|| format!("`{option}` needs a value"));
         match option.as_str() {
             "--unit" => options.units.push(value()?.clone()),
             "--tier" => options
@@ -107,9 +102,7 @@ impl Options {
             .ancestors()
             .nth(2)
             .unwrap_or(Path::new("."));
-        self.kernels
-            .clone()
-            .unwrap_or_else(|| repository.join("kernels-gpu"))
+        self.kernels.clone().unwrap_or_else(|| repository.join("kernels-gpu"))
     }
 
     fn archive(&self) -> PathBuf {
@@ -118,9 +111,7 @@ impl Options {
 
     fn cache(&self) -> PathBuf {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-        target
-            .unwrap_or_else(|| self.kernels().join("../target"))
-            .join("nvptx")
+        target.unwrap_or_else(|| self.kernels().join("../target")).join("nvptx")
     }
 
     /// A builder of what was asked for; `write` and `check` always build all.
@@ -130,14 +121,8 @@ impl Options {
             .offline(self.offline || cuda_builder::script::offline())
             .deny_warnings(self.deny_warnings);
         if !all {
-            builder = self
-                .tiers
-                .iter()
-                .fold(builder, |builder, tier| builder.arch(*tier));
-            builder = self
-                .units
-                .iter()
-                .fold(builder, |builder, unit| builder.unit(unit));
+            builder = self.tiers.iter().fold(builder, |builder, tier| builder.arch(*tier));
+            builder = self.units.iter().fold(builder, |builder, unit| builder.unit(unit));
         }
         builder
     }
@@ -145,12 +130,9 @@ impl Options {
 
 fn build(options: &Options) -> Result<(), Error> {
     let bundle = options.builder(false).build()?;
-    let out = options
-        .out
-        .clone()
-        .unwrap_or_else(|| options.cache().join("images"));
+    let out = options.out.clone().unwrap_or_else(|| options.cache().join("images"));
     for (kernel, text) in &bundle.images {
-        let path = out.join(kernel.path());
+        let path = out.join(&kernel.file);
         write_file(&path, text.as_bytes())?;
         println!("{}", path.display());
     }

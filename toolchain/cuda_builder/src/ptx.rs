@@ -139,8 +139,7 @@ impl Pending {
     fn push(&mut self, code: &str) -> bool {
         self.text.push_str(code);
         self.text.push('\n');
-        if self.is_function.is_none() && words(code).any(|word| word == ".entry" || word == ".func")
-        {
+        if self.is_function.is_none() && words(code).any(|word| word == ".entry" || word == ".func") {
             self.is_function = Some(true);
         }
         let mut ended = false;
@@ -174,10 +173,7 @@ impl Pending {
         };
         let name = name.ok_or(Malformed {
             line: self.line,
-            message: format!(
-                "no name in `{}`",
-                self.text.lines().next().unwrap_or_default().trim()
-            ),
+            message: format!("no name in `{}`", self.text.lines().next().unwrap_or_default().trim()),
         })?;
         Ok(Item {
             kind,
@@ -227,9 +223,7 @@ fn name_after(text: &str, directive: &str) -> Option<String> {
 fn variable_name(text: &str) -> Option<String> {
     let declaration = text.split(['[', '=', ';']).next()?;
     let name = declaration.split_whitespace().next_back()?;
-    name.chars()
-        .all(is_identifier_char)
-        .then(|| name.to_string())
+    name.chars().all(is_identifier_char).then(|| name.to_string())
 }
 
 /// One statement of a body.
@@ -335,9 +329,7 @@ pub fn statements(text: &str, first_line: usize) -> Vec<Statement<'_>> {
 
 /// `code` without the label (`$L__BB0_1:`) it starts with.
 fn strip_label(code: &str) -> &str {
-    let end = code
-        .find(|c: char| !is_identifier_char(c))
-        .unwrap_or(code.len());
+    let end = code.find(|c: char| !is_identifier_char(c)).unwrap_or(code.len());
     match code[end..].strip_prefix(':') {
         Some(rest) if end > 0 && !rest.starts_with(':') => rest,
         _ => code,
@@ -386,10 +378,7 @@ $L__BB0_2:
     #[test]
     fn a_module_splits_into_named_items() {
         let module = parse(MODULE).unwrap();
-        assert_eq!(
-            (module.version.as_str(), module.target.as_str()),
-            ("8.3", "sm_90a")
-        );
+        assert_eq!((module.version.as_str(), module.target.as_str()), ("8.3", "sm_90a"));
         let items: Vec<_> = module
             .items
             .iter()
@@ -435,8 +424,7 @@ $L__BB0_2:
 
     #[test]
     fn an_open_item_is_malformed() {
-        let error =
-            parse(".version 8.3\n.target sm_90a\n.visible .entry k(\n)\n{\n ret;\n").unwrap_err();
+        let error = parse(".version 8.3\n.target sm_90a\n.visible .entry k(\n)\n{\n ret;\n").unwrap_err();
         assert_eq!(error.line, 3);
     }
 

@@ -41,12 +41,7 @@ pub fn embed(kernel_crate: &Path) -> Result<(), Error> {
     {
         println!("cargo:rerun-if-changed={}", path.display());
     }
-    for name in [
-        BUILD_KERNELS,
-        WRITE_ARCHIVE,
-        "FERROFLASH_OFFLINE",
-        "DOCS_RS",
-    ] {
+    for name in [BUILD_KERNELS, WRITE_ARCHIVE, "FERROFLASH_OFFLINE", "DOCS_RS"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
 

@@ -26,11 +26,7 @@ impl Toolchain {
     /// # Errors
     /// [`Error::Config`] when the file pins nothing; [`Error::Toolchain`], with the command to run, when the
     /// toolchain is missing and could not be installed.
-    pub fn find(
-        kernel_crate: &Path,
-        offline: bool,
-        report: &dyn Fn(&str),
-    ) -> Result<Toolchain, Error> {
+    pub fn find(kernel_crate: &Path, offline: bool, report: &dyn Fn(&str)) -> Result<Toolchain, Error> {
         let channel = pinned_channel(&kernel_crate.join("rust-toolchain.toml"))?;
         let arguments = [
             "toolchain",
@@ -52,9 +48,7 @@ impl Toolchain {
             return Ok(found);
         }
         if offline {
-            return Err(missing(
-                "it is not installed, and this build must not use the network",
-            ));
+            return Err(missing("it is not installed, and this build must not use the network"));
         }
         report(&format!("installing the device toolchain, once: {command}"));
         let output = clean(Command::new("rustup").args(arguments))
@@ -70,8 +64,7 @@ impl Toolchain {
                 .trim();
             return Err(missing(&format!("and installing it failed ({last})")));
         }
-        locate(&channel)
-            .ok_or_else(|| missing("and it is not usable although rustup says it is installed"))
+        locate(&channel).ok_or_else(|| missing("and it is not usable although rustup says it is installed"))
     }
 
     /// The pinned rustc, ready for arguments.
@@ -102,10 +95,7 @@ fn locate(channel: &str) -> Option<Toolchain> {
             .success()
             .then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
     };
-    let sysroot = output(
-        "rustup".as_ref(),
-        &["run", channel, "rustc", "--print=sysroot"],
-    )?;
+    let sysroot = output("rustup".as_ref(), &["run", channel, "rustc", "--print=sysroot"])?;
     let sysroot = Path::new(&sysroot);
     let program = |name: &str| {
         sysroot
@@ -115,11 +105,7 @@ fn locate(channel: &str) -> Option<Toolchain> {
     let (rustc, cargo) = (program("rustc"), program("cargo"));
     let version = output(rustc.as_os_str(), &["-vV"])?;
     let core = sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml");
-    (cargo.exists() && core.exists()).then_some(Toolchain {
-        rustc,
-        cargo,
-        version,
-    })
+    (cargo.exists() && core.exists()).then_some(Toolchain { rustc, cargo, version })
 }
 
 fn pinned_channel(path: &Path) -> Result<String, Error> {
@@ -164,8 +150,7 @@ pub(crate) fn clean(command: &mut Command) -> &mut Command {
     ];
     for (name, _) in std::env::vars_os() {
         let Some(text) = name.to_str() else { continue };
-        let from_cargo =
-            text.starts_with("CARGO") && !KEPT.iter().any(|kept| text.starts_with(kept));
+        let from_cargo = text.starts_with("CARGO") && !KEPT.iter().any(|kept| text.starts_with(kept));
         let from_rustc = text.starts_with("RUSTC") || text.starts_with("RUSTDOC");
         if from_cargo || from_rustc || OUTER.contains(&text) {
             command.env_remove(&name);
@@ -194,9 +179,7 @@ mod tests {
             "[toolchain]\nchannel = \"nightly-1999-01-01\"\n",
         )
         .unwrap();
-        let error = Toolchain::find(folder.path(), true, &|_| {})
-            .unwrap_err()
-            .to_string();
+        let error = Toolchain::find(folder.path(), true, &|_| {}).unwrap_err().to_string();
         assert!(
             error.contains("rustup toolchain install nightly-1999-01-01 --profile minimal"),
             "{error}"

@@ -35,9 +35,7 @@ pub fn read(path: &Path) -> Result<Vec<Unit>, Error> {
 }
 
 fn parse(text: &str) -> Result<Vec<Unit>, String> {
-    let units = toml::from_str::<File>(text)
-        .map_err(|error| error.to_string())?
-        .unit;
+    let units = toml::from_str::<File>(text).map_err(|error| error.to_string())?.unit;
     for (index, unit) in units.iter().enumerate() {
         let name = &unit.name;
         let is_identifier = name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -45,9 +43,7 @@ fn parse(text: &str) -> Result<Vec<Unit>, String> {
                 .chars()
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
         if !is_identifier {
-            return Err(format!(
-                "unit name `{name}` must be a lower-case Rust identifier"
-            ));
+            return Err(format!("unit name `{name}` must be a lower-case Rust identifier"));
         }
         if units[..index].iter().any(|other| other.name == *name) {
             return Err(format!("unit `{name}` is listed twice"));
@@ -70,9 +66,7 @@ mod tests {
 
     #[test]
     fn reads_names_tiers_and_unroll() {
-        let units =
-            parse("[[unit]]\nname = \"a\"\ntiers = [\"sm_75\", \"sm_90a\"]\nunroll = 20000\n")
-                .unwrap();
+        let units = parse("[[unit]]\nname = \"a\"\ntiers = [\"sm_75\", \"sm_90a\"]\nunroll = 20000\n").unwrap();
         assert_eq!(
             units,
             [Unit {
@@ -88,25 +82,16 @@ mod tests {
         for (text, wanted) in [
             ("[[unit]]\nname = \"a b\"\ntiers = [\"sm_75\"]", "`a b`"),
             ("[[unit]]\nname = \"a\"\ntiers = []", "no tiers"),
-            (
-                "[[unit]]\nname = \"a\"\ntiers = [\"sm_80\", \"sm_80\"]",
-                "tier twice",
-            ),
+            ("[[unit]]\nname = \"a\"\ntiers = [\"sm_80\", \"sm_80\"]", "tier twice"),
             ("[[unit]]\nname = \"a\"\ntiers = [\"sm_13\"]", "sm_13"),
-            (
-                "[[unit]]\nname = \"a\"\ntiers = [\"sm_75\"]\nspeed = 1",
-                "speed",
-            ),
+            ("[[unit]]\nname = \"a\"\ntiers = [\"sm_75\"]\nspeed = 1", "speed"),
             (
                 "[[unit]]\nname = \"a\"\ntiers = [\"sm_75\"]\n[[unit]]\nname = \"a\"\ntiers = [\"sm_75\"]",
                 "listed twice",
             ),
         ] {
             let message = parse(text).unwrap_err();
-            assert!(
-                message.contains(wanted),
-                "{message} should mention {wanted}"
-            );
+            assert!(message.contains(wanted), "{message} should mention {wanted}");
         }
     }
 }
