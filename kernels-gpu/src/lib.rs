@@ -3,11 +3,17 @@
 //! The crate is compiled twice. For the GPU, `cuda_builder` compiles one *unit* of `units.toml` for one tier at a
 //! time, so every module with kernels is gated by its unit. For the CPU, stable Rust compiles all modules without
 //! the kernels in them: the host needs the parameter structs, and tests need the layout maths.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch, f16))]
-#![cfg_attr(target_arch = "nvptx64", allow(unused_features, reason = "not every unit uses every feature"))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    allow(unused_features, reason = "not every unit uses every feature")
+)]
 
 pub mod params;
+#[cfg(target_arch = "nvptx64")]
+pub mod pipeline;
+pub mod tile;
 
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;

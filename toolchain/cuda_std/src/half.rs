@@ -7,14 +7,14 @@ use core::arch::asm;
 
 /// Functions of packed words that are one instruction each.
 macro_rules! packed {
-    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> u32 = $instruction:literal;)*) => {$(
+    ($options:tt $($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> u32 = $instruction:literal;)*) => {$(
         $(#[$doc])*
         #[inline(always)]
         pub fn $name($($argument: $type),*) -> u32 {
             let result: u32;
             // SAFETY: arithmetic only.
             unsafe {
-                asm!($instruction, out(reg32) result, $(in(reg32) $argument,)* options(pure, nomem, nostack));
+                asm!($instruction, out(reg32) result, $(in(reg32) $argument,)* options $options);
             }
             result
         }
@@ -22,6 +22,7 @@ macro_rules! packed {
 }
 
 packed! {
+    (pure, nomem, nostack)
     /// `cvt.rn.f16x2.f32`: two f32 rounded to a pair of f16 (sm_80; [`f16x2_from_f32`] elsewhere).
     cvt_rn_f16x2_f32(low: f32, high: f32) -> u32 = "cvt.rn.f16x2.f32 {0}, {2}, {1};";
     /// `cvt.rn.bf16x2.f32`: two f32 rounded to a pair of bf16 (sm_80; [`bf16x2_from_f32`] elsewhere).
@@ -48,6 +49,16 @@ packed! {
     mul_rn_bf16x2(a: u32, b: u32) -> u32 = "mul.rn.bf16x2 {0}, {1}, {2};";
     /// `max.bf16x2`: a NaN loses against a number (sm_80).
     max_bf16x2(a: u32, b: u32) -> u32 = "max.bf16x2 {0}, {1}, {2};";
+}
+
+// Registers that feed a wgmma in flight must not be written before its wait, and nothing but its own result ties a
+// conversion to a place: these are volatile.
+packed! {
+    (nomem, nostack)
+    /// [`cvt_rn_f16x2_f32`] that stays where it is written, behind the waits before it (sm_80).
+    cvt_rn_f16x2_f32_in_order(low: f32, high: f32) -> u32 = "cvt.rn.f16x2.f32 {0}, {2}, {1};";
+    /// [`cvt_rn_bf16x2_f32`] that stays where it is written, behind the waits before it (sm_80).
+    cvt_rn_bf16x2_f32_in_order(low: f32, high: f32) -> u32 = "cvt.rn.bf16x2.f32 {0}, {2}, {1};";
 }
 
 /// [`cvt_rn_f16x2_f32`] by two scalar conversions, on every architecture.

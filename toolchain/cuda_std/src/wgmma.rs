@@ -15,7 +15,8 @@
 //! ```
 //!
 //! Registers of an A operand ([`MmaShape::mma_registers`]) belong to the tensor core until the wait as well: what they
-//! hold next is computed after it.
+//! hold next is computed after it, by conversions that stay in order
+//! ([`half::cvt_rn_f16x2_f32_in_order`](crate::half::cvt_rn_f16x2_f32_in_order)).
 //!
 //! # Accumulator layout
 //! With `t` the thread within the warpgroup, `w = t / 32`, `l = t % 32`, register `4i + 2h + j` holds row

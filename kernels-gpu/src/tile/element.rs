@@ -1,0 +1,169 @@
+//! Element types of tensors, for kernels that are written once for f32, f16 and bf16: values in memory, f32 in
+//! registers.
+
+use cuda_std::global::{self, Value};
+use cuda_std::half;
+
+/// The bits of an IEEE half-precision number.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct F16(pub u16);
+
+/// The bits of a bfloat16 number.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Bf16(pub u16);
+
+// SAFETY: transparent over u16.
+unsafe impl Value for F16 {}
+// SAFETY: transparent over u16.
+unsafe impl Value for Bf16 {}
+
+/// A floating-point type of tensors. Conversions to f32 are exact, those from it round to nearest even.
+pub trait Element: Value {
+    /// The value as f32.
+    fn to_f32(self) -> f32;
+    /// The nearest value.
+    fn from_f32(x: f32) -> Self;
+
+    /// Two neighbouring elements, of 16 bits each, packed into a word. `f32` has no packed form: it keeps `low`'s bits.
+    fn pack(low: f32, high: f32) -> u32;
+
+    /// Eight elements by `ld.global` of 16 bytes each.
+    ///
+    /// # Safety
+    /// - `address` is readable global memory for eight elements, aligned to 16 bytes.
+    unsafe fn load8(address: *const Self) -> [f32; 8];
+
+    /// Eight elements by `ld.global.nc.L1::no_allocate` of 16 bytes each.
+    ///
+    /// # Safety
+    /// - As for [`load8`](Self::load8), and nothing writes the memory while the kernel runs.
+    unsafe fn load8_nc(address: *const Self) -> [f32; 8];
+
+    /// Eight elements by `st.global` of 16 bytes each.
+    ///
+    /// # Safety
+    /// - `address` is writable global memory for eight elements, aligned to 16 bytes.
+    unsafe fn store8(address: *mut Self, values: [f32; 8]);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    fn pack(low: f32, _high: f32) -> u32 {
+        low.to_bits()
+    }
+
+    #[inline(always)]
+    unsafe fn load8(address: *const Self) -> [f32; 8] {
+        // SAFETY: forwarded to the caller.
+        let [a, b]: [[f32; 4]; 2] = unsafe { [global::ld(address.cast()), global::ld(address.add(4).cast())] };
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+    }
+
+    #[inline(always)]
+    unsafe fn load8_nc(address: *const Self) -> [f32; 8] {
+        // SAFETY: forwarded to the caller.
+        let [a, b]: [[f32; 4]; 2] = unsafe {
+            [
+                global::ld_nc_no_allocate(address.cast()),
+                global::ld_nc_no_allocate(address.add(4).cast()),
+            ]
+        };
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+    }
+
+    #[inline(always)]
+    unsafe fn store8(address: *mut Self, v: [f32; 8]) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            global::st(address.cast(), [v[0], v[1], v[2], v[3]]);
+            global::st(address.add(4).cast(), [v[4], v[5], v[6], v[7]]);
+        }
+    }
+}
+
+/// Implements [`Element`] for a 16-bit type by its conversions.
+macro_rules! sixteen_bits {
+    ($type:ident, $to_f32:expr, $from_f32:expr, $unpack:path, $pack:path) => {
+        impl Element for $type {
+            #[inline(always)]
+            fn to_f32(self) -> f32 {
+                $to_f32(self.0)
+            }
+
+            #[inline(always)]
+            fn from_f32(x: f32) -> Self {
+                Self($from_f32(x))
+            }
+
+            #[inline(always)]
+            fn pack(low: f32, high: f32) -> u32 {
+                $pack(low, high)
+            }
+
+            #[inline(always)]
+            unsafe fn load8(address: *const Self) -> [f32; 8] {
+                // SAFETY: forwarded to the caller.
+                let words: [u32; 4] = unsafe { global::ld(address.cast()) };
+                unpack8(words, $unpack)
+            }
+
+            #[inline(always)]
+            unsafe fn load8_nc(address: *const Self) -> [f32; 8] {
+                // SAFETY: forwarded to the caller.
+                let words: [u32; 4] = unsafe { global::ld_nc_no_allocate(address.cast()) };
+                unpack8(words, $unpack)
+            }
+
+            #[inline(always)]
+            unsafe fn store8(address: *mut Self, v: [f32; 8]) {
+                let words = [
+                    $pack(v[0], v[1]),
+                    $pack(v[2], v[3]),
+                    $pack(v[4], v[5]),
+                    $pack(v[6], v[7]),
+                ];
+                // SAFETY: forwarded to the caller.
+                unsafe { global::st(address.cast(), words) }
+            }
+        }
+    };
+}
+
+/// Four words of two elements each as eight f32.
+#[inline(always)]
+fn unpack8(words: [u32; 4], unpack: impl Fn(u32) -> [f32; 2]) -> [f32; 8] {
+    let [a, b, c, d] = words.map(unpack);
+    [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
+}
+
+#[cfg(tier = "sm_75")]
+use half::{bf16x2_from_f32 as pack_bf16x2, f16x2_from_f32 as pack_f16x2};
+#[cfg(not(tier = "sm_75"))]
+use half::{cvt_rn_bf16x2_f32 as pack_bf16x2, cvt_rn_f16x2_f32 as pack_f16x2};
+
+sixteen_bits!(
+    F16,
+    |bits| f16::from_bits(bits) as f32,
+    |x: f32| (x as f16).to_bits(),
+    half::f32_from_f16x2,
+    pack_f16x2
+);
+sixteen_bits!(
+    Bf16,
+    half::f32_from_bf16,
+    |x: f32| pack_bf16x2(x, 0.0) as u16,
+    half::f32_from_bf16x2,
+    pack_bf16x2
+);
