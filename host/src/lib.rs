@@ -9,6 +9,7 @@ pub mod element;
 pub mod error;
 pub mod graph;
 pub mod images;
+pub mod kv;
 pub mod launch;
 mod memory;
 pub mod ops;

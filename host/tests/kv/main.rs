@@ -1,0 +1,6 @@
+//! The page pool against a naive model, against the bugs of others, and its tables.
+
+mod bugs;
+mod machine;
+mod model;
+mod tables;
