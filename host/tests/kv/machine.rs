@@ -144,7 +144,7 @@ impl Machine {
     fn append(&mut self, id: SequenceId, tokens: NewTokens<'_>, before: &BTreeSet<PageId>) {
         let (old, page_size) = (self.pool.table(id).unwrap().to_vec(), self.pool.page_size());
         let length = self.pool.length(id).unwrap();
-        let shared_tail = length % page_size != 0 && self.model.owners(&self.pool, old[old.len() - 1]) > 1;
+        let shared_tail = !length.is_multiple_of(page_size) && self.model.owners(&self.pool, old[old.len() - 1]) > 1;
         let needed =
             (length + tokens.len()).div_ceil(page_size) - old.len() + usize::from(shared_tail && !tokens.is_empty());
         let available = self.pool.available_pages();
@@ -244,7 +244,9 @@ fn long_run_evicts_shares_copies_and_refuses() {
     };
     for _ in 0..10_000 {
         let (who, stream, count) = (random(8) as usize, random(4) as u32, random(20) as usize);
+        let crowded = machine.pool.sequences().len() > 8;
         machine.step(match random(24) {
+            _ if crowded => Operation::Free { who },
             0 => Operation::Create,
             1..=4 => Operation::CreateWithPrefix {
                 stream,

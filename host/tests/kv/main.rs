@@ -3,4 +3,5 @@
 mod bugs;
 mod machine;
 mod model;
+mod prefix;
 mod tables;

@@ -20,7 +20,7 @@ pub struct Model {
     pub in_flight: BTreeMap<Epoch, BTreeSet<PageId>>,
     /// Freed pages and the launches they wait for (the number of a launch that has yet to begin included).
     pub waits: BTreeMap<PageId, BTreeSet<u64>>,
-    copy_sources: BTreeSet<PageId>,
+    pub copy_sources: BTreeSet<PageId>,
     pub begun: u64,
 }
 
