@@ -13,7 +13,7 @@ use crate::Error;
 /// the instructions its kernels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Arch {
-    /// Turing and every later GPU: `mma.sync` on f16, `ldmatrix`. PTX 7.0.
+    /// Turing and every later GPU: `mma.sync` on f16, `ldmatrix`; PTX 7.4 for cache hints.
     #[serde(rename = "sm_75")]
     Sm75,
     /// Ampere, Ada and every later GPU: `cp.async`, bf16 and tf32 `mma.sync`; PTX 7.4 for L2 cache hints.
@@ -40,7 +40,7 @@ impl Arch {
     /// The LLVM feature that selects the PTX version.
     pub fn ptx_feature(self) -> &'static str {
         match self {
-            Arch::Sm75 => "ptx70",
+            Arch::Sm75 => "ptx74",
             Arch::Sm80 => "ptx74",
             Arch::Sm90a => "ptx83",
         }

@@ -158,6 +158,7 @@ impl Compiler<'_> {
             "-Ainternal_features",
             "-Aunused_features",
             "-Adead_code",
+            "--check-cfg=cfg(test)",
             "--check-cfg=cfg(unit, values(any()))",
             "--check-cfg=cfg(tier, values(any()))",
         ]

@@ -8,7 +8,7 @@ use core::arch::asm;
 /// Bytes of a barrier in shared memory.
 pub const BYTES: u32 = 8;
 
-/// `mbarrier.init.shared::cta.b64`: a barrier whose phases take `arrivals` arrivals each.
+/// `mbarrier.init.shared.b64`: a barrier whose phases take `arrivals` arrivals each.
 ///
 /// # Safety
 /// - `barrier` is aligned to 8; nobody else touches its 8 bytes meanwhile.
@@ -16,17 +16,17 @@ pub const BYTES: u32 = 8;
 #[inline(always)]
 pub unsafe fn init(barrier: u32, arrivals: u32) {
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("mbarrier.init.shared::cta.b64 [{0}], {1};", in(reg32) barrier, in(reg32) arrivals, options(nostack)) }
+    unsafe { asm!("mbarrier.init.shared.b64 [{0}], {1};", in(reg32) barrier, in(reg32) arrivals, options(nostack)) }
 }
 
-/// `mbarrier.inval.shared::cta.b64`: ends a barrier, so that its memory may be used otherwise.
+/// `mbarrier.inval.shared.b64`: ends a barrier, so that its memory may be used otherwise.
 ///
 /// # Safety
 /// - `barrier` is initialised and nobody uses it any more.
 #[inline(always)]
 pub unsafe fn inval(barrier: u32) {
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("mbarrier.inval.shared::cta.b64 [{0}];", in(reg32) barrier, options(nostack)) }
+    unsafe { asm!("mbarrier.inval.shared.b64 [{0}];", in(reg32) barrier, options(nostack)) }
 }
 
 /// `fence.mbarrier_init.release.cluster`: makes initialisations visible to the cluster and to asynchronous copies (sm_90).
@@ -39,14 +39,14 @@ pub unsafe fn fence_init() {
     unsafe { asm!("fence.mbarrier_init.release.cluster;", options(nostack)) }
 }
 
-/// `mbarrier.arrive.shared::cta.b64`: one arrival; releases this thread's earlier writes.
+/// `mbarrier.arrive.shared.b64`: one arrival; releases this thread's earlier writes.
 ///
 /// # Safety
 /// - `barrier` is initialised, and its phase still lacks an arrival.
 #[inline(always)]
 pub unsafe fn arrive(barrier: u32) {
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("mbarrier.arrive.shared::cta.b64 _, [{0}];", in(reg32) barrier, options(nostack)) }
+    unsafe { asm!("mbarrier.arrive.shared.b64 _, [{0}];", in(reg32) barrier, options(nostack)) }
 }
 
 /// [`arrive`] in the threads where `condition` holds. The branch is in the instruction, so the code after it is not
@@ -58,7 +58,7 @@ pub unsafe fn arrive(barrier: u32) {
 pub unsafe fn arrive_if(barrier: u32, condition: bool) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("{{", ".reg .pred p;", "setp.ne.b32 p, {1}, 0;", "@p mbarrier.arrive.shared::cta.b64 _, [{0}];", "}}",
+        asm!("{{", ".reg .pred p;", "setp.ne.b32 p, {1}, 0;", "@p mbarrier.arrive.shared.b64 _, [{0}];", "}}",
             in(reg32) barrier, in(reg32) condition as u32, options(nostack));
     }
 }
@@ -132,7 +132,7 @@ pub unsafe fn arrive_remote_if(barrier: u32, rank: u32, condition: bool) {
     }
 }
 
-/// `mbarrier.test_wait.parity.shared::cta.b64`: whether the phase of that parity has completed; does not wait.
+/// `mbarrier.test_wait.parity.shared.b64`: whether the phase of that parity has completed; does not wait.
 ///
 /// # Safety
 /// - `barrier` is initialised; `parity` is 0 or 1.
@@ -141,7 +141,7 @@ pub unsafe fn test_wait_parity(barrier: u32, parity: u32) -> bool {
     let done: u32;
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("{{", ".reg .pred p;", "mbarrier.test_wait.parity.shared::cta.b64 p, [{1}], {2};",
+        asm!("{{", ".reg .pred p;", "mbarrier.test_wait.parity.shared.b64 p, [{1}], {2};",
             "selp.u32 {0}, 1, 0, p;", "}}", out(reg32) done, in(reg32) barrier, in(reg32) parity, options(nostack));
     }
     done != 0
