@@ -4,6 +4,7 @@
 //! executes the exact PTX that the GPU would be given.
 
 pub mod backend;
+pub mod compare;
 pub mod device;
 pub mod element;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod kv;
 pub mod launch;
 mod memory;
 pub mod ops;
+pub mod reference;
 pub mod stream;
 pub mod tensor;
 pub mod tensor_map;
