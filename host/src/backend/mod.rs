@@ -6,6 +6,8 @@
 
 use crate::{Result, device::DeviceProperties, images::Image, tensor_map::TensorMapRequest};
 
+pub mod cuda;
+
 /// A loaded kernel entry of one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KernelId(pub u64);

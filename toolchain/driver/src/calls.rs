@@ -101,10 +101,20 @@ calls! {
     /// Meaning of a result code; static text.
     [6 . 0] get_error_string = cuGetErrorString(error: u32, text: *mut *const c_char);
 
+    /// Starts the driver; flags 0. Later calls do nothing.
+    [2 . 0] init = cuInit(flags: u32);
+    /// Devices that the driver shows to this process.
+    [2 . 0] device_get_count = cuDeviceGetCount(count: *mut i32);
     /// One of a device's attributes (`CUdevice_attribute`).
     [2 . 0] device_get_attribute = cuDeviceGetAttribute(value: *mut i32, attribute: u32, device: Device);
     /// A device's 16-byte UUID.
     [11 . 4] device_get_uuid = cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: Device);
+    /// Takes a share in a device's primary context.
+    [7 . 0] device_primary_ctx_retain = cuDevicePrimaryCtxRetain(context: *mut handle::Context, device: Device);
+    /// Gives a share in a device's primary context back.
+    [11 . 0] device_primary_ctx_release = cuDevicePrimaryCtxRelease_v2(device: Device);
+    /// Waits for all work of the current context.
+    [2 . 0] ctx_synchronize = cuCtxSynchronize();
     /// The context current on this thread, or null.
     [4 . 0] ctx_get_current = cuCtxGetCurrent(context: *mut handle::Context);
     /// Makes a context current on this thread.
