@@ -15,6 +15,8 @@ pub mod params;
 pub mod pipeline;
 pub mod tile;
 
+#[cfg(any(not(target_arch = "nvptx64"), unit = "device_tests"))]
+pub mod device_tests;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;
 
