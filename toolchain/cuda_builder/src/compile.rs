@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::fingerprint::{Fingerprint, Sources};
 use crate::toolchain::Toolchain;
 use crate::units::Unit;
-use crate::{Arch, Error};
+use crate::{Arch, Error, Event};
 
 /// The compilation target.
 const TARGET: &str = "nvptx64-nvidia-cuda";
@@ -63,9 +63,8 @@ impl Compiler<'_> {
     ///
     /// # Errors
     /// [`Error::Dependencies`] or [`Error::Compile`] with the compiler's messages; [`Error::Io`] and [`Error::Start`].
-    pub fn compile(&self, jobs: &[Job<'_>], report: &dyn Fn(&str)) -> Result<Vec<Compiled>, Error> {
-        let units = self.cache.join("units");
-        std::fs::create_dir_all(&units).map_err(Error::io(&units))?;
+    pub fn compile(&self, jobs: &[Job<'_>], report: &dyn Fn(&Event)) -> Result<Vec<Compiled>, Error> {
+        std::fs::create_dir_all(self.cache).map_err(Error::io(self.cache))?;
         // Builds of one repository share the folder: the second waits for the first and then finds all fresh.
         let lock_path = self.cache.join("lock");
         let lock = std::fs::File::create(&lock_path).map_err(Error::io(&lock_path))?;
@@ -79,11 +78,10 @@ impl Compiler<'_> {
             let workers = std::thread::available_parallelism()
                 .map_or(1, usize::from)
                 .min(stale.len());
-            report(&format!(
-                "compiling {} of {} kernel units for the GPU",
-                stale.len(),
-                jobs.len()
-            ));
+            report(&Event::Compiling {
+                stale: stale.len(),
+                total: jobs.len(),
+            });
             let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
             std::thread::scope(|scope| {
                 for _ in 0..workers {
@@ -109,9 +107,13 @@ impl Compiler<'_> {
     }
 
     /// A file of one job. Each job has a folder of its own: rustc's intermediate files carry the crate's name, which all
-    /// units share.
+    /// units share; and each kernel crate, for checkouts of one repository may share a target folder.
     fn output(&self, job: &Job<'_>, extension: &str) -> PathBuf {
-        let folder = self.cache.join("units").join(format!("{}-{}", job.unit.name, job.arch));
+        let checkout = Fingerprint::new()
+            .with("crate", self.sources.root.to_string_lossy().as_bytes())
+            .finish();
+        let units = self.cache.join(format!("units-{}", &checkout[..8]));
+        let folder = units.join(format!("{}-{}", job.unit.name, job.arch));
         folder.join("kernels").with_extension(extension)
     }
 
@@ -178,7 +180,7 @@ impl Compiler<'_> {
     }
 
     /// Builds `core` and the crates the kernels depend on, unless an earlier build's are still right.
-    fn dependencies(&self, base: &str, report: &dyn Fn(&str)) -> Result<Dependencies, Error> {
+    fn dependencies(&self, base: &str, report: &dyn Fn(&Event)) -> Result<Dependencies, Error> {
         let path = self.cache.join("dependencies.json");
         let hash = Fingerprint::new()
             .with("toolchain", &self.toolchain.version)
@@ -193,7 +195,7 @@ impl Compiler<'_> {
         {
             return Ok(known);
         }
-        report("building core and the device crates for the GPU");
+        report(&Event::Dependencies);
         let mut command = self.toolchain.cargo();
         command.current_dir(&self.sources.root).args([
             "build",
@@ -239,9 +241,7 @@ impl Compiler<'_> {
             .current_dir(&self.sources.root)
             .arg("src/lib.rs")
             .args(self.flags(job));
-        command
-            .arg("-Zunstable-options")
-            .args(["--error-format=json", "--json=diagnostic-rendered-ansi"]);
+        command.args(["-Zunstable-options", "--error-format=json"]);
         let folder = assembly.parent().unwrap_or(self.cache);
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         command.arg("--emit=asm,dep-info").arg("--out-dir").arg(folder);

@@ -30,6 +30,7 @@ pub mod assemble;
 mod bundle;
 mod compile;
 mod error;
+mod event;
 mod fingerprint;
 pub mod image;
 pub mod lint;
@@ -43,6 +44,7 @@ use std::path::{Path, PathBuf};
 pub use arch::Arch;
 pub use bundle::{Bundle, Kernel, Manifest};
 pub use error::Error;
+pub use event::Event;
 pub use fingerprint::{BUILDER_VERSION, Sources};
 pub use toolchain::Toolchain;
 
@@ -54,7 +56,7 @@ pub struct CudaBuilder {
     target_dir: Option<PathBuf>,
     offline: bool,
     deny_warnings: bool,
-    report: Box<dyn Fn(&str)>,
+    report: Box<dyn Fn(&Event)>,
 }
 
 impl CudaBuilder {
@@ -67,7 +69,7 @@ impl CudaBuilder {
             target_dir: None,
             offline: false,
             deny_warnings: false,
-            report: Box::new(|line| eprintln!("{line}")),
+            report: Box::new(|event| eprintln!("{event}")),
         }
     }
 
@@ -101,8 +103,8 @@ impl CudaBuilder {
         self
     }
 
-    /// Receives progress and rustc's warnings, line by line; standard error does if not set.
-    pub fn report(mut self, report: impl Fn(&str) + 'static) -> CudaBuilder {
+    /// Receives what happens; standard error does if not set.
+    pub fn report(mut self, report: impl Fn(&Event) + 'static) -> CudaBuilder {
         self.report = Box::new(report);
         self
     }
@@ -150,8 +152,12 @@ impl CudaBuilder {
         let compiled = compiler.compile(&jobs, &*self.report)?;
         let mut images = Vec::new();
         for unit in &compiled {
-            for line in unit.warnings.lines() {
-                (self.report)(line);
+            if !unit.warnings.is_empty() {
+                (self.report)(&Event::Warning {
+                    unit: unit.unit.clone(),
+                    arch: unit.arch,
+                    diagnostics: unit.warnings.clone(),
+                });
             }
             images.extend(image::split(&unit.unit, unit.arch, &unit.text)?);
         }

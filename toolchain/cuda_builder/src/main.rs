@@ -96,12 +96,11 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
 }
 
 impl Options {
-    /// The kernel crate: as given, else the one of the repository this command was compiled in.
+    /// The kernel crate: as given, else the one of the repository this command runs in (Cargo names it), or was
+    /// compiled in.
     fn kernels(&self) -> PathBuf {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .ancestors()
-            .nth(2)
-            .unwrap_or(Path::new("."));
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let repository = Path::new(&package).ancestors().nth(2).unwrap_or(Path::new("."));
         self.kernels.clone().unwrap_or_else(|| repository.join("kernels-gpu"))
     }
 
@@ -111,7 +110,9 @@ impl Options {
 
     fn cache(&self) -> PathBuf {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-        target.unwrap_or_else(|| self.kernels().join("../target")).join("nvptx")
+        target
+            .unwrap_or_else(|| self.kernels().parent().unwrap_or(Path::new(".")).join("target"))
+            .join("nvptx")
     }
 
     /// A builder of what was asked for; `write` and `check` always build all.

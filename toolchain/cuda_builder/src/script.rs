@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Bundle, CudaBuilder, Error, Sources};
+use crate::{Bundle, CudaBuilder, Error, Event, Sources};
 
 /// The archive's name in the kernel crate.
 pub const ARCHIVE: &str = "images.zip";
@@ -81,7 +81,7 @@ pub fn embed(kernel_crate: &Path) -> Result<(), Error> {
             let bundle = CudaBuilder::new(kernel_crate)
                 .target_dir(target_dir(&out_dir).join("nvptx"))
                 .offline(offline())
-                .report(|line| println!("cargo:warning={line}"))
+                .report(tell)
                 .build()?;
             let bytes = bundle.to_zip()?;
             std::fs::write(&images, &bytes).map_err(Error::io(&images))?;
@@ -92,6 +92,17 @@ pub fn embed(kernel_crate: &Path) -> Result<(), Error> {
     }
     println!("cargo:rustc-env=FERROFLASH_IMAGES={}", images.display());
     Ok(())
+}
+
+/// What a user of Cargo should see becomes a warning, as Cargo shows nothing else; the rest goes to the script's output.
+fn tell(event: &Event) {
+    let prefix = match event {
+        Event::Installing { .. } | Event::Warning { .. } => "cargo:warning=",
+        _ => "",
+    };
+    for line in event.to_string().lines() {
+        println!("{prefix}{line}");
+    }
 }
 
 /// Archive or source: a docs build never compiles kernels, and an archive that fits is taken unless told otherwise.
@@ -114,13 +125,18 @@ fn set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
 }
 
-/// Cargo's target folder: the one above `OUT_DIR` that Cargo tagged; `OUT_DIR` itself when none is.
+/// Cargo's target folder: the one above `OUT_DIR` that Cargo tagged. A folder that Cargo did not make itself has no tag;
+/// then it is where `OUT_DIR` (`target/PROFILE/build/…/out`) says.
 fn target_dir(out_dir: &Path) -> PathBuf {
-    out_dir
-        .ancestors()
-        .find(|folder| folder.join("CACHEDIR.TAG").exists())
-        .unwrap_or(out_dir)
-        .to_path_buf()
+    let tagged = out_dir.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let named = || {
+        out_dir
+            .ancestors()
+            .find(|folder| folder.ends_with("build"))?
+            .ancestors()
+            .nth(2)
+    };
+    tagged.or_else(named).unwrap_or(out_dir).to_path_buf()
 }
 
 #[cfg(test)]
@@ -148,5 +164,9 @@ mod tests {
         let out = folder.path().join("release/build/host-1/out");
         std::fs::create_dir_all(&out).unwrap();
         assert_eq!(target_dir(&out), folder.path());
+        assert_eq!(
+            target_dir(Path::new("/x/out-of/release/build/host-1/out")),
+            Path::new("/x/out-of")
+        );
     }
 }

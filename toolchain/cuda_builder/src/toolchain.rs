@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use crate::Error;
+use crate::{Error, Event};
 
 /// An installed device toolchain.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ impl Toolchain {
     /// # Errors
     /// [`Error::Config`] when the file pins nothing; [`Error::Toolchain`], with the command to run, when the
     /// toolchain is missing and could not be installed.
-    pub fn find(kernel_crate: &Path, offline: bool, report: &dyn Fn(&str)) -> Result<Toolchain, Error> {
+    pub fn find(kernel_crate: &Path, offline: bool, report: &dyn Fn(&Event)) -> Result<Toolchain, Error> {
         let channel = pinned_channel(&kernel_crate.join("rust-toolchain.toml"))?;
         let arguments = [
             "toolchain",
@@ -50,7 +50,9 @@ impl Toolchain {
         if offline {
             return Err(missing("it is not installed, and this build must not use the network"));
         }
-        report(&format!("installing the device toolchain, once: {command}"));
+        report(&Event::Installing {
+            command: command.clone(),
+        });
         let output = clean(Command::new("rustup").args(arguments))
             .output()
             .map_err(|error| missing(&format!("and rustup did not start ({error})")))?;
