@@ -97,10 +97,7 @@ pub fn half(kind: Half, h: u16, ftz: bool, f: impl Fn(f64) -> f64) -> u16 {
     let h = if ftz { kind.flush(h) } else { h };
     let wide = f64::from(f32::from_bits(kind.widen(h)));
     // f64 → f32 → 16 bits rounds twice, far inside the approximation's bound.
-    let r = kind.narrow(convert::f64_to_f32(
-        f(wide).to_bits(),
-        super::Rounding::NearestEven,
-    ));
+    let r = kind.narrow(convert::f64_to_f32(f(wide).to_bits(), super::Rounding::NearestEven));
     if ftz { kind.flush(r) } else { r }
 }
 
@@ -120,11 +117,7 @@ pub fn rsqrt_f64(x: u64) -> u64 {
 
 fn f64_high(x: u64, f: impl Fn(f64) -> f64) -> u64 {
     let flush = |b: u64| {
-        if b & 0x7ff0_0000_0000_0000 == 0 {
-            b & 1 << 63
-        } else {
-            b
-        }
+        if b & 0x7ff0_0000_0000_0000 == 0 { b & 1 << 63 } else { b }
     };
     let r = f(f64::from_bits(flush(x)));
     if r.is_nan() {

@@ -179,11 +179,7 @@ mod tests {
                 v as i64 as u64,
                 "{v}"
             );
-            assert_eq!(
-                float_to_int(soft::F64, x, 64, false, Rounding::Zero),
-                v as u64,
-                "{v}"
-            );
+            assert_eq!(float_to_int(soft::F64, x, 64, false, Rounding::Zero), v as u64, "{v}");
             assert_eq!(
                 float_to_int(soft::F64, x, 8, true, Rounding::NearestEven),
                 u64::from(v.round_ties_even() as i8 as u8)
@@ -203,26 +199,14 @@ mod tests {
             let w = f64::from_bits(round_to_integral(soft::F64, x, Rounding::Up));
             assert_eq!(w.to_bits(), v.ceil().to_bits(), "{v}");
         }
-        assert_eq!(
-            float_to_int(soft::F32, 0x7fc0_0000, 32, true, Rounding::Zero),
-            0
-        );
-        assert_eq!(
-            float_to_int(soft::F32, 0x7fc0_0000, 64, true, Rounding::Zero),
-            1 << 63
-        );
+        assert_eq!(float_to_int(soft::F32, 0x7fc0_0000, 32, true, Rounding::Zero), 0);
+        assert_eq!(float_to_int(soft::F32, 0x7fc0_0000, 64, true, Rounding::Zero), 1 << 63);
         assert_eq!(
             float_to_int(soft::F64, f64::NAN.to_bits(), 32, false, Rounding::Zero),
             1 << 31
         );
         assert_eq!(
-            float_to_int(
-                soft::F64,
-                (u64::MAX as f64 * 0.75).to_bits(),
-                64,
-                false,
-                Rounding::Zero
-            ),
+            float_to_int(soft::F64, (u64::MAX as f64 * 0.75).to_bits(), 64, false, Rounding::Zero),
             (u64::MAX as f64 * 0.75) as u64
         );
     }
@@ -241,10 +225,7 @@ mod tests {
             int_to_float(soft::F64, i64::MIN as u64, 64, true, Rounding::Zero),
             (i64::MIN as f64).to_bits()
         );
-        assert_eq!(
-            int_to_float(soft::F16, 65535, 32, true, Rounding::NearestEven),
-            0x7c00
-        );
+        assert_eq!(int_to_float(soft::F16, 65535, 32, true, Rounding::NearestEven), 0x7c00);
         assert_eq!(
             int_to_float(soft::F32, 16_777_217, 32, false, Rounding::Up),
             u64::from(16_777_218f32.to_bits())
@@ -258,22 +239,10 @@ mod tests {
             f32_to_tf32(x.to_bits(), Rounding::NearestAway, false),
             (1.0 + 2f32.powi(-10)).to_bits()
         );
-        assert_eq!(
-            f32_to_tf32(x.to_bits(), Rounding::NearestEven, false),
-            1f32.to_bits()
-        );
+        assert_eq!(f32_to_tf32(x.to_bits(), Rounding::NearestEven, false), 1f32.to_bits());
         assert_eq!(f32_to_tf32((-x).to_bits(), Rounding::NearestAway, true), 0);
-        assert_eq!(
-            f32_to_tf32(f32::NAN.to_bits(), Rounding::NearestEven, true),
-            NAN_F32
-        );
-        assert_eq!(
-            f64_to_f32(1e300f64.to_bits(), Rounding::Zero),
-            f32::MAX.to_bits()
-        );
-        assert_eq!(
-            f64_to_f32(0.1f64.to_bits(), Rounding::NearestEven),
-            0.1f32.to_bits()
-        );
+        assert_eq!(f32_to_tf32(f32::NAN.to_bits(), Rounding::NearestEven, true), NAN_F32);
+        assert_eq!(f64_to_f32(1e300f64.to_bits(), Rounding::Zero), f32::MAX.to_bits());
+        assert_eq!(f64_to_f32(0.1f64.to_bits(), Rounding::NearestEven), 0.1f32.to_bits());
     }
 }

@@ -46,9 +46,7 @@ pub fn mul(a: u64, b: u64, rounding: Rounding) -> u64 {
 #[must_use]
 pub fn fma(a: u64, b: u64, c: u64, rounding: Rounding) -> u64 {
     match rounding {
-        Rounding::NearestEven => {
-            canonical(f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)))
-        }
+        Rounding::NearestEven => canonical(f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c))),
         other => soft::fma(soft::F64, a, b, c, other),
     }
 }
@@ -122,14 +120,8 @@ mod tests {
             div(f(1.0), f(3.0), Rounding::Down) + 1
         );
         assert_eq!(add(f(f64::MAX), f(f64::MAX), Rounding::Zero), f(f64::MAX));
-        assert_eq!(
-            add(f(f64::MAX), f(f64::MAX), Rounding::Up),
-            f(f64::INFINITY)
-        );
-        assert_eq!(
-            mul(f(0.0), f(f64::INFINITY), Rounding::NearestEven),
-            NAN_F64
-        );
+        assert_eq!(add(f(f64::MAX), f(f64::MAX), Rounding::Up), f(f64::INFINITY));
+        assert_eq!(mul(f(0.0), f(f64::INFINITY), Rounding::NearestEven), NAN_F64);
         assert_eq!(min(f(0.0), f(-0.0)), f(-0.0));
         assert_eq!(max(f(f64::NAN), f(-5.0)), f(-5.0));
         assert_eq!(sqrt(f(2.0), Rounding::Down), f(2f64.sqrt()) - 1);

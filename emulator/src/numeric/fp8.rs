@@ -54,10 +54,7 @@ impl Fp8 {
         let (man, exp) = if field == 0 {
             (man, self.quantum())
         } else {
-            (
-                man | 1 << self.man_bits(),
-                self.quantum() + field as i32 - 1,
-            )
+            (man | 1 << self.man_bits(), self.quantum() + field as i32 - 1)
         };
         sign | (man as f32 * f32::from_bits(((127 + exp) as u32) << 23)).to_bits()
     }
@@ -73,15 +70,7 @@ impl Fp8 {
             Value::Finite { sign, mant, exp } => {
                 let s = u8::from(sign) << 7;
                 let m = self.man_bits();
-                let (kept, q) = soft::round_to(
-                    sign,
-                    mant,
-                    exp,
-                    false,
-                    m + 1,
-                    self.quantum(),
-                    Rounding::NearestEven,
-                );
+                let (kept, q) = soft::round_to(sign, mant, exp, false, m + 1, self.quantum(), Rounding::NearestEven);
                 if kept >> m == 0 {
                     return s | kept as u8;
                 }

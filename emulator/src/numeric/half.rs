@@ -12,16 +12,8 @@ pub fn f16_to_f32(h: u16) -> u32 {
     let magnitude = u32::from(h & 0x7fff);
     // Scaling by 2^112 moves the bias from 15 to 127 and makes subnormals normal.
     let scaled = (f32::from_bits(magnitude << 13) * f32::from_bits(0x7780_0000)).to_bits();
-    let value = if magnitude >= 0x7c00 {
-        0x7f80_0000
-    } else {
-        scaled
-    };
-    let value = if magnitude > 0x7c00 {
-        super::NAN_F32
-    } else {
-        value
-    };
+    let value = if magnitude >= 0x7c00 { 0x7f80_0000 } else { scaled };
+    let value = if magnitude > 0x7c00 { super::NAN_F32 } else { value };
     let sign = if magnitude > 0x7c00 {
         0
     } else {
@@ -48,16 +40,9 @@ pub fn f32_to_f16(x: u32, rounding: Rounding) -> u16 {
     let magnitude = x & 0x7fff_ffff;
     let sign = (x >> 16 & 0x8000) as u16;
     // Adding 0.5 puts the unit of f16 subnormals, 2^-24, into the last bit of the f32.
-    let subnormal = (f32::from_bits(magnitude) + 0.5)
-        .to_bits()
-        .wrapping_sub(0x3f00_0000);
-    let normal =
-        (magnitude.wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13).wrapping_sub(112 << 10);
-    let r = if magnitude < 0x3880_0000 {
-        subnormal
-    } else {
-        normal
-    };
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let normal = (magnitude.wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13).wrapping_sub(112 << 10);
+    let r = if magnitude < 0x3880_0000 { subnormal } else { normal };
     let r = if magnitude >= 0x477f_f000 { 0x7c00 } else { r };
     if magnitude > 0x7f80_0000 {
         NAN_F16
@@ -139,11 +124,7 @@ impl Half {
     #[inline(always)]
     #[must_use]
     pub fn flush(self, h: u16) -> u16 {
-        if h & self.exponent() == 0 {
-            h & 0x8000
-        } else {
-            h
-        }
+        if h & self.exponent() == 0 { h & 0x8000 } else { h }
     }
 
     #[inline(always)]
@@ -200,11 +181,7 @@ impl Half {
     #[inline]
     #[must_use]
     pub fn fma(self, a: u16, b: u16, c: u16, mode: Mode) -> u16 {
-        let (a, b, c) = (
-            self.input(a, mode),
-            self.input(b, mode),
-            self.input(c, mode),
-        );
+        let (a, b, c) = (self.input(a, mode), self.input(b, mode), self.input(c, mode));
         let wide = |h| f64::from(f32::from_bits(self.widen(h)));
         let product = wide(a) * wide(b); // exact
         let c = wide(c);
@@ -215,12 +192,7 @@ impl Half {
         let r = if sum.is_nan() {
             NAN_F16
         } else if sum.is_infinite() || error == 0.0 {
-            soft::convert(
-                soft::F64,
-                self.format(),
-                sum.to_bits(),
-                Rounding::NearestEven,
-            ) as u16
+            soft::convert(soft::F64, self.format(), sum.to_bits(), Rounding::NearestEven) as u16
         } else {
             // Round to odd: then the second rounding sees on which side of a tie the exact value lies.
             let bits = sum.to_bits();
@@ -239,11 +211,7 @@ impl Half {
 
     #[inline(always)]
     fn pick(self, a: u16, b: u16, ftz: bool, nan: bool, max: bool) -> u16 {
-        let (a, b) = if ftz {
-            (self.flush(a), self.flush(b))
-        } else {
-            (a, b)
-        };
+        let (a, b) = if ftz { (self.flush(a), self.flush(b)) } else { (a, b) };
         let key = |x: u16| (x ^ ((x as i16 >> 15) as u16 >> 1)) as i16;
         match (self.is_nan(a), self.is_nan(b)) {
             (true, true) => NAN_F16,
@@ -337,8 +305,7 @@ mod tests {
                 _ => (e & !0xfff) | (x & 0x8000_0000),
             };
             for (kind, format) in [(Half::F16, soft::F16), (Half::Bf16, soft::BF16)] {
-                let want =
-                    soft::convert(soft::F32, format, bits.into(), Rounding::NearestEven) as u16;
+                let want = soft::convert(soft::F32, format, bits.into(), Rounding::NearestEven) as u16;
                 assert_eq!(kind.narrow(bits), want, "{kind:?} {bits:08x}");
             }
         }
@@ -362,10 +329,7 @@ mod tests {
                 let (x, y, z) = (u64::from(a), u64::from(b), u64::from(c));
                 assert_eq!(u64::from(kind.add(a, b, Mode::RN)), soft::add(f, x, y, rn));
                 assert_eq!(u64::from(kind.mul(a, b, Mode::RN)), soft::mul(f, x, y, rn));
-                assert_eq!(
-                    u64::from(kind.fma(a, b, c, Mode::RN)),
-                    soft::fma(f, x, y, z, rn)
-                );
+                assert_eq!(u64::from(kind.fma(a, b, c, Mode::RN)), soft::fma(f, x, y, z, rn));
             }
         }
         // A tie of the f16 product broken by an addend 2^-60 of its size would be lost in f64 alone; bf16 reaches it.

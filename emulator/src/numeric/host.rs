@@ -73,12 +73,7 @@ approximations! {
 #[inline(always)]
 #[must_use]
 pub fn f32_fma(a: f32, b: f32, c: f32, rounding: Rounding) -> f32 {
-    f32::from_bits(single::fma(
-        a.to_bits(),
-        b.to_bits(),
-        c.to_bits(),
-        plain(rounding),
-    ))
+    f32::from_bits(single::fma(a.to_bits(), b.to_bits(), c.to_bits(), plain(rounding)))
 }
 
 /// `a · b + c` with one rounding.

@@ -6,11 +6,7 @@ use super::{Mode, NAN_F32, Rounding, soft};
 #[inline(always)]
 #[must_use]
 pub fn flush(x: u32) -> u32 {
-    if x & 0x7f80_0000 == 0 {
-        x & 0x8000_0000
-    } else {
-        x
-    }
+    if x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x }
 }
 
 /// Whether `x` is a NaN.
@@ -45,12 +41,7 @@ pub fn finish(x: u32, mode: Mode) -> u32 {
 }
 
 #[cold]
-fn directed(
-    op: fn(soft::Format, u64, u64, Rounding) -> u64,
-    a: u32,
-    b: u32,
-    rounding: Rounding,
-) -> u32 {
+fn directed(op: fn(soft::Format, u64, u64, Rounding) -> u64, a: u32, b: u32, rounding: Rounding) -> u32 {
     op(soft::F32, a.into(), b.into(), rounding) as u32
 }
 
@@ -91,9 +82,7 @@ pub fn mul(a: u32, b: u32, mode: Mode) -> u32 {
 pub fn fma(a: u32, b: u32, c: u32, mode: Mode) -> u32 {
     let (a, b, c) = (input(a, mode), input(b, mode), input(c, mode));
     let r = match mode.rounding {
-        Rounding::NearestEven => {
-            canonical(f32::from_bits(a).mul_add(f32::from_bits(b), f32::from_bits(c)))
-        }
+        Rounding::NearestEven => canonical(f32::from_bits(a).mul_add(f32::from_bits(b), f32::from_bits(c))),
         other => soft::fma(soft::F32, a.into(), b.into(), c.into(), other) as u32,
     };
     finish(r, mode)
@@ -205,10 +194,7 @@ mod tests {
         let f = f32::to_bits;
         let tiny = f(2f32.powi(-30));
         assert_eq!(add(f(1.0), tiny, Mode::RN), f(1.0));
-        assert_eq!(
-            add(f(1.0), tiny, Mode::RN.rounding(Rounding::Up)),
-            f(1.0) + 1
-        );
+        assert_eq!(add(f(1.0), tiny, Mode::RN.rounding(Rounding::Up)), f(1.0) + 1);
         assert_eq!(sub(f(1.0), tiny, RZ), f(1.0) - 1);
         assert_eq!(add(1, 1, Mode::RN), 2);
         assert_eq!(add(1, f(-0.0), Mode::RN.ftz(true)), 0);
@@ -216,10 +202,7 @@ mod tests {
         assert_eq!(mul(0x0080_0000, f(0.5), Mode::RN), 0x0040_0000);
         assert_eq!(add(f(0.75), f(0.75), Mode::RN.sat(true)), f(1.0));
         assert_eq!(add(f(-0.75), f(0.5), Mode::RN.sat(true)), 0);
-        assert_eq!(
-            add(f(f32::INFINITY), f(f32::NEG_INFINITY), Mode::RN),
-            NAN_F32
-        );
+        assert_eq!(add(f(f32::INFINITY), f(f32::NEG_INFINITY), Mode::RN), NAN_F32);
         assert_eq!(add(0x7fc0_1234, 0, Mode::RN.sat(true)), 0);
         assert_eq!(
             fma(
@@ -249,9 +232,6 @@ mod tests {
         assert_eq!(max(f(1.0), 0xffc0_0000, false, true), NAN_F32);
         assert_eq!(max(0xffc0_0000, 0x7f80_0001, false, false), NAN_F32);
         assert_eq!(max(1, f(-1.0), true, false), 0);
-        assert_eq!(
-            xorsign_abs(f(-3.0), f(2.0), |a, b| max(a, b, false, false)),
-            f(-3.0)
-        );
+        assert_eq!(xorsign_abs(f(-3.0), f(2.0), |a, b| max(a, b, false, false)), f(-3.0));
     }
 }

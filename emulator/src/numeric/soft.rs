@@ -89,11 +89,7 @@ pub fn unpack(format: Format, bits: u64) -> Value {
     let field = (magnitude >> format.man_bits) as i32;
     let man = magnitude & ((1 << format.man_bits) - 1);
     if field == (1 << format.exp_bits) - 1 {
-        return if man == 0 {
-            Value::Inf(sign)
-        } else {
-            Value::Nan
-        };
+        return if man == 0 { Value::Inf(sign) } else { Value::Nan };
     }
     let (mant, exp) = if field == 0 {
         (man, format.quantum())
@@ -149,24 +145,9 @@ pub fn round_to(
 
 /// Rounds a finite value into `format`; overflow gives infinity or the largest finite value as the mode demands.
 #[must_use]
-pub fn pack(
-    format: Format,
-    sign: bool,
-    mant: u128,
-    exp: i32,
-    sticky: bool,
-    rounding: Rounding,
-) -> u64 {
+pub fn pack(format: Format, sign: bool, mant: u128, exp: i32, sticky: bool, rounding: Rounding) -> u64 {
     let s = if sign { format.sign_bit() } else { 0 };
-    let (kept, q) = round_to(
-        sign,
-        mant,
-        exp,
-        sticky,
-        format.man_bits + 1,
-        format.quantum(),
-        rounding,
-    );
+    let (kept, q) = round_to(sign, mant, exp, sticky, format.man_bits + 1, format.quantum(), rounding);
     if kept >> format.man_bits == 0 {
         return s | kept; // zero or subnormal
     }
@@ -178,11 +159,7 @@ pub fn pack(
             Rounding::Down => sign,
             Rounding::Up => !sign,
         };
-        return s | if to_inf {
-            format.inf()
-        } else {
-            format.inf() - 1
-        };
+        return s | if to_inf { format.inf() } else { format.inf() - 1 };
     }
     s | (field as u64) << format.man_bits | (kept & ((1 << format.man_bits) - 1))
 }
@@ -213,8 +190,7 @@ pub fn fma(format: Format, a: u64, b: u64, c: u64, rounding: Rounding) -> u64 {
     let (a, b, c) = (unpack(format, a), unpack(format, b), unpack(format, c));
     let product = match (a, b) {
         (Value::Nan, _) | (_, Value::Nan) => return format.nan,
-        (Value::Inf(_), Value::Finite { mant: 0, .. })
-        | (Value::Finite { mant: 0, .. }, Value::Inf(_)) => {
+        (Value::Inf(_), Value::Finite { mant: 0, .. }) | (Value::Finite { mant: 0, .. }, Value::Inf(_)) => {
             return format.nan;
         }
         (Value::Inf(s), Value::Finite { sign, .. } | Value::Inf(sign))
@@ -267,11 +243,7 @@ fn sum(format: Format, a: Value, b: Value, rounding: Rounding) -> u64 {
                 exp: eb,
             },
         ) => {
-            let zero_sign = if sa == sb {
-                sa
-            } else {
-                rounding == Rounding::Down
-            };
+            let zero_sign = if sa == sb { sa } else { rounding == Rounding::Down };
             match (ma, mb) {
                 (0, 0) => return if zero_sign { format.sign_bit() } else { 0 },
                 (_, 0) => return pack(format, sa, ma, ea, false, rounding),
@@ -314,14 +286,7 @@ pub fn div(format: Format, a: u64, b: u64, rounding: Rounding) -> u64 {
         (Value::Finite { mant: 0, .. }, Value::Finite { mant: 0, .. }) => format.nan,
         (Value::Inf(_), _) | (_, Value::Finite { mant: 0, .. }) => s | format.inf(),
         (_, Value::Inf(_)) | (Value::Finite { mant: 0, .. }, _) => s,
-        (
-            Value::Finite {
-                mant: ma, exp: ea, ..
-            },
-            Value::Finite {
-                mant: mb, exp: eb, ..
-            },
-        ) => {
+        (Value::Finite { mant: ma, exp: ea, .. }, Value::Finite { mant: mb, exp: eb, .. }) => {
             let (ma, ea) = normalise(ma, ea, 126);
             pack(format, s != 0, ma / mb, ea - eb, ma % mb != 0, rounding)
         }
@@ -359,12 +324,7 @@ pub fn from_int(format: Format, negative: bool, magnitude: u64, rounding: Roundi
 mod tests {
     use super::*;
 
-    const MODES: [Rounding; 4] = [
-        Rounding::NearestEven,
-        Rounding::Zero,
-        Rounding::Down,
-        Rounding::Up,
-    ];
+    const MODES: [Rounding; 4] = [Rounding::NearestEven, Rounding::Zero, Rounding::Down, Rounding::Up];
 
     /// Interesting and random f64 patterns.
     fn samples(n: usize) -> Vec<u64> {
@@ -418,25 +378,16 @@ mod tests {
                 same(mul(F64, a, b, Rounding::NearestEven), f(a) * f(b));
                 same(div(F64, a, b, Rounding::NearestEven), f(a) / f(b));
                 let c = s[(a ^ b) as usize % s.len()];
-                same(
-                    fma(F64, a, b, c, Rounding::NearestEven),
-                    f(a).mul_add(f(b), f(c)),
-                );
+                same(fma(F64, a, b, c, Rounding::NearestEven), f(a).mul_add(f(b), f(c)));
                 let near = (-(f(a) * f(b))).to_bits();
-                same(
-                    fma(F64, a, b, near, Rounding::NearestEven),
-                    f(a).mul_add(f(b), f(near)),
-                );
+                same(fma(F64, a, b, near, Rounding::NearestEven), f(a).mul_add(f(b), f(near)));
             }
         }
     }
 
     #[test]
     fn nearest_even_matches_the_host_in_f32() {
-        let s: Vec<u32> = samples(400)
-            .iter()
-            .map(|x| (x >> 29) as u32 ^ (*x as u32))
-            .collect();
+        let s: Vec<u32> = samples(400).iter().map(|x| (x >> 29) as u32 ^ (*x as u32)).collect();
         for &a in &s {
             for &b in &s {
                 let (x, y) = (f32::from_bits(a), f32::from_bits(b));
@@ -445,11 +396,7 @@ mod tests {
                     (mul(F32, a.into(), b.into(), Rounding::NearestEven), x * y),
                     (div(F32, a.into(), b.into(), Rounding::NearestEven), x / y),
                 ] {
-                    let want = if want.is_nan() {
-                        0x7fff_ffff
-                    } else {
-                        want.to_bits()
-                    };
+                    let want = if want.is_nan() { 0x7fff_ffff } else { want.to_bits() };
                     assert_eq!(got as u32, want);
                 }
             }
@@ -509,10 +456,7 @@ mod tests {
             convert(F32, F16, 65520f32.to_bits().into(), Rounding::NearestEven),
             0x7c00
         );
-        assert_eq!(
-            convert(F32, F16, 65520f32.to_bits().into(), Rounding::Zero),
-            0x7bff
-        );
+        assert_eq!(convert(F32, F16, 65520f32.to_bits().into(), Rounding::Zero), 0x7bff);
         assert_eq!(
             convert(
                 F32,

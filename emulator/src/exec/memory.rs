@@ -1,0 +1,534 @@
+//! Loads, stores, and the way from an address to bytes (PTX ISA, "State Spaces", `ld`, `st`, `prefetch`).
+
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use super::{Context, Operation, Outcome, Step};
+use crate::fault::{FaultKind, Stop};
+use crate::lower::types::{Modifiers, Type, ones};
+use crate::lower::{LOCAL_PARAM, Lowered, Lowering, Symbol};
+use crate::machine::cluster::{RANK_SHIFT, SHARED_START};
+use crate::machine::memory::{GLOBAL_BASE, Purpose};
+use crate::program::{Op, Register};
+use crate::syntax::ast::Instruction;
+
+/// Generic addresses of shared memory start here.
+pub(crate) const SHARED_WINDOW: u64 = 1 << 40;
+/// Generic addresses of local memory start here.
+pub(crate) const LOCAL_WINDOW: u64 = 2 << 40;
+/// Generic addresses of kernel parameters start here.
+pub(crate) const PARAM_WINDOW: u64 = 3 << 40;
+/// Size of the shared and local windows.
+pub(crate) const WINDOW: u64 = 1 << 32;
+
+/// The state space of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AccessSpace {
+    Generic,
+    Global,
+    /// `.shared::cta` and plain `.shared`: this CTA's.
+    Shared,
+    /// `.shared::cluster`: any CTA's of the cluster.
+    Cluster,
+    Local,
+    Constant,
+    Parameter,
+}
+
+impl AccessSpace {
+    fn name(self) -> &'static str {
+        match self {
+            AccessSpace::Generic => "generic",
+            AccessSpace::Global => "global",
+            AccessSpace::Shared => "shared::cta",
+            AccessSpace::Cluster => "shared::cluster",
+            AccessSpace::Local => "local",
+            AccessSpace::Constant => "const",
+            AccessSpace::Parameter => "param",
+        }
+    }
+
+    /// Takes the state space of an instruction; generic if it names none.
+    pub(crate) fn take(m: &mut Modifiers<'_>) -> AccessSpace {
+        let names = [
+            "global",
+            "shared",
+            "shared::cta",
+            "shared::cluster",
+            "local",
+            "const",
+            "param",
+            "param::entry",
+            "param::func",
+        ];
+        match m.take_one(&names) {
+            Some(0) => AccessSpace::Global,
+            Some(1 | 2) => AccessSpace::Shared,
+            Some(3) => AccessSpace::Cluster,
+            Some(4) => AccessSpace::Local,
+            Some(5) => AccessSpace::Constant,
+            Some(_) => AccessSpace::Parameter,
+            None => AccessSpace::Generic,
+        }
+    }
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AccessKind {
+    Read,
+    Write,
+    Atomic,
+}
+
+/// The memory that an address leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// An allocation, by index, and the offset in it.
+    Global(usize, u64),
+    /// Shared memory of a CTA of the cluster, and the offset in it.
+    Shared(usize, u32),
+    Local,
+    Parameter,
+}
+
+impl Context<'_> {
+    fn out_of_bounds(&self, space: AccessSpace, address: u64, size: u64, kind: AccessKind, lane: usize) -> Box<Stop> {
+        let doing = match kind {
+            AccessKind::Read => "read",
+            AccessKind::Write => "write",
+            AccessKind::Atomic => "atomic access",
+        };
+        let mut message = format!(
+            "{} {doing} of {size} bytes at {address:#x} is outside every allocation",
+            space.name()
+        );
+        let mut fault = FaultKind::OutOfBounds;
+        if matches!(space, AccessSpace::Global | AccessSpace::Constant) && address < GLOBAL_BASE {
+            let other = match address {
+                0..4096 => "it is near null",
+                a if a.wrapping_sub(SHARED_WINDOW) < WINDOW || a < WINDOW => {
+                    "it looks like an address of shared memory"
+                }
+                a if a.wrapping_sub(LOCAL_WINDOW) < WINDOW => "it is a generic address of local memory",
+                _ => "it is no device address",
+            };
+            if address >= 4096 {
+                fault = FaultKind::WrongSpace;
+            }
+            message.push_str("; ");
+            message.push_str(other);
+        }
+        if matches!(space, AccessSpace::Shared | AccessSpace::Cluster) {
+            if address >= WINDOW {
+                fault = FaultKind::WrongSpace;
+            }
+            let bytes = self.cluster.ctas[self.warp.cta].shared.len();
+            message.push_str(&format!(
+                "; the CTA has {bytes} bytes of shared memory from {SHARED_START:#x}"
+            ));
+        }
+        Stop::new(fault, message).lane(lane as u32).address(address)
+    }
+
+    /// The bytes at an address.
+    ///
+    /// # Errors
+    /// Misaligned, out of bounds, wrong space; and with checks on, uninitialised reads and races.
+    #[inline]
+    pub(crate) fn locate(
+        &mut self,
+        space: AccessSpace,
+        address: u64,
+        size: u64,
+        kind: AccessKind,
+        lane: usize,
+    ) -> Result<*mut u8, Box<Stop>> {
+        if address & (size - 1) != 0 {
+            let message = format!("{} access of {size} bytes at {address:#x}", space.name());
+            return Err(Stop::new(FaultKind::Misaligned, message)
+                .lane(lane as u32)
+                .address(address));
+        }
+        let (pointer, home) = self.resolve(space, address, size, kind, lane)?;
+        if self.launch.watched {
+            self.watch(home, size as u32, kind, lane)?;
+        }
+        Ok(pointer)
+    }
+
+    /// [`Context::locate`] without alignment and checks.
+    pub(crate) fn resolve(
+        &mut self,
+        space: AccessSpace,
+        address: u64,
+        size: u64,
+        kind: AccessKind,
+        lane: usize,
+    ) -> Result<(*mut u8, Home), Box<Stop>> {
+        match space {
+            AccessSpace::Global | AccessSpace::Constant => {
+                let hint = self.pc as usize & 15;
+                let global = self.launch.global;
+                let mut index = self.warp.hints[hint] as usize;
+                let fits = |a: &crate::machine::memory::Allocation| {
+                    size <= a.length && address.wrapping_sub(a.start) <= a.length - size
+                };
+                if !global.allocations.get(index).is_some_and(fits) {
+                    index = match global.find(address, size) {
+                        Some(index) => index,
+                        None => return Err(self.out_of_bounds(space, address, size, kind, lane)),
+                    };
+                    self.warp.hints[hint] = index as u32;
+                }
+                let a = &global.allocations[index];
+                if a.purpose == Purpose::Constant && kind != AccessKind::Read {
+                    let message = format!("a write to constant memory at {address:#x}");
+                    return Err(Stop::new(FaultKind::WrongSpace, message)
+                        .lane(lane as u32)
+                        .address(address));
+                }
+                if space == AccessSpace::Constant && a.purpose != Purpose::Constant {
+                    let message = format!("an access to constant memory at {address:#x} reaches global memory");
+                    return Err(Stop::new(FaultKind::WrongSpace, message)
+                        .lane(lane as u32)
+                        .address(address));
+                }
+                let offset = address - a.start;
+                // SAFETY: the offset lies within the allocation.
+                Ok((unsafe { a.pointer().add(offset as usize) }, Home::Global(index, offset)))
+            }
+            AccessSpace::Shared | AccessSpace::Cluster => {
+                let own = self.warp.cta;
+                let cta = (address >> RANK_SHIFT) as usize;
+                let offset = (address & ones(RANK_SHIFT)).wrapping_sub(u64::from(SHARED_START));
+                let allowed = cta == own || space == AccessSpace::Cluster && cta < self.cluster.ctas.len();
+                if allowed {
+                    let length = u64::from(self.cluster.ctas[cta].shared.len());
+                    if size <= length && offset <= length - size {
+                        let pointer = self.cluster.ctas[cta].shared.pointer();
+                        // SAFETY: the offset lies within the shared memory.
+                        return Ok((
+                            unsafe { pointer.add(offset as usize) },
+                            Home::Shared(cta, offset as u32),
+                        ));
+                    }
+                }
+                Err(self.out_of_bounds(space, address, size, kind, lane))
+            }
+            AccessSpace::Local => {
+                let length = u64::from(self.launch.program.local_bytes);
+                if size > length || address > length - size {
+                    return Err(self.out_of_bounds(space, address, size, kind, lane));
+                }
+                let pointer: *mut u8 = self.warp.local.as_mut_ptr().cast();
+                // SAFETY: every lane has `length` bytes, one lane after the other.
+                Ok((
+                    unsafe { pointer.add(lane * length as usize + address as usize) },
+                    Home::Local,
+                ))
+            }
+            AccessSpace::Parameter => {
+                if address & LOCAL_PARAM != 0 {
+                    return self.resolve(AccessSpace::Local, address & !LOCAL_PARAM, size, kind, lane);
+                }
+                let length = self.launch.params.len() as u64 * 16;
+                if kind != AccessKind::Read {
+                    let message = format!("a write to a kernel parameter at {address:#x}");
+                    return Err(Stop::new(FaultKind::WrongSpace, message)
+                        .lane(lane as u32)
+                        .address(address));
+                }
+                if size > length || address > length - size {
+                    return Err(self.out_of_bounds(space, address, size, kind, lane));
+                }
+                let pointer: *const u8 = self.launch.params.as_ptr().cast();
+                // SAFETY: the offset lies within the buffer; the kind is a read.
+                Ok((unsafe { pointer.add(address as usize) }.cast_mut(), Home::Parameter))
+            }
+            AccessSpace::Generic => {
+                if address >= GLOBAL_BASE {
+                    self.resolve(AccessSpace::Global, address, size, kind, lane)
+                } else if address.wrapping_sub(SHARED_WINDOW) < WINDOW {
+                    self.resolve(AccessSpace::Cluster, address - SHARED_WINDOW, size, kind, lane)
+                } else if address.wrapping_sub(LOCAL_WINDOW) < WINDOW {
+                    self.resolve(AccessSpace::Local, address - LOCAL_WINDOW, size, kind, lane)
+                } else if address.wrapping_sub(PARAM_WINDOW) < 2 * WINDOW {
+                    self.resolve(AccessSpace::Parameter, address - PARAM_WINDOW, size, kind, lane)
+                } else {
+                    Err(self.out_of_bounds(space, address, size, kind, lane))
+                }
+            }
+        }
+    }
+
+    /// Adds to the traffic of a space.
+    pub(crate) fn count(&mut self, space: AccessSpace, read: u64, written: u64) {
+        let i = match space {
+            AccessSpace::Global | AccessSpace::Generic => 0,
+            AccessSpace::Shared | AccessSpace::Cluster => 1,
+            AccessSpace::Local => 2,
+            AccessSpace::Constant | AccessSpace::Parameter => 3,
+        };
+        let traffic = &mut self.cluster.counters.traffic[i];
+        traffic.read += read;
+        traffic.written += written;
+    }
+
+    /// Counts the extra passes of a shared-memory access of `size` bytes a lane: lanes that use different words of
+    /// one of the 32 banks go one after the other. Wide accesses go by halves or quarters of the warp.
+    fn count_conflicts(&mut self, addresses: Register, offset: i64, size: u64) {
+        let group = match size {
+            16.. => 8,
+            8.. => 16,
+            _ => 32,
+        };
+        let addresses = *self.register(addresses);
+        for start in (0..32).step_by(group) {
+            let mut words: [[u32; 4]; 32] = [[u32::MAX; 4]; 32];
+            let mut most = 0;
+            let mut used = [0u8; 32];
+            for lane in (start..start + group).filter(|l| self.mask >> l & 1 != 0) {
+                let first = (addresses[lane].wrapping_add(offset as u64) >> 2) as u32;
+                for word in first..first + size.div_ceil(4) as u32 {
+                    let bank = (word & 31) as usize;
+                    let n = usize::from(used[bank]).min(4);
+                    if !words[bank][..n].contains(&word) {
+                        if n < 4 {
+                            words[bank][n] = word;
+                        }
+                        used[bank] += 1;
+                        most = most.max(used[bank]);
+                    }
+                }
+            }
+            self.cluster.counters.bank_conflicts += u64::from(most.saturating_sub(1));
+        }
+    }
+}
+
+/// Reads an aligned value of 1, 2, 4 or 8 bytes.
+///
+/// # Safety
+/// * `pointer` points to `size` bytes that stay allocated, aligned to `size`.
+/// * Other threads access them only through such functions.
+#[inline(always)]
+pub(crate) unsafe fn read(pointer: *mut u8, size: u32) -> u64 {
+    // SAFETY: as the function's own contract says.
+    unsafe {
+        match size {
+            1 => u64::from(AtomicU8::from_ptr(pointer).load(Ordering::Relaxed)),
+            2 => u64::from(AtomicU16::from_ptr(pointer.cast()).load(Ordering::Relaxed)),
+            4 => u64::from(AtomicU32::from_ptr(pointer.cast()).load(Ordering::Relaxed)),
+            _ => AtomicU64::from_ptr(pointer.cast()).load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Writes an aligned value of 1, 2, 4 or 8 bytes.
+///
+/// # Safety
+/// As [`read`].
+#[inline(always)]
+pub(crate) unsafe fn write(pointer: *mut u8, size: u32, value: u64) {
+    // SAFETY: as the function's own contract says.
+    unsafe {
+        match size {
+            1 => AtomicU8::from_ptr(pointer).store(value as u8, Ordering::Relaxed),
+            2 => AtomicU16::from_ptr(pointer.cast()).store(value as u16, Ordering::Relaxed),
+            4 => AtomicU32::from_ptr(pointer.cast()).store(value as u32, Ordering::Relaxed),
+            _ => AtomicU64::from_ptr(pointer.cast()).store(value, Ordering::Relaxed),
+        }
+    }
+}
+
+/// `ld`.
+struct Load {
+    space: AccessSpace,
+    address: Register,
+    offset: i64,
+    /// Destination of each element.
+    to: Vec<Register>,
+    /// Bytes of an element.
+    size: u32,
+    /// Bits that the sign is repeated up to; 0 without a sign.
+    signed: u32,
+}
+
+impl Operation for Load {
+    fn run(&self, cx: &mut Context<'_>) -> Outcome {
+        let total = u64::from(self.size) * self.to.len() as u64;
+        let active = u64::from(cx.mask.count_ones());
+        cx.count(self.space, total * active, 0);
+        if cx.launch.watched && matches!(self.space, AccessSpace::Shared | AccessSpace::Cluster) {
+            cx.count_conflicts(self.address, self.offset, total);
+        }
+        let addresses = *cx.register(self.address);
+        for lane in cx.lanes() {
+            let address = addresses[lane].wrapping_add(self.offset as u64);
+            let pointer = cx.locate(self.space, address, total, AccessKind::Read, lane)?;
+            for (k, &d) in self.to.iter().enumerate() {
+                // SAFETY: `locate` proved `total` bytes, aligned.
+                let mut value = unsafe { read(pointer.add(k * self.size as usize), self.size) };
+                if self.signed != 0 {
+                    let shift = 64 - 8 * self.size;
+                    value = ((value << shift) as i64 >> shift) as u64 & ones(self.signed);
+                }
+                cx.warp.registers[d as usize][lane] = value;
+            }
+        }
+        Ok(Step::Next)
+    }
+}
+
+/// `st`.
+struct Store {
+    space: AccessSpace,
+    address: Register,
+    offset: i64,
+    from: Vec<Register>,
+    size: u32,
+}
+
+impl Operation for Store {
+    fn run(&self, cx: &mut Context<'_>) -> Outcome {
+        let total = u64::from(self.size) * self.from.len() as u64;
+        let active = u64::from(cx.mask.count_ones());
+        cx.count(self.space, 0, total * active);
+        if cx.launch.watched && matches!(self.space, AccessSpace::Shared | AccessSpace::Cluster) {
+            cx.count_conflicts(self.address, self.offset, total);
+        }
+        let addresses = *cx.register(self.address);
+        for lane in cx.lanes() {
+            let address = addresses[lane].wrapping_add(self.offset as u64);
+            let pointer = cx.locate(self.space, address, total, AccessKind::Write, lane)?;
+            for (k, &a) in self.from.iter().enumerate() {
+                let value = cx.register(a)[lane];
+                // SAFETY: `locate` proved `total` bytes, aligned.
+                unsafe { write(pointer.add(k * self.size as usize), self.size, value) };
+            }
+        }
+        Ok(Step::Next)
+    }
+}
+
+/// Takes modifiers that steer caches or name an ordering, neither of which changes what this machine computes:
+/// every access is performed at once and in order.
+pub(crate) fn take_hints(m: &mut Modifiers<'_>) {
+    while m
+        .take_map(|name| {
+            let hint = matches!(
+                name,
+                "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" | "unified" | "L1" | "L2"
+            ) || name.starts_with("L1::")
+                || name.starts_with("L2::")
+                || name.starts_with("level::");
+            hint.then_some(())
+        })
+        .is_some()
+    {}
+}
+
+/// Takes the memory order and scope; whether the access is strong.
+pub(crate) fn take_order(m: &mut Modifiers<'_>) -> bool {
+    let order = m.take_one(&["weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "mmio"]);
+    let scope = m.take_one(&["cta", "cluster", "gpu", "sys"]).is_some();
+    matches!(order, Some(1..)) || scope
+}
+
+pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Lowered {
+    let load = matches!(&*i.opcode, "ld" | "ldu");
+    if !load && &*i.opcode != "st" {
+        return hint(l, i, m);
+    }
+    let strong = take_order(m);
+    let _ = m.take("relaxed");
+    let space = AccessSpace::take(m);
+    let constant = m.take("nc");
+    take_hints(m);
+    let policy = m.take("L2::cache_hint");
+    let vector = m.take_one(&["v2", "v4", "v8"]).map_or(1, |k| 2usize << k);
+    let ty = l.ty(m)?;
+    if ty == Type::Pred || ty == Type::B128 {
+        return l.refuse("this type is not modelled");
+    }
+    let extra = usize::from(policy || i.modifiers.iter().any(|m| &**m == "L2::cache_hint"));
+    if i.operands.len() != 2 + extra {
+        return l.refuse(&format!(
+            "it has {} operands instead of {}",
+            i.operands.len(),
+            2 + extra
+        ));
+    }
+    let (data, place) = if load {
+        (&i.operands[0], &i.operands[1])
+    } else {
+        (&i.operands[1], &i.operands[0])
+    };
+    let (address, offset, symbol) = l.address(place)?;
+    let space = match (space, symbol) {
+        // A symbol in a generic address is the generic address of the symbol only for global memory.
+        (AccessSpace::Generic, Some(Symbol::Global(_)) | None) => AccessSpace::Generic,
+        (AccessSpace::Generic, Some(_)) => return l.refuse("a generic access to a symbol of another space"),
+        (space, _) => space,
+    };
+    let elements = l.elements(data)?;
+    if elements.len() != vector || ty.bytes() as usize * vector > 32 {
+        return l.refuse(&format!("{vector} elements are named, {} are given", elements.len()));
+    }
+    let _ = (strong, constant);
+    if load {
+        let mut to = Vec::new();
+        let mut bits = 0;
+        for element in &elements {
+            let (d, width) = l.dest(element)?;
+            to.push(d);
+            bits = width;
+        }
+        let signed = if ty.signed() && bits > ty.bits() { bits } else { 0 };
+        l.other(Load {
+            space,
+            address,
+            offset,
+            to,
+            size: ty.bytes(),
+            signed,
+        })
+    } else {
+        let mut from = Vec::new();
+        for element in &elements {
+            from.push(l.source(element, ty)?);
+        }
+        l.other(Store {
+            space,
+            address,
+            offset,
+            from,
+            size: ty.bytes(),
+        })
+    }
+}
+
+/// `prefetch` and other instructions that only advise.
+fn hint(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Lowered {
+    let _ = AccessSpace::take(m);
+    while m
+        .take_map(|n| {
+            (n.starts_with("L1") || n.starts_with("L2") || matches!(n, "tensormap" | "fractional" | "range"))
+                .then_some(())
+        })
+        .is_some()
+    {}
+    match &*i.opcode {
+        "createpolicy" => {
+            let _ = m.take_one(&["cvt"]);
+            let _ = m.ty();
+            let Some(d) = i.operands.first() else {
+                return l.refuse("the destination is missing");
+            };
+            let (d, _) = l.dest(d)?;
+            let a = l.bits(0);
+            l.emit(Op::Copy { d, a })
+        }
+        _ => l.emit(Op::Nop),
+    }
+}
