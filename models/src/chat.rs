@@ -76,7 +76,10 @@ pub struct Message {
 impl Message {
     /// A message.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
+        Self {
+            role,
+            content: content.into(),
+        }
     }
 }
 
@@ -112,16 +115,26 @@ impl ChatTemplate {
         env.set_fuel(Some(FUEL));
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.add_filter("tojson", to_json);
-        env.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
-        });
-        env.add_function("strftime_now", move |format: String| -> Result<String, minijinja::Error> {
-            jiff::fmt::strtime::format(&format, &clock()).map_err(|e| {
-                minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}"))
-            })
-        });
-        env.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| ChatError::Malformed(told(&e)))?;
-        Ok(Self { environment: env, tokens: tokens.into_iter().collect() })
+        env.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
+            },
+        );
+        env.add_function(
+            "strftime_now",
+            move |format: String| -> Result<String, minijinja::Error> {
+                jiff::fmt::strtime::format(&format, &clock()).map_err(|e| {
+                    minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}"))
+                })
+            },
+        );
+        env.add_template_owned(NAME, without_generation_tags(source))
+            .map_err(|e| ChatError::Malformed(told(&e)))?;
+        Ok(Self {
+            environment: env,
+            tokens: tokens.into_iter().collect(),
+        })
     }
 
     /// Reads the template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (the one named
@@ -131,7 +144,11 @@ impl ChatTemplate {
     /// A file cannot be read or understood, or the template is malformed.
     pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
         let config_path = folder.join("tokenizer_config.json");
-        let config = if config_path.exists() { read_file(&config_path, BYTES)? } else { b"{}".to_vec() };
+        let config = if config_path.exists() {
+            read_file(&config_path, BYTES)?
+        } else {
+            b"{}".to_vec()
+        };
         let at_config = |e| Error::config(&config_path, e);
         let map = parse_object(&config).map_err(at_config)?;
         let tokens = special_tokens(&map).map_err(at_config)?;
@@ -173,7 +190,10 @@ impl ChatTemplate {
         }
         context.insert("messages", JinjaValue::from(Serde(messages)));
         context.insert("add_generation_prompt", JinjaValue::from(add_generation_prompt));
-        let template = self.environment.get_template(NAME).map_err(|e| ChatError::Malformed(told(&e)))?;
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|e| ChatError::Malformed(told(&e)))?;
         template.render(context).map_err(|e| match raised(&e) {
             Some(message) => ChatError::Refused(message),
             None => ChatError::Failed(told(&e)),
@@ -218,7 +238,11 @@ fn without_generation_tags(source: &str) -> String {
         if word == "generation" || word == "endgeneration" {
             // A comment takes the same white space with it as the tag would.
             let begin = if tag[2..].starts_with('-') { "{#-" } else { "{#" };
-            let stop = if tag[..tag.len() - 2].ends_with('-') { "-#}" } else { "#}" };
+            let stop = if tag[..tag.len() - 2].ends_with('-') {
+                "-#}"
+            } else {
+                "#}"
+            };
             out.push_str(begin);
             out.push_str(stop);
         } else {
@@ -234,7 +258,14 @@ fn without_generation_tags(source: &str) -> String {
 fn special_tokens(map: &serde_json::Map<String, Value>) -> Result<BTreeMap<String, String>, ConfigError> {
     let fields = Fields::new(map);
     let mut tokens = BTreeMap::new();
-    for name in ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"] {
+    for name in [
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "pad_token",
+        "sep_token",
+        "cls_token",
+    ] {
         let text = match fields.raw(name) {
             None => continue,
             Some(Value::String(s)) => s,
@@ -271,7 +302,10 @@ fn named_template(
                 }
                 known.push(name.to_owned());
             }
-            Ok(Err(ChatError::NoSuchTemplate { wanted: wanted.to_owned(), known }))
+            Ok(Err(ChatError::NoSuchTemplate {
+                wanted: wanted.to_owned(),
+                known,
+            }))
         }
         Some(_) => Err(fields.invalid("chat_template", allowed)),
     }
@@ -281,7 +315,10 @@ fn named_template(
 fn to_json(value: &JinjaValue, kwargs: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     // Templates written for transformers may name these; only their defaults have an effect on what models were trained on.
-    let _ = (kwargs.get::<Option<bool>>("ensure_ascii")?, kwargs.get::<Option<bool>>("sort_keys")?);
+    let _ = (
+        kwargs.get::<Option<bool>>("ensure_ascii")?,
+        kwargs.get::<Option<bool>>("sort_keys")?,
+    );
     kwargs.assert_all_used()?;
     let failed = |e: String| minijinja::Error::new(ErrorKind::BadSerialization, e);
     let mut out = Vec::new();

@@ -41,19 +41,21 @@ pub enum Error {
     /// A sampling option is outside its range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// A model could not be fetched from the hub.
-    #[cfg(feature = "hub")]
-    #[error(transparent)]
-    Hub(#[from] crate::hub::HubError),
 }
 
 impl Error {
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn config(path: &Path, source: ConfigError) -> Self {
-        Self::Config { path: path.to_owned(), source }
+        Self::Config {
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 

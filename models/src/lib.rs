@@ -15,8 +15,6 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 mod error;
-#[cfg(feature = "hub")]
-pub mod hub;
 pub mod rope;
 pub mod sampling;
 pub mod stop;

@@ -97,9 +97,10 @@ impl RopeConfig {
     pub fn frequencies(&self, length: usize) -> RopeFrequencies {
         let (inv_freq, attention_factor) = match &self.scaling {
             RopeScaling::Default => (self.plain(self.theta), 1.0),
-            RopeScaling::Linear { factor } => {
-                (self.plain(self.theta).into_iter().map(|f| f / *factor as f32).collect(), 1.0)
-            }
+            RopeScaling::Linear { factor } => (
+                self.plain(self.theta).into_iter().map(|f| f / *factor as f32).collect(),
+                1.0,
+            ),
             RopeScaling::Dynamic { factor, max_positions } => {
                 let max = *max_positions as f64;
                 let stretch = factor * (length.max(*max_positions) as f64) / max - (factor - 1.0);
@@ -107,19 +108,38 @@ impl RopeConfig {
                 (self.plain(self.theta * stretch.powf(dim / (dim - 2.0))), 1.0)
             }
             RopeScaling::Yarn { .. } => self.yarn(),
-            RopeScaling::LongRope { short_factor, long_factor, factor, original_max_positions, attention_factor } => {
+            RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                factor,
+                original_max_positions,
+                attention_factor,
+            } => {
                 let original = *original_max_positions;
                 let divisors = if length > original { long_factor } else { short_factor };
                 let powers = self.powers(self.theta);
-                let inv = powers.iter().zip(divisors).map(|(p, d)| 1.0 / (*d as f32 * p)).collect();
+                let inv = powers
+                    .iter()
+                    .zip(divisors)
+                    .map(|(p, d)| 1.0 / (*d as f32 * p))
+                    .collect();
                 let scale = attention_factor.unwrap_or_else(|| {
                     // A training length of 1 has no logarithm to divide by.
                     let by_length = (original as f64).ln();
-                    if *factor <= 1.0 || by_length <= 0.0 { 1.0 } else { (1.0 + factor.ln() / by_length).sqrt() }
+                    if *factor <= 1.0 || by_length <= 0.0 {
+                        1.0
+                    } else {
+                        (1.0 + factor.ln() / by_length).sqrt()
+                    }
                 });
                 (inv, scale)
             }
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
                 let original = *original_max_positions as f64;
                 let (low_wave, high_wave) = (original / low_freq_factor, original / high_freq_factor);
                 let blend = |f: f32| {
@@ -137,7 +157,10 @@ impl RopeConfig {
                 (self.plain(self.theta).into_iter().map(blend).collect(), 1.0)
             }
         };
-        RopeFrequencies { inv_freq, attention_factor: attention_factor as f32 }
+        RopeFrequencies {
+            inv_freq,
+            attention_factor: attention_factor as f32,
+        }
     }
 
     /// Whether [`Self::frequencies`] of `to` tokens differ from those of `from`: when so, transformers rotates new tokens by the
@@ -145,7 +168,10 @@ impl RopeConfig {
     pub fn depends_on_length(&self, from: usize, to: usize) -> bool {
         match &self.scaling {
             RopeScaling::Dynamic { max_positions, .. } => from.max(*max_positions) != to.max(*max_positions),
-            RopeScaling::LongRope { original_max_positions: original, .. } => (from > *original) != (to > *original),
+            RopeScaling::LongRope {
+                original_max_positions: original,
+                ..
+            } => (from > *original) != (to > *original),
             _ => false,
         }
     }
@@ -154,7 +180,9 @@ impl RopeConfig {
     fn powers(&self, theta: f64) -> Vec<f32> {
         let theta = f64::from(theta as f32);
         let exponent = |i: usize| f64::from((2 * i) as f32 / self.rotary_dim as f32);
-        (0..self.rotary_dim / 2).map(|i| theta.powf(exponent(i)) as f32).collect()
+        (0..self.rotary_dim / 2)
+            .map(|i| theta.powf(exponent(i)) as f32)
+            .collect()
     }
 
     fn plain(&self, theta: f64) -> Vec<f32> {
@@ -175,7 +203,13 @@ impl RopeConfig {
         else {
             return (self.plain(self.theta), 1.0);
         };
-        let grow = |weight: f64| if *factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+        let grow = |weight: f64| {
+            if *factor <= 1.0 {
+                1.0
+            } else {
+                0.1 * weight * factor.ln() + 1.0
+            }
+        };
         let set = |weight: &Option<f64>| weight.filter(|w| *w != 0.0);
         let attention = attention_factor.unwrap_or_else(|| match (set(mscale), set(mscale_all_dim)) {
             (Some(top), Some(bottom)) => grow(top) / grow(bottom),

@@ -50,7 +50,12 @@ pub struct SamplingOptions {
 impl SamplingOptions {
     /// Always the most likely token.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 0,
+        }
     }
 
     /// Whether the choice needs no random number.
@@ -129,10 +134,18 @@ impl Sampler {
     }
 
     fn kept(&self, logits: &[f32], max: f32) -> Vec<(u32, f64)> {
-        let SamplingOptions { temperature, top_k, top_p, .. } = self.options;
+        let SamplingOptions {
+            temperature,
+            top_k,
+            top_p,
+            ..
+        } = self.options;
         let weight = |l: f32| ((f64::from(l) - f64::from(max)) / f64::from(temperature)).exp();
         let possible = |l: &f32| *l > f32::NEG_INFINITY;
-        let mut all: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).filter(|(_, l)| possible(l)).collect();
+        let mut all: Vec<(u32, f32)> = (0u32..)
+            .zip(logits.iter().copied())
+            .filter(|(_, l)| possible(l))
+            .collect();
         if top_k > 0 || top_p < 1.0 {
             let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
             // +0 and −0 are equal logits, but not to `total_cmp`.
@@ -187,8 +200,12 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         }
         let product = |i: usize, x: u32| u64::from(MULTIPLIERS[i]) * u64::from(x);
         let (a, b) = (product(0, counter[0]), product(1, counter[2]));
-        counter =
-            [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
     }
     counter
 }
@@ -198,13 +215,25 @@ mod tests {
     use super::*;
 
     fn sampler(temperature: f32, top_k: u32, top_p: f32) -> Sampler {
-        Sampler::new(SamplingOptions { temperature, top_k, top_p, seed: 42 }).unwrap()
+        Sampler::new(SamplingOptions {
+            temperature,
+            top_k,
+            top_p,
+            seed: 42,
+        })
+        .unwrap()
     }
 
     #[test]
     fn philox_has_the_known_answers_of_random123() {
-        assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox4x32_10([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox4x32_10([0; 4], [0; 2]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
+        assert_eq!(
+            philox4x32_10([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
         let answer = [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1];
         assert_eq!(philox4x32_10(pi, [0xa409_3822, 0x299f_31d0]), answer);
@@ -213,7 +242,11 @@ mod tests {
     #[test]
     fn uniform_uses_every_half_of_its_arguments_and_is_a_multiple_of_2_to_minus_24() {
         let base = uniform(1, 2, 3);
-        for other in [uniform(1 << 32 | 1, 2, 3), uniform(1, 1 << 32 | 2, 3), uniform(1, 2, 1 << 32 | 3)] {
+        for other in [
+            uniform(1 << 32 | 1, 2, 3),
+            uniform(1, 1 << 32 | 2, 3),
+            uniform(1, 2, 1 << 32 | 3),
+        ] {
             assert_ne!(base, other);
         }
         assert_eq!(uniform(0, 0, 0), (0x6627_e8d5_u32 >> 8) as f32 / 16_777_216.0);
@@ -227,8 +260,14 @@ mod tests {
     fn greedy_takes_the_first_of_equals_and_passes_over_nan() {
         let greedy = Sampler::new(SamplingOptions::greedy()).unwrap();
         assert_eq!(greedy.sample(&[f32::NAN, 1.0, 3.0, 3.0], 0, 0), Ok(2));
-        assert_eq!(greedy.sample(&[f32::NAN, f32::NEG_INFINITY], 0, 0), Err(SamplingError::NoCandidate(2)));
-        assert_eq!(sampler(1.0, 0, 1.0).sample(&[], 0, 0), Err(SamplingError::NoCandidate(0)));
+        assert_eq!(
+            greedy.sample(&[f32::NAN, f32::NEG_INFINITY], 0, 0),
+            Err(SamplingError::NoCandidate(2))
+        );
+        assert_eq!(
+            sampler(1.0, 0, 1.0).sample(&[], 0, 0),
+            Err(SamplingError::NoCandidate(0))
+        );
         assert_eq!(sampler(0.7, 0, 1.0).sample(&[0.0, f32::INFINITY, 9.0], 0, 0), Ok(1));
     }
 
@@ -245,7 +284,10 @@ mod tests {
         for (count, e) in counts.iter().zip(&exp) {
             let (p, share) = (e / total, f64::from(*count) / n as f64);
             // Four standard deviations of a binomial share.
-            assert!((share - p).abs() < 4.0 * (p * (1.0 - p) / n as f64).sqrt(), "{share} for {p}");
+            assert!(
+                (share - p).abs() < 4.0 * (p * (1.0 - p) / n as f64).sqrt(),
+                "{share} for {p}"
+            );
         }
     }
 
@@ -275,7 +317,14 @@ mod tests {
         for step in 0..200 {
             let u = f64::from(uniform(42, 9, step));
             let mut sum = 0.0;
-            let expected = kept.iter().find(|c| { sum += c.1; sum > u * total }).unwrap().0;
+            let expected = kept
+                .iter()
+                .find(|c| {
+                    sum += c.1;
+                    sum > u * total
+                })
+                .unwrap()
+                .0;
             assert_eq!(s.sample(&logits, 9, step), Ok(expected));
         }
     }
@@ -286,7 +335,10 @@ mod tests {
         let s = sampler(1.3, 0, 0.9);
         let alone: Vec<_> = (0..20).map(|t| s.sample(&logits, 3, t).unwrap()).collect();
         let other: Vec<_> = (0..20).map(|t| s.sample(&logits, 4, t).unwrap()).collect();
-        assert_eq!(alone, (0..20).map(|t| s.sample(&logits, 3, t).unwrap()).collect::<Vec<_>>());
+        assert_eq!(
+            alone,
+            (0..20).map(|t| s.sample(&logits, 3, t).unwrap()).collect::<Vec<_>>()
+        );
         assert_ne!(alone, other);
         assert_eq!(sampler(1e-38, 0, 1.0).sample(&[1.0, 2.0, 0.0], 0, 0), Ok(1));
         assert!(sampler(1e6, 0, 1.0).sample(&[f32::MAX, f32::MIN], 0, 0).is_ok());
@@ -295,11 +347,19 @@ mod tests {
     #[test]
     fn options_out_of_range_are_named() {
         for t in [-1.0, f32::NAN, f32::INFINITY] {
-            let e = Sampler::new(SamplingOptions { temperature: t, ..SamplingOptions::greedy() }).unwrap_err();
+            let e = Sampler::new(SamplingOptions {
+                temperature: t,
+                ..SamplingOptions::greedy()
+            })
+            .unwrap_err();
             assert!(e.to_string().starts_with(&format!("temperature is {t}")), "{e}");
         }
         for p in [0.0, -0.5, 1.1, f32::NAN] {
-            let e = Sampler::new(SamplingOptions { top_p: p, ..SamplingOptions::greedy() }).unwrap_err();
+            let e = Sampler::new(SamplingOptions {
+                top_p: p,
+                ..SamplingOptions::greedy()
+            })
+            .unwrap_err();
             assert!(e.to_string().starts_with(&format!("top_p is {p}")), "{e}");
         }
     }

@@ -23,23 +23,36 @@ pub struct Stopped {
 impl StopMatcher {
     /// A matcher for `stops`. Empty strings, which would stop before the first character, are left out.
     pub fn new(stops: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { stops: stops.into_iter().map(Into::into).collect(), held: String::new(), stopped: false }
+        Self {
+            stops: stops.into_iter().map(Into::into).collect(),
+            held: String::new(),
+            stopped: false,
+        }
     }
 
     /// Takes the next piece. After a stop was found, every later piece gives nothing.
     pub fn push(&mut self, piece: &str) -> Stopped {
         if self.stopped {
-            return Stopped { text: String::new(), stop: None };
+            return Stopped {
+                text: String::new(),
+                stop: None,
+            };
         }
         self.held.push_str(piece);
         if let Some((start, stop)) = self.first_complete() {
             self.stopped = true;
             self.held.truncate(start);
-            return Stopped { text: std::mem::take(&mut self.held), stop: Some(stop) };
+            return Stopped {
+                text: std::mem::take(&mut self.held),
+                stop: Some(stop),
+            };
         }
         let keep = self.held.len() - self.longest_beginning();
         let rest = self.held.split_off(keep);
-        Stopped { text: std::mem::replace(&mut self.held, rest), stop: None }
+        Stopped {
+            text: std::mem::replace(&mut self.held, rest),
+            stop: None,
+        }
     }
 
     /// The text held back, when nothing more will come.
@@ -53,7 +66,12 @@ impl StopMatcher {
             let start = self.held.find(stop.as_str()).filter(|_| !stop.is_empty())?;
             Some((start + stop.len(), start, i))
         };
-        self.stops.iter().enumerate().filter_map(found).min().map(|(_, start, i)| (start, i))
+        self.stops
+            .iter()
+            .enumerate()
+            .filter_map(found)
+            .min()
+            .map(|(_, start, i)| (start, i))
     }
 
     /// Length of the longest end of the held text with which a stop begins.
@@ -61,9 +79,15 @@ impl StopMatcher {
         let longest = self.stops.iter().map(|s| s.len().saturating_sub(1)).max().unwrap_or(0);
         let from = self.held.len().saturating_sub(longest);
         let is_beginning = |&at: &usize| {
-            self.held.is_char_boundary(at) && self.stops.iter().any(|s| s.as_bytes().starts_with(&self.held.as_bytes()[at..]))
+            self.held.is_char_boundary(at)
+                && self
+                    .stops
+                    .iter()
+                    .any(|s| s.as_bytes().starts_with(&self.held.as_bytes()[at..]))
         };
-        (from..self.held.len()).find(is_beginning).map_or(0, |at| self.held.len() - at)
+        (from..self.held.len())
+            .find(is_beginning)
+            .map_or(0, |at| self.held.len() - at)
     }
 }
 
@@ -98,8 +122,20 @@ mod tests {
     #[test]
     fn text_that_cannot_be_a_stop_is_given_at_once_and_the_rest_at_the_end() {
         let mut m = StopMatcher::new(["\n\n"]);
-        assert_eq!(m.push("a\n"), Stopped { text: "a".into(), stop: None });
-        assert_eq!(m.push("b"), Stopped { text: "\nb".into(), stop: None });
+        assert_eq!(
+            m.push("a\n"),
+            Stopped {
+                text: "a".into(),
+                stop: None
+            }
+        );
+        assert_eq!(
+            m.push("b"),
+            Stopped {
+                text: "\nb".into(),
+                stop: None
+            }
+        );
         m.push("\n");
         assert_eq!(m.finish(), "\n");
     }
@@ -111,7 +147,13 @@ mod tests {
         assert_eq!(all(&["", "z"], &["xyz"]), ("xy".into(), Some(1)));
         let mut m = StopMatcher::new(["x"]);
         assert_eq!(m.push("x").stop, Some(0));
-        assert_eq!(m.push("more x"), Stopped { text: String::new(), stop: None });
+        assert_eq!(
+            m.push("more x"),
+            Stopped {
+                text: String::new(),
+                stop: None
+            }
+        );
     }
 
     proptest! {

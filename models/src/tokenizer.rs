@@ -24,7 +24,9 @@ pub enum TokenizerError {
         reason: String,
     },
     /// The tokenizer has tokens that the model's embedding has no row for.
-    #[error("tokenizer.json has token {largest}, and the model's vocab_size is {vocab_size}: the two do not belong together")]
+    #[error(
+        "tokenizer.json has token {largest}, and the model's vocab_size is {vocab_size}: the two do not belong together"
+    )]
     Vocabulary {
         /// The largest token id.
         largest: u32,
@@ -55,7 +57,9 @@ pub struct Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("vocabulary", &self.inner.get_vocab_size(true)).finish_non_exhaustive()
+        f.debug_struct("Tokenizer")
+            .field("vocabulary", &self.inner.get_vocab_size(true))
+            .finish_non_exhaustive()
     }
 }
 
@@ -78,7 +82,10 @@ impl Tokenizer {
     }
 
     fn parse(json: &[u8], file: &str) -> Result<Self, TokenizerError> {
-        let bad = |reason: String| TokenizerError::Malformed { file: file.to_owned(), reason };
+        let bad = |reason: String| TokenizerError::Malformed {
+            file: file.to_owned(),
+            reason,
+        };
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| bad(e.to_string()))?;
         // Some files carry the truncation and padding of a training run, which would quietly cut a prompt.
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
@@ -92,7 +99,10 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special)
+            .map_err(|e| TokenizerError::Encode(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -105,7 +115,10 @@ impl Tokenizer {
             Ok(text) => self.encode(text, add_special),
             Err(e) => {
                 let position = e.valid_up_to();
-                Err(TokenizerError::NotUtf8 { position, byte: bytes.get(position).copied().unwrap_or(0) })
+                Err(TokenizerError::NotUtf8 {
+                    position,
+                    byte: bytes.get(position).copied().unwrap_or(0),
+                })
             }
         }
     }
@@ -115,12 +128,20 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, skip_special).map_err(|e| TokenizerError::Decode(e.to_string()))
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|e| TokenizerError::Decode(e.to_string()))
     }
 
     /// A decoder for tokens that come one by one.
     pub fn detokenizer(&self, skip_special: bool) -> Detokenizer {
-        Detokenizer { tokenizer: self.clone(), skip_special, ids: Vec::new(), read: 0, before: String::new() }
+        Detokenizer {
+            tokenizer: self.clone(),
+            skip_special,
+            ids: Vec::new(),
+            read: 0,
+            before: String::new(),
+        }
     }
 
     /// The id of a token given as text, such as `</s>`.
@@ -135,7 +156,10 @@ impl Tokenizer {
 
     /// Whether `id` is a special token: one that means something beside its text.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+        self.inner
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|t| t.special)
     }
 
     /// Number of tokens, special ones counted in.
@@ -180,7 +204,11 @@ impl Detokenizer {
         self.ids.push(id);
         let after = self.tokenizer.decode(&self.ids, self.skip_special)?;
         if !after.ends_with('\u{FFFD}') {
-            return if after.len() > self.before.len() { self.give(&after, self.ids.len()) } else { self.skip() };
+            return if after.len() > self.before.len() {
+                self.give(&after, self.ids.len())
+            } else {
+                self.skip()
+            };
         }
         if self.ids.len() - self.read < PENDING {
             return Ok(String::new());
@@ -188,7 +216,10 @@ impl Detokenizer {
         // Bytes that are no text at all. Give out what stands before the last three tokens, cut where no character is.
         for cut in (self.read + 1..=self.ids.len() - 3).rev() {
             let (head, tail) = self.ids.split_at(cut);
-            let (head, tail) = (self.tokenizer.decode(head, self.skip_special)?, self.tokenizer.decode(tail, self.skip_special)?);
+            let (head, tail) = (
+                self.tokenizer.decode(head, self.skip_special)?,
+                self.tokenizer.decode(tail, self.skip_special)?,
+            );
             if after.strip_prefix(&head) == Some(&tail) {
                 return self.give(&head, cut);
             }
@@ -208,7 +239,12 @@ impl Detokenizer {
     /// Gives out what `after`, the text of the first `cut` tokens, has beyond the text given out already.
     fn give(&mut self, after: &str, cut: usize) -> Result<String, TokenizerError> {
         // The two agree at the beginning unless a decoder looks ahead; then what they share is what has been given out.
-        let shared: usize = after.chars().zip(self.before.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        let shared: usize = after
+            .chars()
+            .zip(self.before.chars())
+            .take_while(|(a, b)| a == b)
+            .map(|(a, _)| a.len_utf8())
+            .sum();
         let text = after[shared..].to_owned();
         self.ids.drain(..self.read);
         self.read = cut - self.read;

@@ -32,8 +32,14 @@ fn chatml() {
         text,
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <you> <|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
     );
-    let text = ChatTemplate::new(source, tokens()).unwrap().render(&conversation()[1..2], false).unwrap();
-    assert!(text.starts_with("<|im_start|>system\nYou are") && text.ends_with("<|im_end|>\n"), "{text}");
+    let text = ChatTemplate::new(source, tokens())
+        .unwrap()
+        .render(&conversation()[1..2], false)
+        .unwrap();
+    assert!(
+        text.starts_with("<|im_start|>system\nYou are") && text.ends_with("<|im_end|>\n"),
+        "{text}"
+    );
 }
 
 /// The shape of Llama 2 and Mistral: slices, namespaces, Python methods, refusals.
@@ -65,26 +71,50 @@ fn instructions_in_brackets() {
 {%- endfor %}
 {{- '#' ~ ns.n }}
 ";
-    assert_eq!(render(source, &conversation()).unwrap(), "<s>[INST] Hi <you>[/INST] Hello.</s>[INST] Be brief.\n\nBye[/INST]#3");
+    assert_eq!(
+        render(source, &conversation()).unwrap(),
+        "<s>[INST] Hi <you>[/INST] Hello.</s>[INST] Be brief.\n\nBye[/INST]#3"
+    );
     let error = render(source, &conversation()[2..]).unwrap_err();
-    assert_eq!(error, ChatError::Refused("Conversation roles must alternate user/assistant/user/assistant/...".into()));
-    assert!(error.to_string().starts_with("the chat template refuses these messages: "));
+    assert_eq!(
+        error,
+        ChatError::Refused("Conversation roles must alternate user/assistant/user/assistant/...".into())
+    );
+    assert!(
+        error
+            .to_string()
+            .starts_with("the chat template refuses these messages: ")
+    );
 }
 
 #[test]
 fn json_is_written_as_python_writes_it() {
     let mut variables = BTreeMap::new();
-    variables.insert("tools".to_owned(), json!([{"name": "f<x>", "p": {"b": 1, "a": [true, null, 1.5]}, "s": "é\""}]));
+    variables.insert(
+        "tools".to_owned(),
+        json!([{"name": "f<x>", "p": {"b": 1, "a": [true, null, 1.5]}, "s": "é\""}]),
+    );
     let t = ChatTemplate::new("{{ tools | tojson }}\n{{ tools[0].p | tojson(indent=2) }}", tokens()).unwrap();
     let text = t.render_with(&[], false, &variables).unwrap();
     let (line, pretty) = text.split_once('\n').unwrap();
-    assert_eq!(line, r#"[{"name": "f<x>", "p": {"b": 1, "a": [true, null, 1.5]}, "s": "é\""}]"#);
-    assert_eq!(pretty, "{\n  \"b\": 1,\n  \"a\": [\n    true,\n    null,\n    1.5\n  ]\n}");
+    assert_eq!(
+        line,
+        r#"[{"name": "f<x>", "p": {"b": 1, "a": [true, null, 1.5]}, "s": "é\""}]"#
+    );
+    assert_eq!(
+        pretty,
+        "{\n  \"b\": 1,\n  \"a\": [\n    true,\n    null,\n    1.5\n  ]\n}"
+    );
 }
 
 #[test]
 fn the_date_is_that_of_the_clock() {
-    let noon = || jiff::civil::date(2024, 7, 26).at(12, 0, 0, 0).to_zoned(jiff::tz::TimeZone::UTC).unwrap();
+    let noon = || {
+        jiff::civil::date(2024, 7, 26)
+            .at(12, 0, 0, 0)
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .unwrap()
+    };
     let source = "{{ strftime_now('%d %b %Y') }}";
     let t = ChatTemplate::with_clock(source, tokens(), noon).unwrap();
     assert_eq!(t.render(&[], false).unwrap(), "26 Jul 2024");
@@ -96,15 +126,38 @@ fn the_date_is_that_of_the_clock() {
 fn blocks_are_trimmed_and_generation_marks_print_nothing() {
     let source = "a\n  {% if true %}\nb\n  {% endif %}\n{%- generation -%} c {%- endgeneration -%} \nd{% generation %}e{% endgeneration %}\n";
     assert_eq!(render(source, &[]).unwrap(), "a\nb\ncde");
-    assert_eq!(render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", &[]).unwrap(), "01");
-    assert_eq!(render("{{ {'a': 1}.items() | list | length }}{{ 'x,y'.split(',')[1] }}{{ none is none }}", &[]).unwrap(), "1ytrue");
+    assert_eq!(
+        render(
+            "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            &[]
+        )
+        .unwrap(),
+        "01"
+    );
+    assert_eq!(
+        render(
+            "{{ {'a': 1}.items() | list | length }}{{ 'x,y'.split(',')[1] }}{{ none is none }}",
+            &[]
+        )
+        .unwrap(),
+        "1yTrue"
+    );
 }
 
 #[test]
 fn broken_and_endless_templates_are_errors() {
-    assert!(matches!(ChatTemplate::new("{% if %}", tokens()), Err(ChatError::Malformed(_))));
-    assert!(matches!(ChatTemplate::new("{% generation", tokens()), Err(ChatError::Malformed(_))));
-    assert!(matches!(render("{{ messages[0].content.nothing.more }}", &conversation()), Err(ChatError::Failed(_))));
+    assert!(matches!(
+        ChatTemplate::new("{% if %}", tokens()),
+        Err(ChatError::Malformed(_))
+    ));
+    assert!(matches!(
+        ChatTemplate::new("{% generation", tokens()),
+        Err(ChatError::Malformed(_))
+    ));
+    assert!(matches!(
+        render("{{ messages[0].content.nothing.more }}", &conversation()),
+        Err(ChatError::Failed(_))
+    ));
     assert!(matches!(render("{% include 'file' %}", &[]), Err(ChatError::Failed(_))));
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}";
     assert!(matches!(render(endless, &[]), Err(ChatError::Failed(_))));
@@ -117,8 +170,16 @@ fn a_folder_has_its_template_in_one_of_two_places() {
     let dir = tempfile::tempdir().unwrap();
     assert!(ChatTemplate::from_folder(dir.path()).unwrap().is_none());
     let config = |v: serde_json::Value| fs::write(dir.path().join("tokenizer_config.json"), v.to_string()).unwrap();
-    let rendered = || ChatTemplate::from_folder(dir.path()).unwrap().unwrap().render(&[], false).unwrap();
-    config(json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null, "chat_template": "1{{ bos_token }}{{ eos_token }}"}));
+    let rendered = || {
+        ChatTemplate::from_folder(dir.path())
+            .unwrap()
+            .unwrap()
+            .render(&[], false)
+            .unwrap()
+    };
+    config(
+        json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null, "chat_template": "1{{ bos_token }}{{ eos_token }}"}),
+    );
     assert_eq!(rendered(), "1<s>");
     config(json!({"chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "2"}]}));
     assert_eq!(rendered(), "2");
@@ -126,7 +187,10 @@ fn a_folder_has_its_template_in_one_of_two_places() {
     assert_eq!(rendered(), "3");
     fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
     for (bad, says) in [
-        (json!({"chat_template": [{"name": "rag", "template": "x"}]}), "no chat template \"default\": the file has rag"),
+        (
+            json!({"chat_template": [{"name": "rag", "template": "x"}]}),
+            "no chat template \"default\": the file has rag",
+        ),
         (json!({"chat_template": [{"name": 1}]}), "`chat_template`"),
         (json!({"chat_template": 5}), "`chat_template` is 5"),
         (json!({"bos_token": 5}), "`bos_token` is 5"),

@@ -36,7 +36,9 @@ fn tensors(config: &Value) -> Tensors {
 }
 
 fn serialize(tensors: &Tensors) -> Vec<u8> {
-    let views = tensors.iter().map(|(n, (d, s, b))| (n.clone(), View::new(*d, s.clone(), b).unwrap()));
+    let views = tensors
+        .iter()
+        .map(|(n, (d, s, b))| (n.clone(), View::new(*d, s.clone(), b).unwrap()));
     safetensors::serialize(views, None).unwrap()
 }
 
@@ -72,7 +74,10 @@ fn a_whole_folder_opens_and_every_weight_is_the_one_of_its_name() {
         assert_eq!(checkpoint.weights().len(), table.len());
         for (i, spec) in table.iter().enumerate() {
             let view = checkpoint.weight(spec.weight).unwrap();
-            assert_eq!((view.name, view.shape, view.dtype), (spec.name.as_str(), spec.shape.as_slice(), WeightDtype::Bf16));
+            assert_eq!(
+                (view.name, view.shape, view.dtype),
+                (spec.name.as_str(), spec.shape.as_slice(), WeightDtype::Bf16)
+            );
             assert!(view.to_f32().iter().all(|x| *x == i as f32), "{}", spec.name);
         }
         assert_eq!(checkpoint.bytes(), 2 * checkpoint.config().parameters());
@@ -83,9 +88,15 @@ fn a_whole_folder_opens_and_every_weight_is_the_one_of_its_name() {
 fn gpt2_matrices_are_input_by_output_and_prefixes_and_buffers_may_be_as_openai_left_them() {
     let config = gpt2();
     let table = tensor_table(&ModelConfig::from_json(config.to_string().as_bytes()).unwrap());
-    let up = table.iter().find(|s| s.weight == Weight::Layer(0, LayerWeight::Up)).unwrap();
+    let up = table
+        .iter()
+        .find(|s| s.weight == Weight::Layer(0, LayerWeight::Up))
+        .unwrap();
     assert_eq!((up.shape.as_slice(), up.layout), ([8, 12].as_slice(), Layout::InOut));
-    let mut bare: Tensors = tensors(&config).into_iter().map(|(n, t)| (n.replace("transformer.", ""), t)).collect();
+    let mut bare: Tensors = tensors(&config)
+        .into_iter()
+        .map(|(n, t)| (n.replace("transformer.", ""), t))
+        .collect();
     bare.insert("h.0.attn.bias".into(), (Dtype::U8, vec![1, 1, 2, 2], vec![0; 4]));
     let dir = folder(&config, &serialize(&bare));
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -103,7 +114,10 @@ fn a_tied_head_may_be_there_and_an_untied_one_must() {
     let mut without = all;
     without.remove("lm_head.weight");
     let error = checkpoint_error(folder(&config, &serialize(&without)).path());
-    assert!(matches!(&error, CheckpointError::Missing { count: 1, names } if names == &["lm_head.weight"]), "{error}");
+    assert!(
+        matches!(&error, CheckpointError::Missing { count: 1, names } if names == &["lm_head.weight"]),
+        "{error}"
+    );
 }
 
 #[test]
@@ -121,14 +135,25 @@ fn shapes_dtypes_missing_and_unexpected_tensors_are_named() {
     let error = with(&|t| *t.get_mut(name).unwrap() = (Dtype::I8, vec![4, 8], vec![0; 32]));
     assert_eq!(error, format!("`{name}` has dtype I8: F32, F16 and BF16 are allowed"));
     let error = with(&|t| t.retain(|n, _| !n.contains("layers.1.")));
-    assert!(error.starts_with("9 of the tensors that config.json demands are missing: model.layers.1.input_layernorm.weight, "), "{error}");
+    assert!(
+        error.starts_with(
+            "9 of the tensors that config.json demands are missing: model.layers.1.input_layernorm.weight, "
+        ),
+        "{error}"
+    );
     assert!(error.ends_with(" and 4 more"), "{error}");
     let bias = "model.layers.0.self_attn.q_proj.bias";
     let error = with(&|t| drop(t.insert(bias.into(), (Dtype::F32, vec![8], vec![0; 32]))));
-    assert_eq!(error, format!("1 tensors have no place in the model that config.json describes: {bias}"));
+    assert_eq!(
+        error,
+        format!("1 tensors have no place in the model that config.json describes: {bias}")
+    );
     // Computed buffers of old checkpoints are nothing to speak of.
     let mut t = tensors(&config);
-    t.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (Dtype::F32, vec![1], vec![0; 4]));
+    t.insert(
+        "model.layers.0.self_attn.rotary_emb.inv_freq".into(),
+        (Dtype::F32, vec![1], vec![0; 4]),
+    );
     assert!(Checkpoint::open(folder(&config, &serialize(&t)).path()).is_ok());
 }
 
@@ -136,13 +161,22 @@ fn shapes_dtypes_missing_and_unexpected_tensors_are_named() {
 fn shards_open_by_their_index() {
     let (config, all) = (llama(), tensors(&llama()));
     let (first, second): (Tensors, Tensors) = all.clone().into_iter().partition(|(n, _)| n.contains("layers.0."));
-    let place = |n: &String| if first.contains_key(n) { "a.safetensors" } else { "b.safetensors" };
+    let place = |n: &String| {
+        if first.contains_key(n) {
+            "a.safetensors"
+        } else {
+            "b.safetensors"
+        }
+    };
     let map: BTreeMap<&String, &str> = all.keys().map(|n| (n, place(n))).collect();
     let dir = tempfile::tempdir().unwrap();
     let files = [("a.safetensors", first.clone()), ("b.safetensors", second.clone())];
     shards(dir.path(), &config, &json!(map), &files);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    assert_eq!(checkpoint.weight(Weight::FinalNorm).unwrap().to_f32()[0], (all.len() - 2) as f32);
+    assert_eq!(
+        checkpoint.weight(Weight::FinalNorm).unwrap().to_f32()[0],
+        (all.len() - 2) as f32
+    );
 
     // The index says b, and it is in a.
     let mut wrong = map.clone();
@@ -150,39 +184,89 @@ fn shards_open_by_their_index() {
     wrong.insert(moved, "b.safetensors");
     shards(dir.path(), &config, &json!(wrong), &files);
     let error = checkpoint_error(dir.path()).to_string();
-    assert_eq!(error, format!("the index puts `{moved}` into b.safetensors, and a.safetensors has it"));
+    assert_eq!(
+        error,
+        format!("the index puts `{moved}` into b.safetensors, and a.safetensors has it")
+    );
 
     // A tensor that the index does not know.
     let mut fewer = map.clone();
     fewer.remove(moved);
     shards(dir.path(), &config, &json!(fewer), &files);
-    assert!(matches!(checkpoint_error(dir.path()), CheckpointError::IndexMismatch { .. }));
+    assert!(matches!(
+        checkpoint_error(dir.path()),
+        CheckpointError::IndexMismatch { .. }
+    ));
 
     // The same tensor in both files.
     let mut twice = second.clone();
     twice.insert(moved.clone(), first[moved].clone());
-    shards(dir.path(), &config, &json!(map), &[("a.safetensors", first.clone()), ("b.safetensors", twice)]);
+    shards(
+        dir.path(),
+        &config,
+        &json!(map),
+        &[("a.safetensors", first.clone()), ("b.safetensors", twice)],
+    );
     let error = checkpoint_error(dir.path());
-    assert!(matches!(&error, CheckpointError::Duplicate { tensor, .. } if tensor == moved), "{error}");
+    assert!(
+        matches!(&error, CheckpointError::Duplicate { tensor, .. } if tensor == moved),
+        "{error}"
+    );
 
     fs::remove_file(dir.path().join("b.safetensors")).unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err();
-    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("b.safetensors")), "{error}");
+    assert!(
+        matches!(&error, Error::Io { path, .. } if path.ends_with("b.safetensors")),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_index_cannot_lead_out_of_its_folder() {
-    for file in ["../b.safetensors", "/etc/passwd", "sub/b.safetensors", "..", ".", "", "a\\b", "C:x", "a\0b"] {
+    for file in [
+        "../b.safetensors",
+        "/etc/passwd",
+        "sub/b.safetensors",
+        "..",
+        ".",
+        "",
+        "a\\b",
+        "C:x",
+        "a\0b",
+    ] {
         let error = check_index(json!({"weight_map": {"t": file}}).to_string().as_bytes()).unwrap_err();
-        assert!(matches!(&error, CheckpointError::PathEscape { file: f, .. } if f == file), "{file:?}: {error}");
+        assert!(
+            matches!(&error, CheckpointError::PathEscape { file: f, .. } if f == file),
+            "{file:?}: {error}"
+        );
     }
     let twice = br#"{"weight_map": {"t": "a", "t": "b"}}"#;
-    assert!(check_index(twice).unwrap_err().to_string().contains("`t` is there twice"));
-    for bad in ["{}", r#"{"weight_map": []}"#, r#"{"weight_map": {}}"#, r#"{"weight_map": {"t": 1}}"#, "[", ""] {
-        assert!(matches!(check_index(bad.as_bytes()), Err(CheckpointError::Index { .. })), "{bad}");
+    assert!(
+        check_index(twice)
+            .unwrap_err()
+            .to_string()
+            .contains("`t` is there twice")
+    );
+    for bad in [
+        "{}",
+        r#"{"weight_map": []}"#,
+        r#"{"weight_map": {}}"#,
+        r#"{"weight_map": {"t": 1}}"#,
+        "[",
+        "",
+    ] {
+        assert!(
+            matches!(check_index(bad.as_bytes()), Err(CheckpointError::Index { .. })),
+            "{bad}"
+        );
     }
     let many: BTreeMap<String, String> = (0..5000).map(|i| (format!("t{i}"), format!("f{i}"))).collect();
-    assert!(check_index(json!({"weight_map": many}).to_string().as_bytes()).unwrap_err().to_string().contains("5000 files"));
+    assert!(
+        check_index(json!({"weight_map": many}).to_string().as_bytes())
+            .unwrap_err()
+            .to_string()
+            .contains("5000 files")
+    );
 }
 
 #[test]
@@ -236,7 +320,13 @@ fn headers_that_lie_are_refused_without_a_panic() {
     let mut long = u64::MAX.to_le_bytes().to_vec();
     long.extend_from_slice(b"{}");
     assert!(check_safetensors(&long).is_err(), "a header longer than memory");
-    assert_eq!(check_safetensors(&with_header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4)), Ok(1));
+    assert_eq!(
+        check_safetensors(&with_header(
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+            4
+        )),
+        Ok(1)
+    );
 }
 
 #[test]
@@ -245,15 +335,32 @@ fn missing_files_are_named_and_other_formats_recognised() {
     let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("config.json"), "{error}");
     fs::write(dir.path().join("config.json"), llama().to_string()).unwrap();
-    assert!(checkpoint_error(dir.path()).to_string().ends_with("no model.safetensors and no model.safetensors.index.json"));
+    assert!(
+        checkpoint_error(dir.path())
+            .to_string()
+            .ends_with("no model.safetensors and no model.safetensors.index.json")
+    );
     fs::write(dir.path().join("pytorch_model.bin"), b"").unwrap();
-    assert!(checkpoint_error(dir.path()).to_string().contains("save it again with save_pretrained"));
+    assert!(
+        checkpoint_error(dir.path())
+            .to_string()
+            .contains("save it again with save_pretrained")
+    );
     fs::create_dir(dir.path().join("model.safetensors")).unwrap();
-    assert!(Checkpoint::open(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+    assert!(
+        Checkpoint::open(dir.path())
+            .unwrap_err()
+            .to_string()
+            .contains("not a regular file")
+    );
     assert!(Checkpoint::open("/nowhere/at/all").is_err());
     let empty = folder(&llama(), b"");
     assert!(Checkpoint::open(empty.path()).is_err(), "an empty file");
-    fs::write(dir.path().join("config.json"), json!({"model_type": "llama", "hidden_size": 0, "vocab_size": 9}).to_string()).unwrap();
+    fs::write(
+        dir.path().join("config.json"),
+        json!({"model_type": "llama", "hidden_size": 0, "vocab_size": 9}).to_string(),
+    )
+    .unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("config.json: `hidden_size` is 0"), "{error}");
 }
@@ -267,7 +374,12 @@ fn generation_settings_take_precedence_over_the_configuration() {
     fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [3, 4]}"#).unwrap();
     assert_eq!(Checkpoint::open(dir.path()).unwrap().eos(), [3, 4]);
     fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 10}"#).unwrap();
-    assert!(Checkpoint::open(dir.path()).unwrap_err().to_string().contains("generation_config.json: `eos_token_id` is 10"));
+    assert!(
+        Checkpoint::open(dir.path())
+            .unwrap_err()
+            .to_string()
+            .contains("generation_config.json: `eos_token_id` is 10")
+    );
 }
 
 proptest! {

@@ -4,7 +4,10 @@ use models::{RopeConfig, RopeScaling};
 
 fn close(found: f32, expected: f64, what: &str) {
     let error = (f64::from(found) - expected).abs() / expected.abs();
-    assert!(error < 1e-6, "{what}: {found} for {expected}, relative error {error:.1e}");
+    assert!(
+        error < 1e-6,
+        "{what}: {found} for {expected}, relative error {error:.1e}"
+    );
 }
 
 fn check(config: &RopeConfig, length: usize, expected: &[(usize, f64)], factor: f64) {
@@ -17,13 +20,22 @@ fn check(config: &RopeConfig, length: usize, expected: &[(usize, f64)], factor: 
 }
 
 fn config(theta: f64, rotary_dim: usize, scaling: RopeScaling) -> RopeConfig {
-    RopeConfig { theta, rotary_dim, scaling }
+    RopeConfig {
+        theta,
+        rotary_dim,
+        scaling,
+    }
 }
 
 #[test]
 fn without_scaling_wavelengths_are_a_geometric_series() {
     let c = config(10_000.0, 128, RopeScaling::Default);
-    check(&c, 1, &[(0, 1.0), (1, 8.659643234e-1), (32, 1e-2), (63, 1.154781985e-4)], 1.0);
+    check(
+        &c,
+        1,
+        &[(0, 1.0), (1, 8.659643234e-1), (32, 1e-2), (63, 1.154781985e-4)],
+        1.0,
+    );
     assert!(!c.depends_on_length(1, 1 << 20));
 }
 
@@ -35,10 +47,27 @@ fn linear_divides_every_frequency() {
 
 #[test]
 fn dynamic_changes_the_base_only_beyond_the_trained_length() {
-    let c = config(10_000.0, 128, RopeScaling::Dynamic { factor: 2.0, max_positions: 4096 });
+    let c = config(
+        10_000.0,
+        128,
+        RopeScaling::Dynamic {
+            factor: 2.0,
+            max_positions: 4096,
+        },
+    );
     check(&c, 4096, &[(1, 8.659643234e-1), (63, 1.154781985e-4)], 1.0);
     // Base 10000 · (2·6000/4096 − 1)^(128/126) = 19499.2776.
-    check(&c, 6000, &[(0, 1.0), (1, 8.569756075e-1), (32, 7.161281383e-3), (63, 5.984295305e-5)], 1.0);
+    check(
+        &c,
+        6000,
+        &[
+            (0, 1.0),
+            (1, 8.569756075e-1),
+            (32, 7.161281383e-3),
+            (63, 5.984295305e-5),
+        ],
+        1.0,
+    );
     assert!(c.depends_on_length(4096, 4097) && c.depends_on_length(5000, 5001) && !c.depends_on_length(1, 4096));
 }
 
@@ -72,10 +101,18 @@ fn yarn_without_truncation_and_with_weights_of_the_logarithm() {
     ];
     check(&c, 1, &expected, 1.0 + 0.1 * 32f64.ln());
     let weighted = config(10_000.0, 64, yarn(40.0, 4096, Some(1.0), Some(0.8), true));
-    close(weighted.frequencies(1).attention_factor, 1.0569662567531275, "attention factor with mscale");
+    close(
+        weighted.frequencies(1).attention_factor,
+        1.0569662567531275,
+        "attention factor with mscale",
+    );
     // A weight of 0 means that it is not set.
     let zero = config(10_000.0, 64, yarn(40.0, 4096, Some(1.0), Some(0.0), true));
-    close(zero.frequencies(1).attention_factor, 1.0 + 0.1 * 40f64.ln(), "attention factor without mscale_all_dim");
+    close(
+        zero.frequencies(1).attention_factor,
+        1.0 + 0.1 * 40f64.ln(),
+        "attention factor without mscale_all_dim",
+    );
 }
 
 fn yarn(factor: f64, original: usize, mscale: Option<f64>, all: Option<f64>, truncate: bool) -> RopeScaling {
@@ -104,8 +141,18 @@ fn longrope_takes_its_divisors_by_length_and_scales_by_the_logarithms() {
     let c = config(10_000.0, 8, scaling);
     // ln 32 / ln 4096 = 5/12.
     let factor = (17.0f64 / 12.0).sqrt();
-    check(&c, 4096, &[(0, 1.0), (1, 0.1 / 1.5), (2, 0.01 / 2.0), (3, 0.001 / 3.0)], factor);
-    check(&c, 4097, &[(0, 0.8), (1, 0.1 / 2.0), (2, 0.01 / 4.0), (3, 0.001 / 8.0)], factor);
+    check(
+        &c,
+        4096,
+        &[(0, 1.0), (1, 0.1 / 1.5), (2, 0.01 / 2.0), (3, 0.001 / 3.0)],
+        factor,
+    );
+    check(
+        &c,
+        4097,
+        &[(0, 0.8), (1, 0.1 / 2.0), (2, 0.01 / 4.0), (3, 0.001 / 8.0)],
+        factor,
+    );
     assert!(c.depends_on_length(4096, 4097) && !c.depends_on_length(4097, 9999) && !c.depends_on_length(1, 4096));
 }
 
@@ -128,7 +175,13 @@ fn llama3_blends_between_its_two_wavelengths() {
         (63, 3.068925989e-7),
     ];
     check(&config(500_000.0, 128, llama3(8.0)), 1, &of_8b, 1.0);
-    let of_1b = [(14, 3.211445995e-3), (15, 1.290547928e-3), (16, 4.295567966e-4), (17, 9.708287803e-5), (31, 9.418306725e-8)];
+    let of_1b = [
+        (14, 3.211445995e-3),
+        (15, 1.290547928e-3),
+        (16, 4.295567966e-4),
+        (17, 9.708287803e-5),
+        (31, 9.418306725e-8),
+    ];
     check(&config(500_000.0, 64, llama3(32.0)), 1, &of_1b, 1.0);
 }
 
@@ -140,5 +193,9 @@ fn tables_hold_cosine_and_sine_of_the_rounded_angle_times_the_attention_factor()
     assert!(cos[..64].iter().all(|c| *c == f.attention_factor) && sin[..64].iter().all(|s| *s == 0.0));
     let angle = f64::from(100_000f32 * f.inv_freq[5]);
     close(cos[2 * 64 + 5], angle.cos() * f64::from(f.attention_factor), "cosine");
-    close(sin[64 + 1], f64::from(f.inv_freq[1]).sin() * f64::from(f.attention_factor), "sine");
+    close(
+        sin[64 + 1],
+        f64::from(f.inv_freq[1]).sin() * f64::from(f.attention_factor),
+        "sine",
+    );
 }

@@ -81,14 +81,23 @@ fn stream(t: &Tokenizer, ids: &[u32], skip_special: bool) -> Vec<String> {
 fn text_becomes_tokens_and_back_and_is_never_cut_by_a_file_s_truncation() {
     let t = tokenizer(&byte_level());
     assert_eq!(t.encode("he t", false).unwrap(), [256, 257]);
-    assert_eq!(t.encode("the€<|end|>", false).unwrap(), [u32::from(b't'), 256, 258, 0xAC, 259]);
+    assert_eq!(
+        t.encode("the€<|end|>", false).unwrap(),
+        [u32::from(b't'), 256, 258, 0xAC, 259]
+    );
     assert_eq!(t.decode(&[116, 256, 258, 0xAC, 259], false).unwrap(), "the€<|end|>");
     assert_eq!(t.decode(&[116, 256, 258, 0xAC, 259], true).unwrap(), "the€");
-    assert_eq!((t.token_id("<|end|>"), t.is_special(259), t.is_special(256)), (Some(259), true, false));
+    assert_eq!(
+        (t.token_id("<|end|>"), t.is_special(259), t.is_special(256)),
+        (Some(259), true, false)
+    );
     assert_eq!(t.token(256).as_deref(), Some("he"));
     assert_eq!(t.vocabulary_size(), 260);
     let llama = tokenizer(&sentence_piece());
-    assert_eq!(llama.decode(&llama.encode("a b ab", true).unwrap(), true).unwrap(), "a b ab");
+    assert_eq!(
+        llama.decode(&llama.encode("a b ab", true).unwrap(), true).unwrap(),
+        "a b ab"
+    );
     assert_eq!(llama.encode("a", true).unwrap()[0], 1);
     assert_eq!(llama.encode("a", false).unwrap().len(), 1);
 }
@@ -106,7 +115,10 @@ fn what_a_blank_means_depends_on_what_is_before_it() {
     let t = tokenizer(&sentence_piece());
     let ids = t.encode("a b ab", true).unwrap();
     assert_eq!(stream(&t, &ids, true).concat(), "a b ab");
-    let bytes: Vec<u32> = "é".bytes().map(|b| t.token_id(&format!("<0x{b:02X}>")).unwrap()).collect();
+    let bytes: Vec<u32> = "é"
+        .bytes()
+        .map(|b| t.token_id(&format!("<0x{b:02X}>")).unwrap())
+        .collect();
     let all = [t.token_id("▁a").unwrap(), bytes[0], bytes[1], t.token_id("▁b").unwrap()];
     assert_eq!(stream(&t, &all, true), ["a", "", "é", " b", ""]);
 }
@@ -138,11 +150,26 @@ fn a_tokenizer_of_another_model_and_text_that_is_no_text_are_refused() {
     let t = tokenizer(&byte_level());
     assert!(t.check_vocabulary(260).is_ok() && t.check_vocabulary(300).is_ok());
     let error = t.check_vocabulary(259).unwrap_err();
-    assert!(matches!(error, TokenizerError::Vocabulary { largest: 259, vocab_size: 259 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            TokenizerError::Vocabulary {
+                largest: 259,
+                vocab_size: 259
+            }
+        ),
+        "{error}"
+    );
     let error = t.encode_bytes(b"abc\xFFd", false).unwrap_err();
     assert_eq!(error.to_string(), "the text is not UTF-8: byte 0xff at position 3");
     for bad in ["", "{}", "[1]", r#"{"model": {"type": "BPE"}}"#] {
-        assert!(matches!(Tokenizer::from_json(bad.as_bytes()), Err(TokenizerError::Malformed { .. })), "{bad}");
+        assert!(
+            matches!(
+                Tokenizer::from_json(bad.as_bytes()),
+                Err(TokenizerError::Malformed { .. })
+            ),
+            "{bad}"
+        );
     }
     let mut merges = byte_level();
     merges["model"]["merges"] = json!([["no", "such"]]);

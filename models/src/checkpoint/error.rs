@@ -113,6 +113,9 @@ pub(super) fn dtype(tensor: &str, found: safetensors::Dtype) -> Result<WeightDty
         safetensors::Dtype::F32 => Ok(WeightDtype::F32),
         safetensors::Dtype::F16 => Ok(WeightDtype::F16),
         safetensors::Dtype::BF16 => Ok(WeightDtype::Bf16),
-        other => Err(CheckpointError::Dtype { tensor: tensor.to_owned(), found: format!("{other:?}") }),
+        other => Err(CheckpointError::Dtype {
+            tensor: tensor.to_owned(),
+            found: format!("{other:?}"),
+        }),
     }
 }

@@ -47,7 +47,10 @@ impl<'de> serde::Deserialize<'de> for Unique {
 
 /// Reads an index; `path` is for messages only.
 pub(super) fn read(path: &Path, json: &[u8]) -> Result<WeightMap, CheckpointError> {
-    let bad = |reason: String| CheckpointError::Index { path: path.to_owned(), reason };
+    let bad = |reason: String| CheckpointError::Index {
+        path: path.to_owned(),
+        reason,
+    };
     let index: Index = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
     let map = index.weight_map.0;
     if map.is_empty() {
@@ -56,14 +59,21 @@ pub(super) fn read(path: &Path, json: &[u8]) -> Result<WeightMap, CheckpointErro
     let mut files: Vec<&str> = Vec::new();
     for (tensor, file) in &map {
         if !plain(file) {
-            return Err(CheckpointError::PathEscape { path: path.to_owned(), tensor: tensor.clone(), file: file.clone() });
+            return Err(CheckpointError::PathEscape {
+                path: path.to_owned(),
+                tensor: tensor.clone(),
+                file: file.clone(),
+            });
         }
         files.push(file);
     }
     files.sort_unstable();
     files.dedup();
     if files.len() > FILES {
-        return Err(bad(format!("`weight_map` names {} files: at most {FILES} are allowed", files.len())));
+        return Err(bad(format!(
+            "`weight_map` names {} files: at most {FILES} are allowed",
+            files.len()
+        )));
     }
     Ok(map)
 }

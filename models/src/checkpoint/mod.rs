@@ -66,7 +66,13 @@ impl TensorView<'_> {
     pub fn to_f32(&self) -> Vec<f32> {
         let pairs = || self.data.as_chunks::<2>().0.iter();
         match self.dtype {
-            WeightDtype::F32 => self.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            WeightDtype::F32 => self
+                .data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
             WeightDtype::F16 => pairs().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
             WeightDtype::Bf16 => pairs().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
         }
@@ -134,7 +140,11 @@ impl Checkpoint {
 
     /// The tokens that end a text: those of `generation_config.json`, else those of `config.json`.
     pub fn eos(&self) -> &[u32] {
-        if self.generation.eos.is_empty() { &self.config.eos } else { &self.generation.eos }
+        if self.generation.eos.is_empty() {
+            &self.config.eos
+        } else {
+            &self.generation.eos
+        }
     }
 
     /// A weight, if this model has it. Every [`Weight`] of [`tensor_table`] is there.

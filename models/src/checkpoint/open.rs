@@ -23,12 +23,20 @@ const LISTED: usize = 5;
 
 pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
     let config_path = folder.join("config.json");
-    let config = ModelConfig::from_json(&read(&config_path, CONFIG_BYTES)?).map_err(|e| Error::config(&config_path, e))?;
+    let config =
+        ModelConfig::from_json(&read(&config_path, CONFIG_BYTES)?).map_err(|e| Error::config(&config_path, e))?;
     let generation = generation(folder, config.vocab_size)?;
     let (shards, entries) = files(folder)?;
     let weights = match_table(&config, entries)?;
     let places = weights.iter().enumerate().map(|(i, w)| (w.spec.weight, i)).collect();
-    Ok(Checkpoint { folder: folder.to_owned(), config, generation, shards, weights, places })
+    Ok(Checkpoint {
+        folder: folder.to_owned(),
+        config,
+        generation,
+        shards,
+        weights,
+        places,
+    })
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -36,9 +44,16 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let io = |e| Error::io(path, e);
     let mut bytes = Vec::new();
     // `take` rather than the length that the system states: pipes and special files have none.
-    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    File::open(path)
+        .map_err(io)?
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
     if bytes.len() as u64 > limit {
-        let large = std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("at most {limit} bytes are read"));
+        let large = std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("at most {limit} bytes are read"),
+        );
         return Err(Error::io(path, large));
     }
     Ok(bytes)
@@ -70,7 +85,10 @@ fn files(folder: &Path) -> Result<(Vec<Shard>, Entries)> {
     let mut names: Vec<&String> = weight_map.values().collect();
     names.sort_unstable();
     names.dedup();
-    let shards: Vec<Shard> = names.iter().map(|name| map(&folder.join(name))).collect::<Result<_>>()?;
+    let shards: Vec<Shard> = names
+        .iter()
+        .map(|name| map(&folder.join(name)))
+        .collect::<Result<_>>()?;
     let entries = entries(&shards)?;
     agree(&weight_map, &names, &entries)?;
     Ok((shards, entries))
@@ -90,7 +108,10 @@ fn no_weights(folder: &Path) -> CheckpointError {
     } else {
         ""
     };
-    CheckpointError::NoWeights { folder: folder.to_owned(), hint }
+    CheckpointError::NoWeights {
+        folder: folder.to_owned(),
+        hint,
+    }
 }
 
 fn map(path: &Path) -> Result<Shard> {
@@ -98,18 +119,27 @@ fn map(path: &Path) -> Result<Shard> {
     let file = File::open(path).map_err(io)?;
     // A folder can be opened and not mapped; a message about its kind is clearer than that of `mmap`.
     if !file.metadata().map_err(io)?.is_file() {
-        return Err(Error::io(path, std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+        return Err(Error::io(
+            path,
+            std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"),
+        ));
     }
     // SAFETY: the map is read-only; that nobody changes the file while it is mapped is what `Checkpoint` asks of its user,
     // and no length or offset is read from it twice: everything is checked against the map's own fixed length.
     let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    Ok(Shard { path: path.to_owned(), map })
+    Ok(Shard {
+        path: path.to_owned(),
+        map,
+    })
 }
 
 fn entries(shards: &[Shard]) -> Result<Entries> {
     let mut all = Entries::new();
     for (i, shard) in shards.iter().enumerate() {
-        let damaged = |reason| CheckpointError::Damaged { path: shard.path.clone(), reason };
+        let damaged = |reason| CheckpointError::Damaged {
+            path: shard.path.clone(),
+            reason,
+        };
         for entry in header::read(&shard.map).map_err(damaged)? {
             if let Some((first, twice)) = all.insert(entry.name.clone(), (i, entry)) {
                 return Err(CheckpointError::Duplicate {
@@ -130,7 +160,11 @@ fn agree(weight_map: &WeightMap, names: &[&String], entries: &Entries) -> Result
         let found = entries.get(tensor).map(|(shard, _)| names[*shard]);
         if found != Some(stated) {
             let found = found.map_or_else(|| "no file".to_owned(), String::clone);
-            return Err(CheckpointError::IndexMismatch { tensor: tensor.clone(), stated: stated.clone(), found });
+            return Err(CheckpointError::IndexMismatch {
+                tensor: tensor.clone(),
+                stated: stated.clone(),
+                found,
+            });
         }
     }
     match entries.iter().find(|(tensor, _)| !weight_map.contains_key(*tensor)) {
@@ -151,7 +185,11 @@ fn match_table(config: &ModelConfig, mut entries: Entries) -> Result<Vec<Located
     let bare = !entries.keys().any(|name| name.starts_with(prefix));
     let name_in_file = |spec: &TensorSpec| {
         let name = spec.name.as_str();
-        if bare { name.strip_prefix(prefix).unwrap_or(name).to_owned() } else { name.to_owned() }
+        if bare {
+            name.strip_prefix(prefix).unwrap_or(name).to_owned()
+        } else {
+            name.to_owned()
+        }
     };
 
     let (mut located, mut missing) = (Vec::new(), Vec::new());
@@ -162,9 +200,19 @@ fn match_table(config: &ModelConfig, mut entries: Entries) -> Result<Vec<Located
             continue;
         };
         if entry.shape != spec.shape {
-            return Err(CheckpointError::Shape { tensor: name, found: entry.shape, expected: spec.shape });
+            return Err(CheckpointError::Shape {
+                tensor: name,
+                found: entry.shape,
+                expected: spec.shape,
+            });
         }
-        located.push(Located { dtype: dtype(&name, entry.dtype)?, spec, name, shard, range: entry.range });
+        located.push(Located {
+            dtype: dtype(&name, entry.dtype)?,
+            spec,
+            name,
+            shard,
+            range: entry.range,
+        });
     }
     if !missing.is_empty() {
         let count = missing.len();
@@ -175,7 +223,10 @@ fn match_table(config: &ModelConfig, mut entries: Entries) -> Result<Vec<Located
     if !unexpected.is_empty() {
         let count = unexpected.len();
         unexpected.truncate(LISTED);
-        return Err(CheckpointError::Unexpected { count, names: unexpected });
+        return Err(CheckpointError::Unexpected {
+            count,
+            names: unexpected,
+        });
     }
     located.sort_by_key(|w| (w.shard, w.range.start));
     Ok(located)

@@ -81,14 +81,25 @@ impl TensorSpec {
 
 /// The tensors of the model that `config` describes, in the order of the computation.
 pub fn tensor_table(config: &ModelConfig) -> Vec<TensorSpec> {
-    let mut table = Table { config, specs: Vec::new() };
-    if config.family == Family::Gpt2 { table.gpt2() } else { table.llama() }
+    let mut table = Table {
+        config,
+        specs: Vec::new(),
+    };
+    if config.family == Family::Gpt2 {
+        table.gpt2()
+    } else {
+        table.llama()
+    }
     table.specs
 }
 
 /// Beginnings of names that some checkpoints leave out: those saved from the model without its head.
 pub(super) fn prefix(family: Family) -> &'static str {
-    if family == Family::Gpt2 { "transformer." } else { "model." }
+    if family == Family::Gpt2 {
+        "transformer."
+    } else {
+        "model."
+    }
 }
 
 /// Whether a tensor that is in no table may be there all the same: values that are computed, not learned, and a tied head.
@@ -107,17 +118,32 @@ struct Table<'a> {
 
 impl Table<'_> {
     fn add(&mut self, weight: Weight, name: String, shape: &[usize], layout: Layout) {
-        self.specs.push(TensorSpec { weight, name, shape: shape.to_vec(), layout });
+        self.specs.push(TensorSpec {
+            weight,
+            name,
+            shape: shape.to_vec(),
+            layout,
+        });
     }
 
     fn gpt2(&mut self) {
         use LayerWeight as L;
         let c = self.config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        self.add(Weight::TokenEmbedding, "transformer.wte.weight".into(), &[c.vocab_size, hidden], Layout::OutIn);
+        self.add(
+            Weight::TokenEmbedding,
+            "transformer.wte.weight".into(),
+            &[c.vocab_size, hidden],
+            Layout::OutIn,
+        );
         if c.positions == Positions::Learned {
             let shape = [c.max_positions, hidden];
-            self.add(Weight::PositionEmbedding, "transformer.wpe.weight".into(), &shape, Layout::OutIn);
+            self.add(
+                Weight::PositionEmbedding,
+                "transformer.wpe.weight".into(),
+                &shape,
+                Layout::OutIn,
+            );
         }
         for layer in 0..c.num_layers {
             let mut vector = |weight, name: &str, width| {
@@ -141,8 +167,18 @@ impl Table<'_> {
             matrix(L::Up, "mlp.c_fc.weight", [hidden, inner]);
             matrix(L::Down, "mlp.c_proj.weight", [inner, hidden]);
         }
-        self.add(Weight::FinalNorm, "transformer.ln_f.weight".into(), &[hidden], Layout::OutIn);
-        self.add(Weight::FinalNormBias, "transformer.ln_f.bias".into(), &[hidden], Layout::OutIn);
+        self.add(
+            Weight::FinalNorm,
+            "transformer.ln_f.weight".into(),
+            &[hidden],
+            Layout::OutIn,
+        );
+        self.add(
+            Weight::FinalNormBias,
+            "transformer.ln_f.bias".into(),
+            &[hidden],
+            Layout::OutIn,
+        );
         self.head();
     }
 
@@ -150,10 +186,20 @@ impl Table<'_> {
         use LayerWeight as L;
         let c = self.config;
         let (hidden, inner, q, kv) = (c.hidden_size, c.intermediate_size, c.q_width(), c.kv_width());
-        self.add(Weight::TokenEmbedding, "model.embed_tokens.weight".into(), &[c.vocab_size, hidden], Layout::OutIn);
+        self.add(
+            Weight::TokenEmbedding,
+            "model.embed_tokens.weight".into(),
+            &[c.vocab_size, hidden],
+            Layout::OutIn,
+        );
         for layer in 0..c.num_layers {
             let mut add = |weight, name: &str, shape: &[usize]| {
-                self.add(Weight::Layer(layer, weight), format!("model.layers.{layer}.{name}"), shape, Layout::OutIn);
+                self.add(
+                    Weight::Layer(layer, weight),
+                    format!("model.layers.{layer}.{name}"),
+                    shape,
+                    Layout::OutIn,
+                );
             };
             add(L::AttentionNorm, "input_layernorm.weight", &[hidden]);
             add(L::Query, "self_attn.q_proj.weight", &[q, hidden]);
@@ -184,7 +230,12 @@ impl Table<'_> {
         }
         self.add(Weight::FinalNorm, "model.norm.weight".into(), &[hidden], Layout::OutIn);
         if matches!(c.norm, Norm::LayerNorm { .. }) {
-            self.add(Weight::FinalNormBias, "model.norm.bias".into(), &[hidden], Layout::OutIn);
+            self.add(
+                Weight::FinalNormBias,
+                "model.norm.bias".into(),
+                &[hidden],
+                Layout::OutIn,
+            );
         }
         self.head();
     }
@@ -192,7 +243,12 @@ impl Table<'_> {
     fn head(&mut self) {
         let c = self.config;
         if !c.tie_word_embeddings {
-            self.add(Weight::LmHead, "lm_head.weight".into(), &[c.vocab_size, c.hidden_size], Layout::OutIn);
+            self.add(
+                Weight::LmHead,
+                "lm_head.weight".into(),
+                &[c.vocab_size, c.hidden_size],
+                Layout::OutIn,
+            );
         }
     }
 }

@@ -26,7 +26,11 @@ pub(super) fn parse(f: Fields<'_>) -> Result<ModelConfig, ConfigError> {
             why: "only f32, f16 and bf16 weights can be loaded; take the checkpoint that is not quantised",
         });
     }
-    let config = if family == Family::Gpt2 { gpt2(&f)? } else { llama_like(&f, family)? };
+    let config = if family == Family::Gpt2 {
+        gpt2(&f)?
+    } else {
+        llama_like(&f, family)?
+    };
     let parameters = config.parameters();
     if parameters > PARAMETERS {
         return Err(ConfigError::Contradiction {
@@ -42,15 +46,18 @@ pub(super) fn parse(f: Fields<'_>) -> Result<ModelConfig, ConfigError> {
 
 fn family(f: &Fields<'_>) -> Result<Family, ConfigError> {
     if let Some(name) = f.text("model_type")? {
-        return Family::from_model_type(name)
-            .ok_or_else(|| ConfigError::UnknownArchitecture { found: format!("`{name}`") });
+        return Family::from_model_type(name).ok_or_else(|| ConfigError::UnknownArchitecture {
+            found: format!("`{name}`"),
+        });
     }
     let class = f.list("architectures")?.and_then(|list| list.first());
     match class.and_then(|c| c.as_str()) {
-        Some(name) => {
-            Family::from_class(name).ok_or_else(|| ConfigError::UnknownArchitecture { found: format!("`{name}`") })
-        }
-        None => Err(ConfigError::UnknownArchitecture { found: "not said (no `model_type`, no `architectures`)".to_owned() }),
+        Some(name) => Family::from_class(name).ok_or_else(|| ConfigError::UnknownArchitecture {
+            found: format!("`{name}`"),
+        }),
+        None => Err(ConfigError::UnknownArchitecture {
+            found: "not said (no `model_type`, no `architectures`)".to_owned(),
+        }),
     }
 }
 
@@ -69,13 +76,20 @@ fn divides(what: &str, whole: usize, by_name: &str, by: usize, why: &'static str
     if whole.is_multiple_of(by) {
         return Ok(());
     }
-    Err(ConfigError::Contradiction { what: format!("`{what}` {whole} and `{by_name}` {by}"), why })
+    Err(ConfigError::Contradiction {
+        what: format!("`{what}` {whole} and `{by_name}` {by}"),
+        why,
+    })
 }
 
 fn eps(f: &Fields<'_>, name: &str, default: f64) -> Result<f32, ConfigError> {
     let value = f.number(name, "a number above 0 and below 1", |x| x > 0.0 && x < 1.0)?;
     let eps = value.unwrap_or(default) as f32;
-    if eps > 0.0 { Ok(eps) } else { Err(f.invalid(name, "a number above 0 and below 1 that f32 can hold")) }
+    if eps > 0.0 {
+        Ok(eps)
+    } else {
+        Err(f.invalid(name, "a number above 0 and below 1 that f32 can hold"))
+    }
 }
 
 fn bos(f: &Fields<'_>, vocab: usize) -> Result<Option<u32>, ConfigError> {
@@ -86,7 +100,13 @@ fn gpt2(f: &Fields<'_>) -> Result<ModelConfig, ConfigError> {
     let vocab_size = f.required("vocab_size", 1..=VOCAB)?;
     let hidden_size = f.required("n_embd", 1..=WIDTH)?;
     let num_heads = f.required("n_head", 1..=HEADS)?;
-    divides("n_embd", hidden_size, "n_head", num_heads, "the width must be a multiple of the number of heads")?;
+    divides(
+        "n_embd",
+        hidden_size,
+        "n_head",
+        num_heads,
+        "the width must be a multiple of the number of heads",
+    )?;
     let head_dim = hidden_size / num_heads;
     if head_dim > HEAD_DIM {
         return Err(f.invalid("n_head", format!("at least n_embd / {HEAD_DIM}")));
@@ -102,7 +122,12 @@ fn gpt2(f: &Fields<'_>) -> Result<ModelConfig, ConfigError> {
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
         "gelu" => Activation::GeluErf,
         "silu" | "swish" => Activation::Silu,
-        _ => return Err(f.invalid("activation_function", "one of gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, silu")),
+        _ => {
+            return Err(f.invalid(
+                "activation_function",
+                "one of gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, silu",
+            ));
+        }
     };
     let num_layers = f.required("n_layer", 1..=LAYERS)?;
     Ok(ModelConfig {
@@ -115,7 +140,9 @@ fn gpt2(f: &Fields<'_>) -> Result<ModelConfig, ConfigError> {
         num_kv_heads: num_heads,
         head_dim,
         max_positions: f.count("n_positions", 1..=POSITIONS)?.unwrap_or(1024),
-        norm: Norm::LayerNorm { eps: eps(f, "layer_norm_epsilon", 1e-5)? },
+        norm: Norm::LayerNorm {
+            eps: eps(f, "layer_norm_epsilon", 1e-5)?,
+        },
         activation,
         gated_mlp: false,
         positions: Positions::Learned,
@@ -147,7 +174,8 @@ fn llama_like(f: &Fields<'_>, family: Family) -> Result<ModelConfig, ConfigError
     // A `null` means as many as query heads; only a field that is absent takes the family's default.
     let absent = !f.keys().any(|k| k == "num_key_value_heads");
     let num_kv_heads =
-        f.count("num_key_value_heads", 1..=HEADS)?.unwrap_or(if absent { default_kv } else { num_heads });
+        f.count("num_key_value_heads", 1..=HEADS)?
+            .unwrap_or(if absent { default_kv } else { num_heads });
     divides(
         "num_attention_heads",
         num_heads,
@@ -176,7 +204,9 @@ fn llama_like(f: &Fields<'_>, family: Family) -> Result<ModelConfig, ConfigError
     if !matches!(f.text("hidden_act")?.unwrap_or("silu"), "silu" | "swish") {
         return Err(f.invalid("hidden_act", "silu"));
     }
-    let max_positions = f.count("max_position_embeddings", 1..=POSITIONS)?.unwrap_or(default_positions);
+    let max_positions = f
+        .count("max_position_embeddings", 1..=POSITIONS)?
+        .unwrap_or(default_positions);
     let attention_bias = match family {
         Family::Llama | Family::Qwen3 => f.flag("attention_bias")?.unwrap_or(false),
         _ => false,
@@ -191,7 +221,9 @@ fn llama_like(f: &Fields<'_>, family: Family) -> Result<ModelConfig, ConfigError
         num_kv_heads,
         head_dim,
         max_positions,
-        norm: Norm::RmsNorm { eps: eps(f, "rms_norm_eps", 1e-6)? },
+        norm: Norm::RmsNorm {
+            eps: eps(f, "rms_norm_eps", 1e-6)?,
+        },
         activation: Activation::Silu,
         gated_mlp: true,
         positions: Positions::Rope(rope(f, head_dim, max_positions)?),

@@ -59,11 +59,18 @@ impl<'a> Fields<'a> {
     /// An error about `name`'s value.
     pub(crate) fn invalid(&self, name: &str, allowed: impl Into<String>) -> ConfigError {
         let value = self.map.get(name).map_or_else(|| "missing".to_owned(), shown);
-        ConfigError::Invalid { field: format!("{}{name}", self.prefix), value, allowed: allowed.into() }
+        ConfigError::Invalid {
+            field: format!("{}{name}", self.prefix),
+            value,
+            allowed: allowed.into(),
+        }
     }
 
     pub(crate) fn missing(&self, name: &str, allowed: impl Into<String>) -> ConfigError {
-        ConfigError::Missing { field: format!("{}{name}", self.prefix), allowed: allowed.into() }
+        ConfigError::Missing {
+            field: format!("{}{name}", self.prefix),
+            allowed: allowed.into(),
+        }
     }
 
     /// A whole number in `range`. `8.0` is a whole number: Python writes some counts so.
@@ -76,7 +83,10 @@ impl<'a> Fields<'a> {
         });
         match whole.and_then(|n| usize::try_from(n).ok()) {
             Some(n) if range.contains(&n) => Ok(Some(n)),
-            _ => Err(self.invalid(name, format!("a whole number from {} to {}", range.start(), range.end()))),
+            _ => Err(self.invalid(
+                name,
+                format!("a whole number from {} to {}", range.start(), range.end()),
+            )),
         }
     }
 
@@ -88,7 +98,12 @@ impl<'a> Fields<'a> {
     }
 
     /// A finite number for which `check` holds; `allowed` says so in words.
-    pub(crate) fn number(&self, name: &str, allowed: &str, check: impl Fn(f64) -> bool) -> Result<Option<f64>, ConfigError> {
+    pub(crate) fn number(
+        &self,
+        name: &str,
+        allowed: &str,
+        check: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>, ConfigError> {
         let Some(value) = self.raw(name) else { return Ok(None) };
         match value.as_f64() {
             Some(x) if x.is_finite() && check(x) => Ok(Some(x)),
@@ -141,15 +156,27 @@ impl<'a> Fields<'a> {
         }
         items
             .iter()
-            .map(|v| v.as_f64().filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| self.invalid(name, allowed.clone())))
+            .map(|v| {
+                v.as_f64()
+                    .filter(|x| x.is_finite() && *x > 0.0)
+                    .ok_or_else(|| self.invalid(name, allowed.clone()))
+            })
             .collect()
     }
 
     /// One token id or a list of them, each below `vocab_size`; empty when the field is missing.
     pub(crate) fn token_ids(&self, name: &str, vocab_size: usize) -> Result<Vec<u32>, ConfigError> {
-        let allowed = || self.invalid(name, format!("a token id, or a list of token ids, below vocab_size {vocab_size}"));
+        let allowed = || {
+            self.invalid(
+                name,
+                format!("a token id, or a list of token ids, below vocab_size {vocab_size}"),
+            )
+        };
         let one = |v: &Value| {
-            v.as_u64().filter(|&id| id < vocab_size as u64).and_then(|id| u32::try_from(id).ok()).ok_or_else(allowed)
+            v.as_u64()
+                .filter(|&id| id < vocab_size as u64)
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(allowed)
         };
         match self.raw(name) {
             None => Ok(Vec::new()),

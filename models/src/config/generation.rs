@@ -1,7 +1,7 @@
 //! `generation_config.json`: how the makers of a model sample from it.
 
-use super::fields::{Fields, parse_object};
 use super::ConfigError;
+use super::fields::{Fields, parse_object};
 use crate::sampling::SamplingOptions;
 
 /// The fields of `generation_config.json` that this crate acts on. Fields that are missing are `None` or empty.

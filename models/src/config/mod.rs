@@ -9,8 +9,8 @@ mod fields;
 mod generation;
 mod rope_fields;
 
-pub use generation::GenerationConfig;
 pub(crate) use fields::{Fields, parse_object};
+pub use generation::GenerationConfig;
 
 use crate::checkpoint::WeightDtype;
 use crate::rope::RopeConfig;
@@ -94,8 +94,13 @@ impl Family {
     /// The known values of `model_type`.
     pub const NAMES: [&'static str; 5] = ["gpt2", "llama", "mistral", "qwen2", "qwen3"];
     const ALL: [Self; 5] = [Self::Gpt2, Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
-    const CLASSES: [&'static str; 5] =
-        ["GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+    const CLASSES: [&'static str; 5] = [
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+    ];
 
     /// Its `model_type`.
     pub fn name(self) -> &'static str {
@@ -213,8 +218,16 @@ impl ModelConfig {
 
     /// Factor on `q·k` in `layer`.
     pub fn attention_scale(&self, layer: usize) -> f32 {
-        let by_width = if self.scale_by_head_dim { (self.head_dim as f64).sqrt() } else { 1.0 };
-        let by_layer = if self.scale_by_inverse_layer { (layer + 1) as f64 } else { 1.0 };
+        let by_width = if self.scale_by_head_dim {
+            (self.head_dim as f64).sqrt()
+        } else {
+            1.0
+        };
+        let by_layer = if self.scale_by_inverse_layer {
+            (layer + 1) as f64
+        } else {
+            1.0
+        };
         (1.0 / (by_width * by_layer)) as f32
     }
 
@@ -238,7 +251,10 @@ impl ModelConfig {
 
     /// Number of parameters; a tied head counts once.
     pub fn parameters(&self) -> u64 {
-        crate::checkpoint::tensor_table(self).iter().map(|spec| spec.elements()).sum()
+        crate::checkpoint::tensor_table(self)
+            .iter()
+            .map(|spec| spec.elements())
+            .sum()
     }
 
     /// Bytes of keys and values that one token keeps, over all layers, in elements of `element_bytes`.

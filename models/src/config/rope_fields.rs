@@ -23,13 +23,17 @@ pub(super) fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Res
         Some(theta) => theta,
         None => above_one(f)?.unwrap_or(10_000.0),
     };
-    let share = |f: &Fields<'_>| f.number("partial_rotary_factor", "a number above 0 and at most 1", |x| x > 0.0 && x <= 1.0);
+    let share = |f: &Fields<'_>| {
+        f.number("partial_rotary_factor", "a number above 0 and at most 1", |x| {
+            x > 0.0 && x <= 1.0
+        })
+    };
     let partial = match p.map(|p| share(&p)).transpose()?.flatten() {
         Some(x) => x,
         None => share(f)?.unwrap_or(1.0),
     };
     let rotary_dim = (head_dim as f64 * partial) as usize;
-    if rotary_dim == 0 || rotary_dim % 2 != 0 {
+    if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
         return Err(ConfigError::Contradiction {
             what: format!("head_dim {head_dim} and partial_rotary_factor {partial} rotate {rotary_dim} elements"),
             why: "an even number of at least 2 is needed, for elements are rotated in pairs",
@@ -39,7 +43,11 @@ pub(super) fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Res
         None => RopeScaling::Default,
         Some(p) => scaling(f, &p, rotary_dim, max_positions)?,
     };
-    Ok(RopeConfig { theta, rotary_dim, scaling })
+    Ok(RopeConfig {
+        theta,
+        rotary_dim,
+        scaling,
+    })
 }
 
 /// transformers 5 may nest one set of parameters for every kind of layer. They are taken when they are all the same.
@@ -67,7 +75,9 @@ fn scaling(top: &Fields<'_>, p: &Fields<'_>, rotary_dim: usize, max: usize) -> R
         Some(name) => Some(("rope_type", name)),
         None => p.text("type")?.map(|name| ("type", name)),
     };
-    let Some((field, kind)) = name else { return Ok(RopeScaling::Default) };
+    let Some((field, kind)) = name else {
+        return Ok(RopeScaling::Default);
+    };
 
     let positive = |name: &str| p.number(name, "a number above 0", |x| x > 0.0);
     let factor = || p.number("factor", "a number of at least 1", |x| x >= 1.0);
@@ -82,18 +92,26 @@ fn scaling(top: &Fields<'_>, p: &Fields<'_>, rotary_dim: usize, max: usize) -> R
     };
     match kind {
         "default" => Ok(RopeScaling::Default),
-        "linear" => Ok(RopeScaling::Linear { factor: needed(factor()?, "factor")? }),
+        "linear" => Ok(RopeScaling::Linear {
+            factor: needed(factor()?, "factor")?,
+        }),
         "dynamic" => {
             if rotary_dim == 2 {
                 return Err(p.invalid(field, "anything but dynamic when only one pair is rotated"));
             }
-            Ok(RopeScaling::Dynamic { factor: needed(factor()?, "factor")?, max_positions: max })
+            Ok(RopeScaling::Dynamic {
+                factor: needed(factor()?, "factor")?,
+                max_positions: max,
+            })
         }
         "yarn" => {
             let original = original()?;
             let or = |value: Option<f64>, default: f64| value.filter(|x| *x != 0.0).unwrap_or(default);
             let not_negative = |name: &str| p.number(name, "a number of at least 0", |x| x >= 0.0);
-            let (beta_fast, beta_slow) = (or(not_negative("beta_fast")?, 32.0), or(not_negative("beta_slow")?, 1.0));
+            let (beta_fast, beta_slow) = (
+                or(not_negative("beta_fast")?, 32.0),
+                or(not_negative("beta_slow")?, 1.0),
+            );
             if beta_fast < beta_slow {
                 return Err(p.invalid("beta_fast", format!("a number of at least beta_slow, {beta_slow}")));
             }
