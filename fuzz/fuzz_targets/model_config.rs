@@ -5,7 +5,9 @@ use models::{GenerationConfig, ModelConfig};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = GenerationConfig::from_json(bytes, 1000);
-    let Ok(config) = ModelConfig::from_json(bytes) else { return };
+    let Ok(config) = ModelConfig::from_json(bytes) else {
+        return;
+    };
     assert!(config.num_heads.is_multiple_of(config.num_kv_heads));
     assert_eq!(config.windows.len(), config.num_layers);
     assert!(config.parameters() > 0);
