@@ -62,6 +62,7 @@ mod invariants;
 mod launches;
 mod pool;
 mod prefix;
+pub mod schedule;
 mod sequence;
 mod statistics;
 mod swap;

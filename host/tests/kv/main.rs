@@ -4,4 +4,5 @@ mod bugs;
 mod machine;
 mod model;
 mod prefix;
+mod schedule;
 mod tables;
