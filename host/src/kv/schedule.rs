@@ -72,24 +72,16 @@ pub struct PlanRow {
 }
 
 impl PlannerConfig {
-    /// Most query tiles that a batch can have.
-    fn tile_capacity(&self) -> Option<usize> {
-        let partly_filled = self.max_rows.checked_mul(self.queries_per_item - 1)?;
-        Some(
-            self.max_queries
-                .min(self.max_queries.checked_add(partly_filled)? / self.queries_per_item),
-        )
-    }
-
-    /// Length of the item array. A row with `t` tiles has at most `max(t, max_splits)` items per KV head.
+    /// Length of the item array.
+    ///
+    /// A row with `q` queries has at most `max(ceil(q / queries_per_item), max_splits)` items per KV head, which is at
+    /// most `floor(q / queries_per_item) + max_splits`.
     pub fn item_capacity(&self) -> usize {
         let rows = self.max_rows.min(self.max_queries);
-        let per_head = self
-            .tile_capacity()
-            .and_then(|tiles| tiles.checked_add(rows.checked_mul(self.max_splits)?));
-        per_head
-            .and_then(|items| items.checked_mul(self.kv_heads))
-            .unwrap_or(usize::MAX)
+        let full_tiles = self.max_queries / self.queries_per_item;
+        rows.saturating_mul(self.max_splits)
+            .saturating_add(full_tiles)
+            .saturating_mul(self.kv_heads)
     }
 
     /// Number of partial results that the workspace must hold: each is `queries_per_item` queries times the query
