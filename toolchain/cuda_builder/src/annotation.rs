@@ -21,7 +21,7 @@ pub struct Annotation {
     pub barriers: Option<u32>,
     /// Number of `wgmma.mma_async` the body must have.
     pub wgmma: Option<u32>,
-    /// The kernel keeps accumulators in registers: local memory is an error.
+    /// The kernel keeps accumulators in registers: local memory is an error. Implied by tensor-core instructions.
     pub tensor_core: bool,
     /// Double precision is meant.
     pub f64: bool,

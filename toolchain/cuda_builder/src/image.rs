@@ -83,7 +83,7 @@ pub fn split(unit: &str, arch: Arch, text: &str) -> Result<Vec<Image>, Error> {
 
     let mut images = Vec::new();
     for entry in module.items.iter().filter(|item| item.kind == ItemKind::Entry) {
-        let annotation = annotations
+        let mut annotation = annotations
             .remove(&entry.name)
             .ok_or_else(|| wrong(&entry.name, "no annotation: declare it with cuda_std::kernel!".into()))?;
         if annotation.cluster.is_some() && !arch.has_clusters() {
@@ -94,6 +94,9 @@ pub fn split(unit: &str, arch: Arch, text: &str) -> Result<Vec<Image>, Error> {
         }
         let params = params(&entry.text, annotation.param_align)
             .ok_or_else(|| malformed(entry.line, format!("cannot read the parameters of `{}`", entry.name)))?;
+        annotation.tensor_core |= ptx::statements(&entry.text, entry.line)
+            .iter()
+            .any(ptx::Statement::is_tensor_core);
         let reachable = reachable(&module, entry);
         let shared = SharedUse::of(&reachable);
         let raw = render(&module, &reachable, entry, &annotation);

@@ -247,6 +247,11 @@ impl<'a> Statement<'a> {
             .any(|piece| piece == part || piece.split("::").next() == Some(part))
     }
 
+    /// Whether this is a matrix multiplication on tensor cores.
+    pub fn is_tensor_core(&self) -> bool {
+        matches!(self.base(), "mma" | "wmma") || self.opcode.starts_with("wgmma.mma_async")
+    }
+
     /// The first part of the opcode: `ld` of `ld.shared.b32`.
     pub fn base(&self) -> &'a str {
         self.opcode.split('.').next().unwrap_or_default()
