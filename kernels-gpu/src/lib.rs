@@ -20,6 +20,8 @@ pub mod device_tests;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;
 
+cuda_std::declare_dynamic_shared!();
+
 /// No kernel panics. The compiler asks for a handler all the same, and this one calls what does not exist: a panic that
 /// survives optimisation stays visible in the PTX as a call, and the builder's lints reject the image.
 #[cfg(target_arch = "nvptx64")]

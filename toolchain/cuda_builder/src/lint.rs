@@ -10,6 +10,7 @@
 //! | `wgmma-in-flight` | touching accumulators before the wait, or overwriting A registers | the result is undefined, or `ptxas` serialises (C7514) |
 //! | `wgmma-fence` | writing registers of a `wgmma` between its fence and it | the write may come too late (C7519) |
 //! | `generic-shared` | generic loads and stores on addresses known to be shared | slow, and the emulator's checks lose the space |
+//! | `undeclared` | names in inline assembly that nothing declares | the driver rejects the module |
 //! | `f64` | double precision that is not declared | a stray `as f64` or an `f64` literal; 1/64 of the speed on some GPUs |
 //! | `bounds` | no `.reqntid`, or another than declared | registers would be budgeted for the wrong block |
 //! | `params` | more parameter bytes than the PTX version allows | the driver rejects the module |
@@ -105,6 +106,7 @@ pub fn check(image: &Image) -> Vec<LintFailure> {
     rules::calls(&subject, &statements, &mut findings);
     rules::counts(&subject, &statements, &mut findings);
     rules::generic_shared(&subject, &statements, &mut findings);
+    rules::undeclared(&subject, &statements, &mut findings);
     rules::double_precision(&subject, &statements, &mut findings);
     rules::bounds(&subject, &mut findings);
     rules::params(&subject, &mut findings);

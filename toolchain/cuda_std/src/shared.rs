@@ -49,11 +49,8 @@ pub use device::*;
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use crate::access::{Value, loads, stores};
-    use core::arch::{asm, global_asm};
+    use core::arch::asm;
     use core::marker::PhantomData;
-
-    // Declared once for the image; its size is given at launch. 1024 bytes is what 128-byte swizzles need.
-    global_asm!(".extern .shared .align 1024 .b8 dynamic_shared[];");
 
     /// The shared address of the launch's dynamic shared memory, aligned to 1024 bytes.
     #[inline(always)]
@@ -198,4 +195,17 @@ mod device {
             unsafe { st(self.address, value) }
         }
     }
+}
+
+/// Declares the launch-sized shared memory; the kernel crate says it once, at its root.
+///
+/// The declaration cannot stand in this crate: no code refers to it that LLVM can see, and module-level assembly of a
+/// library that nothing refers to is dropped. Its size is given at launch; 1024 bytes is the alignment that 128-byte
+/// swizzles need.
+#[macro_export]
+macro_rules! declare_dynamic_shared {
+    () => {
+        #[cfg(target_arch = "nvptx64")]
+        ::core::arch::global_asm!(".extern .shared .align 1024 .b8 dynamic_shared[];");
+    };
 }

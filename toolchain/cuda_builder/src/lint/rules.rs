@@ -165,6 +165,39 @@ pub(super) fn generic_shared(subject: &Subject<'_>, statements: &[Statement<'_>]
     }
 }
 
+/// `undeclared`: symbols that inline assembly names and nothing declares; the driver would reject the module.
+pub(super) fn undeclared(subject: &Subject<'_>, statements: &[Statement<'_>], findings: &mut Vec<Finding>) {
+    let entry = subject.entry();
+    let head = entry.text.split('{').next().unwrap_or_default();
+    let mut declared: HashSet<&str> = subject.module.items.iter().map(|item| item.name.as_str()).collect();
+    declared.extend(identifiers(head));
+    let declarations = statements
+        .iter()
+        .filter(|s| matches!(s.opcode, ".reg" | ".shared" | ".local" | ".param"));
+    declared.extend(declarations.flat_map(|statement| identifiers(statement.operands)));
+    for statement in statements.iter().filter(|statement| !statement.opcode.starts_with('.')) {
+        let brackets = statement
+            .operands
+            .split('[')
+            .skip(1)
+            .filter_map(|part| part.split(']').next());
+        let source = (statement.base() == "mov").then(|| split_operand(statement.operands).1);
+        for name in brackets.chain(source).flat_map(identifiers) {
+            let is_symbol = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '$' || c == '_') && name != "_";
+            // `%tid.x` falls apart into `%tid` and `x`.
+            let is_component = matches!(name, "x" | "y" | "z" | "w");
+            if is_symbol && !is_component && name != "WARP_SZ" && !declared.contains(name) {
+                let opcode = statement.opcode;
+                findings.push((
+                    "undeclared",
+                    statement.line,
+                    format!("`{opcode}` names `{name}`, which nothing declares"),
+                ));
+            }
+        }
+    }
+}
+
 /// `f64`: double precision only where it is declared.
 pub(super) fn double_precision(subject: &Subject<'_>, statements: &[Statement<'_>], findings: &mut Vec<Finding>) {
     if subject.image.annotation.f64 {

@@ -179,6 +179,16 @@ fn shared_memory_is_not_accessed_generically() {
 }
 
 #[test]
+fn assembly_names_only_what_is_declared() {
+    let body = ".reg .b32 lo;\n.shared .align 4 .b8 mine[4];\nmov.u32 %r1, mine;\nmov.u32 %r2, lo;\nmov.u32 %r3, %tid.x;\n\
+                mov.b64 %rd1, k_param_0;\nld.param.b64 %rd2, [k_param_0+8];\nmov.b32 %f1, 0f3F800000;";
+    assert_eq!(broken("", "", body), []);
+    let lost = "mov.u32 %r1, dynamic_shared;";
+    assert_eq!(broken("", "", lost), [("undeclared", lost.to_string())]);
+    assert_eq!(broken("", "", "ld.shared.b32 %r1, [pool+4];")[0].0, "undeclared");
+}
+
+#[test]
 fn double_precision_must_be_declared() {
     let body = ".reg .f64 %fd<2>;\ncvt.f64.f32 %fd1, %f1;";
     assert_eq!(broken("", "", body), [("f64", "cvt.f64.f32 %fd1, %f1;".to_string())]);
