@@ -32,6 +32,7 @@ pub mod optimizer;
 pub mod philox;
 pub mod reduce;
 pub mod rope;
+pub mod rope_scaling;
 pub mod sampling;
 pub mod softmax;
 

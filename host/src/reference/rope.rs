@@ -43,8 +43,7 @@ pub struct RopeTable {
 impl RopeTable {
     /// `magnitude · cos` and `magnitude · sin` of position times frequency.
     ///
-    /// All scalings (linear, NTK, YaRN, longrope, llama3) come down to `frequencies` and
-    /// `magnitude`; for linear scaling the frequencies are divided by the factor. Eager angles are
+    /// [`Scaling`](super::rope_scaling::Scaling) gives frequencies and magnitude. Eager angles are
     /// `f32`, as in every framework, and the table is stored in the dtype.
     pub fn new<P: Precision>(positions: &[i64], frequencies: &[f64], magnitude: f64) -> RopeTable {
         let table = |function: fn(f64) -> f64| {
