@@ -173,6 +173,17 @@ mod tests {
     }
 
     #[test]
+    fn accumulators_are_f32_in_every_dtype() {
+        // 256 + 1 is not a bf16, and 2²⁴ + 1 is not an f32.
+        assert_eq!(dot::<Eager<bf16>>(&[1.0; 4096], &[1.0; 4096]), 4096.0);
+        assert_eq!(sum::<Eager<bf16>>(std::iter::repeat_n(1.0, 32_768)), 32_768.0);
+        assert_eq!(
+            dot::<Eager<f32>>(&[16_777_216.0, 0.0, 0.0, 0.0, 1.0], &[1.0; 5]),
+            16_777_216.0
+        );
+    }
+
+    #[test]
     fn narrow_inverts_widen() {
         let values = [bf16::from_f32(1.5), bf16::from_f32(-0.01), bf16::INFINITY];
         assert_eq!(narrow::<bf16>(&widen(&values)), values);

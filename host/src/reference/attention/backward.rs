@@ -260,6 +260,28 @@ mod tests {
         assert_close(&gradients.dq[3 * row..4 * row], &vec![0.0; row], 1e-15);
     }
 
+    /// A sink of −∞ is none, in rows without keys too.
+    #[test]
+    fn absent_sinks_have_no_gradient() {
+        let shape = AttentionShape {
+            seq_q: 5,
+            seq_kv: 2,
+            ..SHAPE
+        };
+        let [q, k, v, grad] = inputs(&shape);
+        let without = AttentionOptions {
+            causal: Causal::BottomRight,
+            ..Default::default()
+        };
+        let with = AttentionOptions {
+            sinks: Some(vec![f64::NEG_INFINITY; 4]),
+            ..without.clone()
+        };
+        let run = |options| backward::<Exact>(&shape, options, &q, &k, &v, &grad);
+        assert_eq!(run(&with).dsinks, Some(vec![0.0; 4]));
+        assert_eq!(run(&with).dq, run(&without).dq);
+    }
+
     #[test]
     fn is_linear_in_the_output_gradient() {
         let [q, k, v, grad] = inputs(&SHAPE);

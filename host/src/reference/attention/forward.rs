@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn alibi_slopes_per_batch_and_head() {
+    fn alibi_slopes_per_head_and_per_batch() {
         let shape = AttentionShape {
             batch: 2,
             heads_q: 2,
@@ -208,18 +208,22 @@ mod tests {
             seq_q: 1,
             ..SMALL
         };
-        let slopes: Vec<f64> = [1.0, 2.0, 4.0, 8.0].map(f64::ln).to_vec();
-        let options = AttentionOptions {
-            alibi_slopes: Some(slopes),
-            ..plain()
+        let check = |given: &[f64], bases: [f64; 4]| {
+            let slopes = given.iter().map(|base| base.ln()).collect();
+            let options = AttentionOptions {
+                alibi_slopes: Some(slopes),
+                ..plain()
+            };
+            let v = [1.0, 10.0, 100.0].repeat(2);
+            let result = forward::<Exact>(&shape, &options, &[0.0; 8], &[0.0; 12], &v);
+            let expected = bases.map(|base: f64| {
+                let w = [base.powi(-2), base.powi(-1), 1.0];
+                (w[0] + 10.0 * w[1] + 100.0 * w[2]) / (w[0] + w[1] + w[2])
+            });
+            assert_close(&result.out, &expected, 1e-12);
         };
-        let v = [1.0, 10.0, 100.0].repeat(2);
-        let result = forward::<Exact>(&shape, &options, &[0.0; 8], &[0.0; 12], &v);
-        let expected = [1.0, 2.0, 4.0, 8.0].map(|base: f64| {
-            let w = [base.powi(-2), base.powi(-1), 1.0];
-            (w[0] + 10.0 * w[1] + 100.0 * w[2]) / (w[0] + w[1] + w[2])
-        });
-        assert_close(&result.out, &expected, 1e-12);
+        check(&[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0]);
+        check(&[2.0, 8.0], [2.0, 8.0, 2.0, 8.0]);
     }
 
     #[test]
@@ -274,6 +278,44 @@ mod tests {
         );
         assert!((kept.iter().sum::<f64>() / 4096.0 - 0.5).abs() < 0.05);
         assert_close(&result.lse, &[64f64.ln(); 64], 1e-12);
+    }
+
+    /// Scores far from 0 and infinite ones: shifting by the maximum keeps all of it finite.
+    #[test]
+    fn extreme_scores() {
+        let run = |scores: [f64; 3]| {
+            let k = scores.iter().flat_map(|&score| [score, 0.0]).collect::<Vec<_>>();
+            let shape = AttentionShape { seq_q: 1, ..SMALL };
+            forward::<Exact>(&shape, &plain(), &[1.0, 1.0], &k, &[1.0, 10.0, 100.0])
+        };
+        let near = run([0.0, 2f64.ln(), 4f64.ln()]);
+        for shift in [-1000.0, 1000.0] {
+            let far = run([shift, shift + 2f64.ln(), shift + 4f64.ln()]);
+            assert_close(&far.out, &near.out, 1e-10);
+            assert_close(&far.lse, &[shift + near.lse[0]], 1e-10);
+        }
+        assert_eq!(
+            run([-1000.0, 1000.0, -1000.0]),
+            Forward {
+                out: vec![10.0],
+                lse: vec![1000.0]
+            }
+        );
+        let nothing = f64::NEG_INFINITY;
+        assert_eq!(
+            run([nothing, 0.0, nothing]),
+            Forward {
+                out: vec![10.0],
+                lse: vec![0.0]
+            }
+        );
+        assert_eq!(
+            run([nothing; 3]),
+            Forward {
+                out: vec![0.0],
+                lse: vec![nothing]
+            }
+        );
     }
 
     #[test]
