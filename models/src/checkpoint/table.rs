@@ -21,32 +21,50 @@ pub enum Weight {
 
 /// A weight of one block. Matrices are `[out, in]` unless the specification's [`Layout`] says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "the names are the field's own")]
 pub enum LayerWeight {
+    /// Weight of the norm before attention: `[hidden]`.
     AttentionNorm,
+    /// Its bias.
     AttentionNormBias,
     /// Q, K and V in one matrix (GPT-2), in this order along its outputs.
     Qkv,
+    /// Its bias: `[3·hidden]`.
     QkvBias,
+    /// `[heads·head_dim, hidden]`.
     Query,
+    /// `[heads·head_dim]`.
     QueryBias,
+    /// `[kv_heads·head_dim, hidden]`.
     Key,
+    /// `[kv_heads·head_dim]`.
     KeyBias,
+    /// `[kv_heads·head_dim, hidden]`.
     Value,
+    /// `[kv_heads·head_dim]`.
     ValueBias,
     /// RMSNorm over each head of Q: `[head_dim]`.
     QueryNorm,
     /// RMSNorm over each head of K: `[head_dim]`.
     KeyNorm,
+    /// From all heads back to the residual stream: `[hidden, heads·head_dim]`.
     AttentionOut,
+    /// `[hidden]`.
     AttentionOutBias,
+    /// Weight of the norm before the MLP: `[hidden]`.
     MlpNorm,
+    /// Its bias.
     MlpNormBias,
+    /// The factor that goes through the activation, of a gated MLP: `[inner, hidden]`.
     Gate,
+    /// `[inner]`.
     GateBias,
+    /// Into the MLP: `[inner, hidden]`.
     Up,
+    /// `[inner]`.
     UpBias,
+    /// Out of the MLP: `[hidden, inner]`.
     Down,
+    /// `[hidden]`.
     DownBias,
 }
 
