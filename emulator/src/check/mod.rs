@@ -1,55 +1,79 @@
-//! The checks: what is remembered about memory and registers so that faults can be found.
+//! The checks: what is remembered about memory, registers and order so that faults can be found.
+//!
+//! * [`shadow`]: which bytes were written, which are secret, and who accessed each word last.
+//! * [`clocks`]: the happens-before order of warps, as vector clocks.
+//! * [`labels`]: undefined and secret registers.
+//! * [`access`]: puts them together for every access.
+
+mod access;
+pub(crate) mod clocks;
+mod labels;
+pub(crate) mod shadow;
+
+pub(crate) use access::shared_object;
+pub(crate) use clocks::Clocks;
+pub(crate) use shadow::Shadow;
 
 use crate::exec::Context;
 use crate::exec::barrier::FenceKind;
-use crate::exec::memory::{AccessKind, Home};
 use crate::fault::Stop;
-use crate::machine::launch::LaunchState;
 use crate::machine::memory::GlobalMemory;
-use crate::machine::warp::Warp;
-use crate::program::Predicate;
-
-/// What is remembered about the bytes of one allocation.
-#[derive(Default)]
-pub(crate) struct Shadow {}
 
 impl Context<'_> {
-    pub(crate) fn watch(&mut self, _home: Home, _size: u32, _kind: AccessKind, _lane: usize) -> Result<(), Box<Stop>> {
-        Ok(())
+    /// A fence was executed.
+    pub(crate) fn fenced(&mut self, kind: FenceKind) {
+        if kind == FenceKind::Proxy && self.launch.watched {
+            let w = self.warp_index();
+            self.cluster.order.fence_proxy(w);
+        }
     }
 
-    pub(crate) fn barrier_arrival(&mut self, _id: usize, _waits: bool) {}
-
-    pub(crate) fn cluster_arrival(&mut self) {}
-
-    pub(crate) fn warp_synchronised(&mut self) {}
-
-    pub(crate) fn fenced(&mut self, _kind: FenceKind) {}
-
-    pub(crate) fn set_registers(&mut self, _increase: bool, _count: u32) -> Result<(), Box<Stop>> {
+    /// `setmaxnreg`: nothing is counted yet but the value is kept for messages.
+    pub(crate) fn set_registers(&mut self, increase: bool, count: u32) -> Result<(), Box<Stop>> {
+        let limit = self.warp.register_limit;
+        if let Some(limit) = limit
+            && (increase && count < limit || !increase && count > limit)
+        {
+            let direction = if increase { "inc" } else { "dec" };
+            let message = format!("setmaxnreg.{direction} to {count} from {limit} registers");
+            return Err(Stop::new(crate::fault::FaultKind::RegisterBudget, message));
+        }
+        self.warp.register_limit = Some(count);
         Ok(())
     }
-}
-
-impl Warp {
-    pub(crate) fn check_guard(
-        &self,
-        _p: Predicate,
-        _mask: u32,
-        _branch: bool,
-        _launch: &LaunchState<'_>,
-    ) -> Result<(), Box<Stop>> {
-        Ok(())
-    }
-
-    pub(crate) fn check_before(&self, _pc: u32, _mask: u32, _launch: &LaunchState<'_>) -> Result<(), Box<Stop>> {
-        Ok(())
-    }
-
-    pub(crate) fn check_after(&mut self, _pc: u32, _mask: u32, _launch: &LaunchState<'_>) {}
 }
 
 impl GlobalMemory {
     /// The host wrote a range.
-    pub(crate) fn defined(&self, _address: u64, _bytes: usize) {}
+    pub(crate) fn defined(&self, address: u64, bytes: usize) {
+        self.mark(address, bytes, |shadow, offset, bytes| {
+            shadow.define(offset, bytes as u64)
+        });
+    }
+
+    /// The host says that a range is secret, or is not any more.
+    pub(crate) fn secret(&self, address: u64, bytes: usize, secret: bool) {
+        self.mark(address, bytes, |shadow, offset, bytes| {
+            shadow.taint(offset, bytes as u64, secret)
+        });
+    }
+
+    fn mark(&self, address: u64, bytes: usize, f: impl Fn(&mut Shadow, u64, usize)) {
+        if !self.tracked {
+            return;
+        }
+        if let Some(i) = self.find(address, bytes as u64) {
+            let a = &self.allocations[i];
+            let mut shadow = a.shadow.lock().unwrap_or_else(|e| e.into_inner());
+            shadow.fit(a.length);
+            f(&mut shadow, address - a.start, bytes);
+        }
+    }
+
+    /// A launch begins: what happened before is ordered before it.
+    pub(crate) fn forget_accesses(&self) {
+        for a in &self.allocations {
+            a.shadow.lock().unwrap_or_else(|e| e.into_inner()).forget();
+        }
+    }
 }

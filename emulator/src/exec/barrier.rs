@@ -101,7 +101,8 @@ impl Operation for Barrier {
         }
         let generation = barrier.generation;
         cx.barrier_arrival(id, !self.arrive);
-        cx.cta().settle(id);
+        let cta = cx.warp.cta;
+        cx.cluster.settle(cta, id);
         if self.arrive {
             return Ok(Step::Next);
         }
@@ -159,7 +160,10 @@ impl Operation for ClusterBarrier {
             return Ok(Step::Next);
         }
         match cx.warp.cluster_arrived.take() {
-            Some(generation) => Ok(Step::Wait(Wait::Cluster { generation })),
+            Some(generation) => {
+                cx.cluster_departure(generation);
+                Ok(Step::Wait(Wait::Cluster { generation }))
+            }
             None => Err(Stop::new(
                 FaultKind::BarrierCount,
                 "barrier.cluster.wait without an arrive",

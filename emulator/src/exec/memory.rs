@@ -78,6 +78,24 @@ pub(crate) enum AccessKind {
     Read,
     Write,
     Atomic,
+    /// With a memory order, or volatile.
+    StrongRead,
+    StrongWrite,
+}
+
+impl AccessKind {
+    pub(crate) fn reads(self) -> bool {
+        !matches!(self, AccessKind::Write | AccessKind::StrongWrite)
+    }
+
+    pub(crate) fn writes(self) -> bool {
+        !matches!(self, AccessKind::Read | AccessKind::StrongRead)
+    }
+
+    /// Whether it may meet other such accesses without a race.
+    pub(crate) fn strong(self) -> bool {
+        !matches!(self, AccessKind::Read | AccessKind::Write)
+    }
 }
 
 /// The memory that an address leads to.
@@ -94,8 +112,8 @@ pub(crate) enum Home {
 impl Context<'_> {
     fn out_of_bounds(&self, space: AccessSpace, address: u64, size: u64, kind: AccessKind, lane: usize) -> Box<Stop> {
         let doing = match kind {
-            AccessKind::Read => "read",
-            AccessKind::Write => "write",
+            AccessKind::Read | AccessKind::StrongRead => "read",
+            AccessKind::Write | AccessKind::StrongWrite => "write",
             AccessKind::Atomic => "atomic access",
         };
         let mut message = format!(
@@ -105,14 +123,14 @@ impl Context<'_> {
         let mut fault = FaultKind::OutOfBounds;
         if matches!(space, AccessSpace::Global | AccessSpace::Constant) && address < GLOBAL_BASE {
             let other = match address {
-                0..4096 => "it is near null",
+                0..1024 => "it is near null",
                 a if a.wrapping_sub(SHARED_WINDOW) < WINDOW || a < WINDOW => {
                     "it looks like an address of shared memory"
                 }
                 a if a.wrapping_sub(LOCAL_WINDOW) < WINDOW => "it is a generic address of local memory",
                 _ => "it is no device address",
             };
-            if address >= 4096 {
+            if address >= 1024 {
                 fault = FaultKind::WrongSpace;
             }
             message.push_str("; ");
@@ -151,7 +169,8 @@ impl Context<'_> {
         }
         let (pointer, home) = self.resolve(space, address, size, kind, lane)?;
         if self.launch.watched {
-            self.watch(home, size as u32, kind, lane)?;
+            self.watch(home, size as u32, kind, lane)
+                .map_err(|stop| stop.address(address))?;
         }
         Ok(pointer)
     }
@@ -181,7 +200,7 @@ impl Context<'_> {
                     self.warp.hints[hint] = index as u32;
                 }
                 let a = &global.allocations[index];
-                if a.purpose == Purpose::Constant && kind != AccessKind::Read {
+                if a.purpose == Purpose::Constant && kind.writes() {
                     let message = format!("a write to constant memory at {address:#x}");
                     return Err(Stop::new(FaultKind::WrongSpace, message)
                         .lane(lane as u32)
@@ -232,7 +251,7 @@ impl Context<'_> {
                     return self.resolve(AccessSpace::Local, address & !LOCAL_PARAM, size, kind, lane);
                 }
                 let length = self.launch.params.len() as u64 * 16;
-                if kind != AccessKind::Read {
+                if kind.writes() {
                     let message = format!("a write to a kernel parameter at {address:#x}");
                     return Err(Stop::new(FaultKind::WrongSpace, message)
                         .lane(lane as u32)
@@ -352,6 +371,7 @@ struct Load {
     size: u32,
     /// Bits that the sign is repeated up to; 0 without a sign.
     signed: u32,
+    kind: AccessKind,
 }
 
 impl Operation for Load {
@@ -365,7 +385,7 @@ impl Operation for Load {
         let addresses = *cx.register(self.address);
         for lane in cx.lanes() {
             let address = addresses[lane].wrapping_add(self.offset as u64);
-            let pointer = cx.locate(self.space, address, total, AccessKind::Read, lane)?;
+            let pointer = cx.locate(self.space, address, total, self.kind, lane)?;
             for (k, &d) in self.to.iter().enumerate() {
                 // SAFETY: `locate` proved `total` bytes, aligned.
                 let mut value = unsafe { read(pointer.add(k * self.size as usize), self.size) };
@@ -387,6 +407,7 @@ struct Store {
     offset: i64,
     from: Vec<Register>,
     size: u32,
+    kind: AccessKind,
 }
 
 impl Operation for Store {
@@ -400,7 +421,7 @@ impl Operation for Store {
         let addresses = *cx.register(self.address);
         for lane in cx.lanes() {
             let address = addresses[lane].wrapping_add(self.offset as u64);
-            let pointer = cx.locate(self.space, address, total, AccessKind::Write, lane)?;
+            let pointer = cx.locate(self.space, address, total, self.kind, lane)?;
             for (k, &a) in self.from.iter().enumerate() {
                 let value = cx.register(a)[lane];
                 // SAFETY: `locate` proved `total` bytes, aligned.
@@ -475,7 +496,7 @@ pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>
     if elements.len() != vector || ty.bytes() as usize * vector > 32 {
         return l.refuse(&format!("{vector} elements are named, {} are given", elements.len()));
     }
-    let _ = (strong, constant);
+    let _ = constant;
     if load {
         let mut to = Vec::new();
         let mut bits = 0;
@@ -485,7 +506,13 @@ pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>
             bits = width;
         }
         let signed = if ty.signed() && bits > ty.bits() { bits } else { 0 };
+        let kind = if strong {
+            AccessKind::StrongRead
+        } else {
+            AccessKind::Read
+        };
         l.other(Load {
+            kind,
             space,
             address,
             offset,
@@ -498,7 +525,13 @@ pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>
         for element in &elements {
             from.push(l.source(element, ty)?);
         }
+        let kind = if strong {
+            AccessKind::StrongWrite
+        } else {
+            AccessKind::Write
+        };
         l.other(Store {
+            kind,
             space,
             address,
             offset,

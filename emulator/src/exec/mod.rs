@@ -1,5 +1,16 @@
 //! The instruction families: each file lowers its opcodes to [`Op`](crate::program::Op)s and holds the operations
 //! that are more than a function of registers.
+//!
+//! A family is a file with `lower(l, i, m)`, called from [`lower`] by opcode. It takes the modifiers that it models
+//! from `m` (what is left over is refused by name), resolves operands in `l`, and emits either an
+//! [`Op`](crate::program::Op) over whole registers or an [`Operation`]. An operation may wait:
+//! [`Step::Retry`] runs it again when a [`Wait`] is over (`Wait::Memory` for an `mbarrier`; when the wait is given up,
+//! [`Warp::timed_out`] is set), [`Step::Wait`] goes on behind it. Asynchronous operations go to
+//! [`Cluster::pending`] and complete when the schedule says so. For the checks, an asynchronous operation takes
+//! its clocks from `cluster.order.operation(issuer)` when issued, passes each access to
+//! `Cluster::watch_asynchronous`, and hands its clocks on with `order.release_clocks(&clocks, object)` on the word
+//! that it signals; a wait that succeeds calls `order.acquire(warp, object)`, an arrive `order.release(warp, object)`,
+//! with `check::shared_object(cta, offset)` as the object of an `mbarrier`.
 
 pub(crate) mod kernels;
 
@@ -59,6 +70,16 @@ pub(crate) type Outcome = Result<Step, Box<Stop>>;
 pub(crate) trait Operation: Send + Sync {
     /// Executes it for the active lanes.
     fn run(&self, cx: &mut Context<'_>) -> Outcome;
+
+    /// Whether its results are defined whatever its operands are: it checks what it reads itself.
+    fn defines(&self) -> bool {
+        false
+    }
+
+    /// Whether a lane's result depends on other lanes' operands.
+    fn crosses_lanes(&self) -> bool {
+        false
+    }
 
     /// Sets the places that a branch goes to; only for branches.
     fn link(&mut self, _labels: &[u32]) {}

@@ -39,6 +39,10 @@ struct Shuffle {
 }
 
 impl Operation for Shuffle {
+    fn crosses_lanes(&self) -> bool {
+        true
+    }
+
     fn run(&self, cx: &mut Context<'_>) -> Outcome {
         let source = *cx.register(self.a);
         let (b, c) = (*cx.register(self.b), *cx.register(self.c));
@@ -110,6 +114,10 @@ impl Vote {
 }
 
 impl Operation for Vote {
+    fn crosses_lanes(&self) -> bool {
+        true
+    }
+
     fn run(&self, cx: &mut Context<'_>) -> Outcome {
         let Some(members) = self.members else {
             self.group(cx, cx.mask);
@@ -129,6 +137,10 @@ struct Match {
 }
 
 impl Operation for Match {
+    fn crosses_lanes(&self) -> bool {
+        true
+    }
+
     fn run(&self, cx: &mut Context<'_>) -> Outcome {
         let mut a = *cx.register(self.a);
         if !self.wide {
@@ -162,6 +174,10 @@ struct Reduce {
 }
 
 impl Operation for Reduce {
+    fn crosses_lanes(&self) -> bool {
+        true
+    }
+
     fn run(&self, cx: &mut Context<'_>) -> Outcome {
         let a = *cx.register(self.a);
         groups!(cx, self.members, |group| {
@@ -195,6 +211,10 @@ struct Elect {
 }
 
 impl Operation for Elect {
+    fn crosses_lanes(&self) -> bool {
+        true
+    }
+
     fn run(&self, cx: &mut Context<'_>) -> Outcome {
         groups!(cx, self.members, |group| {
             let leader = group.trailing_zeros();

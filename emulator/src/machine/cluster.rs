@@ -1,6 +1,7 @@
 //! The state of one cluster of CTAs, and the scheduler of its warps.
 
 use crate::Lanes;
+use crate::check::{Clocks, clocks::Order};
 use crate::exec::Context;
 use crate::fault::{FaultKind, Stop};
 use crate::machine::launch::LaunchState;
@@ -64,6 +65,12 @@ pub(crate) struct Barrier {
     pub(crate) result: (u32, u32),
     /// An arrival without a count was seen: all threads of the CTA are expected.
     pub(crate) all: bool,
+    /// What those who arrived in this generation have done.
+    pub(crate) clocks: Clocks,
+    /// Who waits for this generation.
+    pub(crate) waiters: Vec<usize>,
+    /// The same of a generation that completed and was not yet handed on.
+    released: Option<(Clocks, Vec<usize>)>,
 }
 
 impl Barrier {
@@ -73,6 +80,7 @@ impl Barrier {
         self.expected = None;
         self.all = false;
         self.result = std::mem::take(&mut self.reduction);
+        self.released = Some((std::mem::take(&mut self.clocks), std::mem::take(&mut self.waiters)));
     }
 }
 
@@ -90,7 +98,7 @@ pub(crate) struct Cta {
 
 impl Cta {
     /// Completes the barrier if everybody is there.
-    pub(crate) fn settle(&mut self, id: usize) {
+    fn settle(&mut self, id: usize) {
         let live = self.live_warps * 32;
         let barrier = &mut self.barriers[id];
         let wanted = match barrier.expected {
@@ -111,6 +119,12 @@ pub(crate) struct ClusterBarrier {
     pub(crate) arrived: u32,
     /// How often it completed.
     pub(crate) generation: u64,
+    /// What those who arrived in this phase have done.
+    pub(crate) clocks: Clocks,
+    /// The same of the last phase.
+    pub(crate) completed: Clocks,
+    /// Who waits for this phase.
+    pub(crate) waiters: Vec<usize>,
 }
 
 /// An asynchronous operation that has been issued and not completed.
@@ -138,6 +152,8 @@ pub(crate) struct Cluster {
     pub(crate) clock: u64,
     /// Scratch for results.
     pub(crate) scratch: Box<Lanes>,
+    /// The order of its warps, for the checks.
+    pub(crate) order: Order,
 }
 
 /// How a turn of a cluster ended.
@@ -148,7 +164,9 @@ pub(crate) enum Turn {
 
 impl Cluster {
     pub(crate) fn new(index: u64, ctas: Vec<Cta>, warps: Vec<Warp>, launch: &LaunchState<'_>) -> Self {
+        let order = launch.new_order(warps.len());
         Cluster {
+            order,
             index,
             ctas,
             warps,
@@ -175,9 +193,19 @@ impl Cluster {
     pub(crate) fn warp_exited(&mut self, cta: usize) {
         self.ctas[cta].live_warps -= 1;
         for id in 0..BARRIERS {
-            self.ctas[cta].settle(id);
+            self.settle(cta, id);
         }
         self.settle_cluster_barrier();
+    }
+
+    /// Completes a barrier of a CTA if everybody is there, and orders those who waited after those who arrived.
+    pub(crate) fn settle(&mut self, cta: usize, id: usize) {
+        self.ctas[cta].settle(id);
+        if let Some((clocks, waiters)) = self.ctas[cta].barriers[id].released.take() {
+            for w in waiters {
+                self.order.take(w, &clocks);
+            }
+        }
     }
 
     /// Completes the cluster barrier if every warp that still runs has arrived.
@@ -186,6 +214,11 @@ impl Cluster {
         if self.barrier.arrived > 0 && self.barrier.arrived >= live {
             self.barrier.arrived = 0;
             self.barrier.generation += 1;
+            let clocks = std::mem::take(&mut self.barrier.clocks);
+            for w in std::mem::take(&mut self.barrier.waiters) {
+                self.order.take(w, &clocks);
+            }
+            self.barrier.completed = clocks;
         }
     }
 

@@ -1,9 +1,11 @@
 //! One launch: its arguments checked, its clusters spread over threads.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::Lanes;
+use crate::check::Clocks;
 use crate::checks::Checks;
 use crate::fault::{Access, Error, Fault, FaultKind, Site, Stop};
 use crate::machine::cluster::{Cluster, Cta, RANK_SHIFT, SHARED_START, SharedMemory, Turn};
@@ -59,11 +61,27 @@ pub(crate) struct LaunchState<'a> {
     pub(crate) cluster: [u32; 3],
     pub(crate) dynamic_shared: u32,
     pub(crate) symbols: &'a [u64],
+    /// What strong accesses of words of global memory have published.
+    pub(crate) objects: Mutex<HashMap<u64, Clocks>>,
 }
 
 impl LaunchState<'_> {
     pub(crate) fn threads(&self) -> u32 {
         self.block.iter().product()
+    }
+
+    pub(crate) fn warps_per_cta(&self) -> usize {
+        self.threads().div_ceil(32) as usize
+    }
+
+    /// Index in the grid of a CTA, from its cluster's linear index and its rank.
+    pub(crate) fn cta_of(&self, cluster: u64, rank: u32) -> [u32; 3] {
+        let at = |i: u64, by: [u32; 3]| -> [u32; 3] {
+            let (x, y) = (u64::from(by[0]), u64::from(by[1]));
+            [(i % x) as u32, (i / x % y) as u32, (i / x / y) as u32]
+        };
+        let (origin, within) = (at(cluster, self.clusters()), at(u64::from(rank), self.cluster));
+        std::array::from_fn(|i| origin[i] * self.cluster[i] + within[i])
     }
 
     fn shared_bytes(&self) -> u32 {
@@ -109,13 +127,7 @@ impl LaunchState<'_> {
 
     /// Builds the cluster of a linear index.
     fn build(&self, index: u64) -> Cluster {
-        let clusters = self.clusters();
         let size: u32 = self.cluster.iter().product();
-        let at = |i: u64, by: [u32; 3]| -> [u32; 3] {
-            let (x, y) = (u64::from(by[0]), u64::from(by[1]));
-            [(i % x) as u32, (i / x % y) as u32, (i / x / y) as u32]
-        };
-        let origin = at(index, clusters);
         let threads = self.threads();
         let warps_per_cta = threads.div_ceil(32);
         // Values that no lane, warp or CTA changes.
@@ -136,8 +148,7 @@ impl LaunchState<'_> {
         let mut ctas = Vec::new();
         let mut warps = Vec::new();
         for rank in 0..size {
-            let within = at(u64::from(rank), self.cluster);
-            let index = std::array::from_fn(|i| origin[i] * self.cluster[i] + within[i]);
+            let index = self.cta_of(index, rank);
             let cta = Cta {
                 index,
                 rank,

@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Mutex;
 
 use crate::fault::Error;
 
@@ -54,7 +55,7 @@ pub(crate) struct Allocation {
     pub(crate) length: u64,
     pub(crate) purpose: Purpose,
     pub(crate) name: String,
-    pub(crate) shadow: crate::check::Shadow,
+    pub(crate) shadow: Mutex<crate::check::Shadow>,
     bytes: Bytes,
 }
 
@@ -72,6 +73,8 @@ pub(crate) struct GlobalMemory {
     used: u64,
     limit: u64,
     count: u64,
+    /// Which bytes were written is remembered.
+    pub(crate) tracked: bool,
 }
 
 impl GlobalMemory {
@@ -82,6 +85,7 @@ impl GlobalMemory {
             used: 0,
             limit,
             count: 0,
+            tracked: false,
         }
     }
 
@@ -100,7 +104,7 @@ impl GlobalMemory {
         self.used += length;
         self.count += 1;
         let name = name.unwrap_or_else(|| format!("allocation {}", self.count));
-        let shadow = crate::check::Shadow::default();
+        let shadow = Mutex::default();
         self.allocations.push(Allocation {
             start,
             length,

@@ -67,6 +67,7 @@ impl Machine {
     #[must_use]
     pub fn checks(mut self, checks: Checks) -> Self {
         self.checks = checks;
+        self.lock().memory.tracked = checks != Checks::none();
         self
     }
 
@@ -96,7 +97,9 @@ impl Machine {
     /// Limits device memory.
     #[must_use]
     pub fn memory_limit(self, bytes: u64) -> Self {
-        self.lock().memory = GlobalMemory::new(bytes);
+        let mut memory = GlobalMemory::new(bytes);
+        memory.tracked = self.checks != Checks::none();
+        self.lock().memory = memory;
         self
     }
 
@@ -180,6 +183,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Marks a range as secret or not secret, for [`Checks::taint`].
+    ///
+    /// # Errors
+    /// [`Error::Address`] when the range is not within one allocation.
+    pub fn mark_secret(&self, address: DeviceAddress, bytes: usize, secret: bool) -> Result<(), Error> {
+        let state = self.lock();
+        state.memory.range("mark", address.0, bytes)?;
+        state.memory.secret(address.0, bytes, secret);
+        Ok(())
+    }
+
     /// Runs a kernel to its end.
     ///
     /// # Errors
@@ -220,7 +234,11 @@ impl Machine {
             cluster: launch.cluster,
             dynamic_shared: launch.dynamic_shared_bytes,
             symbols: &symbols,
+            objects: Mutex::default(),
         };
+        if shape.watched {
+            memory.forget_accesses();
+        }
         launch::run(&shape, self.step_budget, self.threads)
     }
 

@@ -95,6 +95,10 @@ pub(crate) struct Warp {
     slices: u32,
     /// The cluster barrier's generation when this warp arrived, until it waits.
     pub(crate) cluster_arrived: Option<u64>,
+    /// What the last `setmaxnreg` left.
+    pub(crate) register_limit: Option<u32>,
+    /// Lanes to which the running instruction gave secret memory.
+    pub(crate) loaded_secret: u32,
 }
 
 /// The lanes of a mask.
@@ -456,7 +460,7 @@ impl Warp {
                             join_pc = meet;
                         }
                         // The lanes that go to the join at once arrive there; otherwise the branch not taken waits.
-                        let mut deposit = |warp: &mut Warp, at: u32, lanes: u32| {
+                        let deposit = |warp: &mut Warp, at: u32, lanes: u32| {
                             if at == join_pc {
                                 let j = &mut warp.joins[join as usize];
                                 j.arrived |= lanes;

@@ -79,27 +79,16 @@ impl Descriptor {
     /// | none | 8 rows × 1 unit packed; `leading` between the two units of k, `stride` between groups of 8 rows | 8 k × 1 unit packed; `leading` between groups of 8 k, `stride` between units of mn |
     /// | 32/64/128 B | 8 rows of a span; units of k adjacent; `stride` between groups of 8 rows | 8 k of a span of mn; `leading` between spans of mn, `stride` between groups of 8 k |
     #[inline(always)]
-    pub fn for_each_unit(
-        &self,
-        element: Element,
-        major: Major,
-        mn: usize,
-        mut f: impl FnMut(u32, usize, usize),
-    ) {
+    pub fn for_each_unit(&self, element: Element, major: Major, mn: usize, mut f: impl FnMut(u32, usize, usize)) {
         let span = self.swizzle.span();
         let per_unit = 16 / element.size();
         let unswizzled = self.swizzle == Swizzle::None;
-        let place = |offset: u32| {
-            self.swizzle
-                .apply_with_base(self.start.wrapping_add(offset), self.base)
-        };
+        let place = |offset: u32| self.swizzle.apply_with_base(self.start.wrapping_add(offset), self.base);
         match major {
             Major::K => {
                 let step = if unswizzled { self.leading } else { 16 };
                 for row in 0..mn as u32 {
-                    let line = (row / 8)
-                        .wrapping_mul(self.stride)
-                        .wrapping_add(row % 8 * span);
+                    let line = (row / 8).wrapping_mul(self.stride).wrapping_add(row % 8 * span);
                     for unit in 0..2 {
                         f(
                             place(line.wrapping_add(unit * step)),
@@ -123,11 +112,7 @@ impl Descriptor {
                         let across = (unit / units_per_span)
                             .wrapping_mul(along_mn)
                             .wrapping_add(unit % units_per_span * 16);
-                        f(
-                            place(line.wrapping_add(across)),
-                            unit as usize * per_unit,
-                            k as usize,
-                        );
+                        f(place(line.wrapping_add(across)), unit as usize * per_unit, k as usize);
                     }
                 }
             }
@@ -190,12 +175,7 @@ mod tests {
         assert_eq!(u[2], (0x480 ^ 0x10, 1, 0));
         assert_eq!(u[17], (0x800 + 16, 8, 8));
         // Advancing k by 32 bytes inside the span.
-        let u = units(
-            &Descriptor { start: 0x420, ..d },
-            Element::Bf16,
-            Major::K,
-            8,
-        );
+        let u = units(&Descriptor { start: 0x420, ..d }, Element::Bf16, Major::K, 8);
         assert_eq!(u[2], (0x480 + (2 ^ 1) * 16, 1, 0));
     }
 

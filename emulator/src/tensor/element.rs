@@ -74,11 +74,7 @@ impl Element {
     #[inline(always)]
     pub fn decode_register(self, lanes: &Lanes, out: &mut [f32; 128]) {
         #[inline(always)]
-        fn each<const PER: usize>(
-            lanes: &Lanes,
-            out: &mut [f32; 128],
-            f: impl Fn(u32, usize) -> f32,
-        ) {
+        fn each<const PER: usize>(lanes: &Lanes, out: &mut [f32; 128], f: impl Fn(u32, usize) -> f32) {
             for (lane, values) in lanes.iter().zip(out.as_chunks_mut::<PER>().0) {
                 for (j, v) in values.iter_mut().enumerate() {
                     *v = f(*lane as u32, j);

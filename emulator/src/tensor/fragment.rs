@@ -8,8 +8,7 @@ use crate::Lanes;
 /// of the transposed matrix with `trans`.
 #[must_use]
 pub fn ldmatrix(rows: &[[u8; 16]; 8], trans: bool) -> Lanes {
-    let element =
-        |r: usize, c: usize| u64::from(u16::from_le_bytes([rows[r][2 * c], rows[r][2 * c + 1]]));
+    let element = |r: usize, c: usize| u64::from(u16::from_le_bytes([rows[r][2 * c], rows[r][2 * c + 1]]));
     std::array::from_fn(|lane| {
         let (r, c) = (lane / 4, lane % 4 * 2);
         if trans {
@@ -46,13 +45,7 @@ pub fn movmatrix_trans(register: &Lanes) -> Lanes {
 /// Row and column of element `index` of register `register` of operand A (16 × k, or 8 × k with `rows == 8`) in lane `lane`.
 #[inline(always)]
 #[must_use]
-pub const fn a_position(
-    element: Element,
-    rows: usize,
-    lane: usize,
-    register: usize,
-    index: usize,
-) -> (usize, usize) {
+pub const fn a_position(element: Element, rows: usize, lane: usize, register: usize, index: usize) -> (usize, usize) {
     let (group, thread) = (lane / 4, lane % 4);
     let per = element.per_register();
     let halves = rows / 8;
@@ -65,12 +58,7 @@ pub const fn a_position(
 /// Row (k) and column (n) of element `index` of register `register` of operand B (k × 8) in lane `lane`.
 #[inline(always)]
 #[must_use]
-pub const fn b_position(
-    element: Element,
-    lane: usize,
-    register: usize,
-    index: usize,
-) -> (usize, usize) {
+pub const fn b_position(element: Element, lane: usize, register: usize, index: usize) -> (usize, usize) {
     let per = element.per_register();
     (lane % 4 * per + index + 4 * per * register, lane / 4)
 }
@@ -84,10 +72,7 @@ pub const fn accumulator_position(rows: usize, lane: usize, index: usize) -> (us
     if rows == 8 {
         (group, thread * 2 + index)
     } else {
-        (
-            group + 8 * (index / 2 % 2),
-            8 * (index / 4) + thread * 2 + index % 2,
-        )
+        (group + 8 * (index / 2 % 2), 8 * (index / 4) + thread * 2 + index % 2)
     }
 }
 
@@ -98,9 +83,8 @@ mod tests {
     #[test]
     fn ldmatrix_layout() {
         // Element (r, c) is 8r + c.
-        let rows: [[u8; 16]; 8] = std::array::from_fn(|r| {
-            std::array::from_fn(|b| if b % 2 == 0 { (8 * r + b / 2) as u8 } else { 0 })
-        });
+        let rows: [[u8; 16]; 8] =
+            std::array::from_fn(|r| std::array::from_fn(|b| if b % 2 == 0 { (8 * r + b / 2) as u8 } else { 0 }));
         let plain = ldmatrix(&rows, false);
         assert_eq!(plain[0], 0x0001_0000);
         assert_eq!(plain[1], 0x0003_0002);
@@ -122,11 +106,7 @@ mod tests {
             let (g, t) = (lane >> 2, lane % 4);
             for i in 0..8 {
                 // m16n8k16 .f16: a0..a7
-                let row = if i < 2 || (4..6).contains(&i) {
-                    g
-                } else {
-                    g + 8
-                };
+                let row = if i < 2 || (4..6).contains(&i) { g } else { g + 8 };
                 let col = t * 2 + (i & 1) + if i >= 4 { 8 } else { 0 };
                 assert_eq!(a_position(Element::F16, 16, lane, i / 2, i % 2), (row, col));
             }
@@ -142,11 +122,7 @@ mod tests {
             }
             for i in 0..16 {
                 // m16n8k32 .s8
-                let row = if i < 4 || (8..12).contains(&i) {
-                    g
-                } else {
-                    g + 8
-                };
+                let row = if i < 4 || (8..12).contains(&i) { g } else { g + 8 };
                 let col = t * 4 + (i & 3) + if i >= 8 { 16 } else { 0 };
                 assert_eq!(a_position(Element::S8, 16, lane, i / 4, i % 4), (row, col));
             }

@@ -63,10 +63,7 @@ impl DataType {
     /// Whether elements are floating-point numbers.
     #[must_use]
     pub const fn is_float(self) -> bool {
-        matches!(
-            self,
-            Self::F16 | Self::F32 | Self::F64 | Self::Bf16 | Self::Tf32
-        )
+        matches!(self, Self::F16 | Self::F32 | Self::F64 | Self::Bf16 | Self::Tf32)
     }
 }
 
@@ -199,9 +196,7 @@ pub enum TensorMapError {
         what: &'static str,
     },
     /// The 128 bytes are no tensor map of this emulator.
-    #[error(
-        "the 128 bytes are not a tensor map of this emulator (wrong pointer, or changed after encoding)"
-    )]
+    #[error("the 128 bytes are not a tensor map of this emulator (wrong pointer, or changed after encoding)")]
     NotAMap,
 }
 
@@ -240,9 +235,7 @@ impl TensorMap {
             });
         }
         if !tiled.address.is_multiple_of(16) {
-            return Err(TensorMapError::Address {
-                address: tiled.address,
-            });
+            return Err(TensorMapError::Address { address: tiled.address });
         }
         for (dim, &value) in tiled.dims.iter().enumerate() {
             if value == 0 || value > 1 << 32 {
@@ -300,13 +293,7 @@ impl TensorMap {
     /// Elements of one transfer along each dimension: box extent over element stride, rounded up (dimension 0 has no stride).
     fn counts(&self) -> [u32; 5] {
         let mut out = [1; 5];
-        for (i, (&b, &s)) in self
-            .tiled
-            .box_dims
-            .iter()
-            .zip(&self.tiled.element_strides)
-            .enumerate()
-        {
+        for (i, (&b, &s)) in self.tiled.box_dims.iter().zip(&self.tiled.element_strides).enumerate() {
             out[i] = if i == 0 { b } else { b.div_ceil(s) };
         }
         out
@@ -348,8 +335,7 @@ impl TensorMap {
             let mut inside = true;
             let mut address = t.address;
             for d in 1..coords.len() {
-                let at =
-                    i64::from(coords[d]) + i64::from(index[d]) * i64::from(t.element_strides[d]);
+                let at = i64::from(coords[d]) + i64::from(index[d]) * i64::from(t.element_strides[d]);
                 if at < 0 || at as u64 >= t.dims[d] {
                     inside = false;
                 } else {
@@ -366,12 +352,8 @@ impl TensorMap {
                     (0, 0)
                 };
                 f(Unit {
-                    shared: t
-                        .swizzle
-                        .apply(shared.wrapping_add(row * row_bytes + unit * 16)),
-                    global: address.wrapping_add(
-                        (first + i64::from(skip)).wrapping_mul(i64::from(size)) as u64,
-                    ),
+                    shared: t.swizzle.apply(shared.wrapping_add(row * row_bytes + unit * 16)),
+                    global: address.wrapping_add((first + i64::from(skip)).wrapping_mul(i64::from(size)) as u64),
                     skip: skip * size,
                     valid: valid * size,
                 });
@@ -439,11 +421,7 @@ impl TensorMap {
                 .ok_or(TensorMapError::NotAMap)?,
             address: word(8),
             dims: (0..rank)
-                .map(|i| {
-                    u64::from(u32::from_le_bytes(std::array::from_fn(|j| {
-                        bytes[16 + 4 * i + j]
-                    }))) + 1
-                })
+                .map(|i| u64::from(u32::from_le_bytes(std::array::from_fn(|j| bytes[16 + 4 * i + j]))) + 1)
                 .collect(),
             strides: (0..rank - 1).map(|i| word(40 + 8 * i)).collect(),
             box_dims: (0..rank)
@@ -452,11 +430,7 @@ impl TensorMap {
             element_strides: (0..rank).map(|i| u32::from(bytes[82 + i])).collect(),
             interleave: Interleave::None,
             swizzle,
-            oob_fill: if bytes[90] == 0 {
-                OobFill::Zero
-            } else {
-                OobFill::Nan
-            },
+            oob_fill: if bytes[90] == 0 { OobFill::Zero } else { OobFill::Nan },
         })
     }
 }
@@ -507,11 +481,7 @@ mod tests {
         for i in 0..128 {
             let mut bad = bytes;
             bad[i] ^= 4;
-            assert_eq!(
-                TensorMap::decode(&bad),
-                Err(TensorMapError::NotAMap),
-                "byte {i}"
-            );
+            assert_eq!(TensorMap::decode(&bad), Err(TensorMapError::NotAMap), "byte {i}");
         }
         assert_eq!(TensorMap::decode(&[0; 128]), Err(TensorMapError::NotAMap));
     }
@@ -521,10 +491,7 @@ mod tests {
         type Break = fn(&mut Tiled);
         let cases: [(Break, TensorMapError); 14] = [
             (|t| t.dims.clear(), TensorMapError::Rank { rank: 0 }),
-            (
-                |t| t.dims.extend([1, 1, 1]),
-                TensorMapError::Rank { rank: 6 },
-            ),
+            (|t| t.dims.extend([1, 1, 1]), TensorMapError::Rank { rank: 6 }),
             (
                 |t| t.strides.truncate(1),
                 TensorMapError::Length {
@@ -541,14 +508,8 @@ mod tests {
                     want: 3,
                 },
             ),
-            (
-                |t| t.address += 8,
-                TensorMapError::Address { address: 0x1008 },
-            ),
-            (
-                |t| t.dims[1] = 0,
-                TensorMapError::Extent { dim: 1, value: 0 },
-            ),
+            (|t| t.address += 8, TensorMapError::Address { address: 0x1008 }),
+            (|t| t.dims[1] = 0, TensorMapError::Extent { dim: 1, value: 0 }),
             (
                 |t| t.dims[1] = (1 << 32) + 1,
                 TensorMapError::Extent {
@@ -556,35 +517,20 @@ mod tests {
                     value: (1 << 32) + 1,
                 },
             ),
-            (
-                |t| t.strides[0] = 200,
-                TensorMapError::Stride { dim: 1, value: 200 },
-            ),
+            (|t| t.strides[0] = 200, TensorMapError::Stride { dim: 1, value: 200 }),
             (
                 |t| t.strides[1] = 1 << 40,
-                TensorMapError::Stride {
-                    dim: 2,
-                    value: 1 << 40,
-                },
+                TensorMapError::Stride { dim: 2, value: 1 << 40 },
             ),
-            (
-                |t| t.box_dims[2] = 257,
-                TensorMapError::Box { dim: 2, value: 257 },
-            ),
+            (|t| t.box_dims[2] = 257, TensorMapError::Box { dim: 2, value: 257 }),
             (
                 |t| t.element_strides[1] = 9,
                 TensorMapError::ElementStride { dim: 1, value: 9 },
             ),
-            (
-                |t| t.box_dims[0] = 60,
-                TensorMapError::InnerBox { bytes: 120 },
-            ),
+            (|t| t.box_dims[0] = 60, TensorMapError::InnerBox { bytes: 120 }),
             (
                 |t| t.box_dims[0] = 72,
-                TensorMapError::SwizzleSpan {
-                    bytes: 144,
-                    span: 128,
-                },
+                TensorMapError::SwizzleSpan { bytes: 144, span: 128 },
             ),
             (
                 |t| {
@@ -605,10 +551,7 @@ mod tests {
             interleave: Interleave::B32,
             ..tiled()
         };
-        assert!(matches!(
-            TensorMap::new(t),
-            Err(TensorMapError::NotModelled { .. })
-        ));
+        assert!(matches!(TensorMap::new(t), Err(TensorMapError::NotModelled { .. })));
     }
 
     fn units(map: &TensorMap, shared: u32, coords: &[i32]) -> Vec<Unit> {

@@ -44,22 +44,12 @@ fn multiply_in_tiles(a: &[f32], b: &[f32], d: &mut [f32], m: usize, n: usize, k:
 
 /// One stripe of `W` columns, two rows at a time so that the sums stay in registers.
 #[inline(always)]
-fn rows<const W: usize>(
-    a: &[f32],
-    b: &[f32],
-    d: &mut [f32],
-    m: usize,
-    n: usize,
-    k: usize,
-    column: usize,
-) {
+fn rows<const W: usize>(a: &[f32], b: &[f32], d: &mut [f32], m: usize, n: usize, k: usize, column: usize) {
     for row in (0..m).step_by(2) {
         let (a0, a1) = (&a[row * k..][..k], &a[(row + 1) * k..][..k]);
         let mut sums = [[0.0f32; W]; 2];
         for (i, (x, y)) in a0.iter().zip(a1).enumerate() {
-            let line: &[f32; W] = b[i * n + column..][..W]
-                .try_into()
-                .expect("a slice of W elements");
+            let line: &[f32; W] = b[i * n + column..][..W].try_into().expect("a slice of W elements");
             for j in 0..W {
                 sums[0][j] += x * line[j];
                 sums[1][j] += y * line[j];

@@ -33,9 +33,7 @@ pub struct Mbarrier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MbarrierError {
     /// The operand is not an initialised barrier.
-    #[error(
-        "the word is not a live mbarrier object: it was never initialised, was invalidated, or was overwritten"
-    )]
+    #[error("the word is not a live mbarrier object: it was never initialised, was invalidated, or was overwritten")]
     NotLive,
     /// `mbarrier.init` on a live object.
     #[error(
@@ -227,10 +225,7 @@ impl Mbarrier {
     fn add_tx(&mut self, change: i64) -> Result<(), MbarrierError> {
         let tx = i64::from(self.tx) + change;
         if tx.abs() > i64::from(LIMIT) {
-            return Err(MbarrierError::Tx {
-                tx: self.tx,
-                change,
-            });
+            return Err(MbarrierError::Tx { tx: self.tx, change });
         }
         self.tx = tx as i32;
         Ok(())
@@ -300,10 +295,7 @@ mod tests {
         assert_eq!(b.passed(token), Ok(true));
         assert_eq!((b.pending, b.parity()), (2, 1));
         assert!(b.arrive(2).unwrap().1);
-        assert_eq!(
-            b.passed(token),
-            Err(MbarrierError::Stale { token: 0, phase: 2 })
-        );
+        assert_eq!(b.passed(token), Err(MbarrierError::Stale { token: 0, phase: 2 }));
         assert_eq!(Mbarrier::decode(b.encode()), Ok(b));
     }
 
@@ -357,10 +349,7 @@ mod tests {
         );
         assert_eq!(
             c.arrive_no_complete(3),
-            Err(MbarrierError::WouldComplete {
-                count: 3,
-                pending: 3
-            })
+            Err(MbarrierError::WouldComplete { count: 3, pending: 3 })
         );
         c.arrive_no_complete(1).unwrap();
         c.expect_tx(8).unwrap();

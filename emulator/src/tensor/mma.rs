@@ -100,18 +100,14 @@ impl Shape {
         use Accumulator::{F16, F32, S32};
         let types = match (self.a, self.b) {
             (Element::F16, Element::F16) => {
-                matches!((self.k, self.m), (8 | 16, 16))
-                    && matches!((self.c, self.d), (F16 | F32, F16 | F32))
+                matches!((self.k, self.m), (8 | 16, 16)) && matches!((self.c, self.d), (F16 | F32, F16 | F32))
             }
             (Element::Bf16, Element::Bf16) => {
                 matches!((self.k, self.m), (8 | 16, 16)) && (self.c, self.d) == (F32, F32)
             }
-            (Element::Tf32, Element::Tf32) => {
-                matches!((self.k, self.m), (4 | 8, 16)) && (self.c, self.d) == (F32, F32)
-            }
+            (Element::Tf32, Element::Tf32) => matches!((self.k, self.m), (4 | 8, 16)) && (self.c, self.d) == (F32, F32),
             (Element::E4m3 | Element::E5m2, Element::E4m3 | Element::E5m2) => {
-                matches!((self.k, self.m), (16 | 32, 16))
-                    && matches!((self.c, self.d), (F16, F16) | (F32, F32))
+                matches!((self.k, self.m), (16 | 32, 16)) && matches!((self.c, self.d), (F16, F16) | (F32, F32))
             }
             (Element::S8 | Element::U8, Element::S8 | Element::U8) => {
                 matches!((self.k, self.m), (16 | 32, 16) | (16, 8))
@@ -202,9 +198,7 @@ fn mma_body(shape: &Shape, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes
                 let dot = at(r);
                 for lane in 0..32 {
                     let half = (c[r / 2][lane] >> (16 * (r % 2))) as u16;
-                    out[lane] = Accumulator::F32
-                        .add(f16_to_f32(half), [dot[lane], 0.0])
-                        .into();
+                    out[lane] = Accumulator::F32.add(f16_to_f32(half), [dot[lane], 0.0]).into();
                 }
             }
             (Accumulator::F32, Accumulator::F16) => {
@@ -229,14 +223,7 @@ fn mma_body(shape: &Shape, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes
 ///
 /// The four lanes of a group hold one row: 4 · `per_register` consecutive k.
 #[inline(always)]
-pub(super) fn load_a(
-    element: Element,
-    m: usize,
-    k: usize,
-    register: usize,
-    values: &[f32; 128],
-    tile: &mut [f32],
-) {
+pub(super) fn load_a(element: Element, m: usize, k: usize, register: usize, values: &[f32; 128], tile: &mut [f32]) {
     let run = 4 * element.per_register();
     let (row0, column) = a_position(element, m, 0, register, 0);
     for (group, part) in values.chunks_exact(run).take(8).enumerate() {
@@ -278,11 +265,7 @@ mod tests {
     /// Small integers, exact in every type; unsigned types get non-negative ones.
     fn value(e: Element, i: usize) -> f32 {
         let v = (i * 7 + 3) % 5;
-        if e == Element::U8 {
-            v as f32
-        } else {
-            v as f32 - 2.0
-        }
+        if e == Element::U8 { v as f32 } else { v as f32 - 2.0 }
     }
 
     #[test]
@@ -307,14 +290,7 @@ mod tests {
             (8, 16, Element::S8, wrap, wrap),
         ];
         for (m, k, e, c, d) in shapes {
-            let shape = Shape {
-                m,
-                k,
-                a: e,
-                b: e,
-                c,
-                d,
-            };
+            let shape = Shape { m, k, a: e, b: e, c, d };
             assert!(shape.is_modelled(), "{shape:?}");
             let at = |r: usize, x: usize| value(e, r * 11 + x);
             let bt = |x: usize, n: usize| value(e, x * 3 + n * 13 + 1);
@@ -342,10 +318,7 @@ mod tests {
                     let v = ct(row, col);
                     match c {
                         F32 => cc[i][lane] = v.to_bits().into(),
-                        F16 => {
-                            cc[i / 2][lane] |=
-                                u64::from(Half::F16.narrow(v.to_bits())) << (16 * (i % 2))
-                        }
+                        F16 => cc[i / 2][lane] |= u64::from(Half::F16.narrow(v.to_bits())) << (16 * (i % 2)),
                         S32 { .. } => cc[i][lane] = (v as i32 as u32).into(),
                     }
                 }
@@ -355,8 +328,7 @@ mod tests {
             for i in 0..m / 4 {
                 for (lane, &got) in dd[i / packed].iter().enumerate() {
                     let (row, col) = accumulator_position(m, lane, i);
-                    let want: f32 =
-                        ct(row, col) + (0..k).map(|x| at(row, x) * bt(x, col)).sum::<f32>();
+                    let want: f32 = ct(row, col) + (0..k).map(|x| at(row, x) * bt(x, col)).sum::<f32>();
                     let got = match d {
                         F32 => f32::from_bits(got as u32),
                         F16 => f32::from_bits(f16_to_f32((got >> (16 * (i % 2))) as u16)),
@@ -372,10 +344,8 @@ mod tests {
     #[test]
     fn ldmatrix_mma_stmatrix_round_trip() {
         let half = |v: f32| Half::F16.narrow(v.to_bits());
-        let a: [[f32; 16]; 16] =
-            std::array::from_fn(|r| std::array::from_fn(|c| ((r * 5 + c * 3) % 9) as f32 - 4.0));
-        let b: [[f32; 8]; 16] =
-            std::array::from_fn(|r| std::array::from_fn(|c| ((r * 2 + c * 7) % 11) as f32 - 5.0));
+        let a: [[f32; 16]; 16] = std::array::from_fn(|r| std::array::from_fn(|c| ((r * 5 + c * 3) % 9) as f32 - 4.0));
+        let b: [[f32; 8]; 16] = std::array::from_fn(|r| std::array::from_fn(|c| ((r * 2 + c * 7) % 11) as f32 - 5.0));
         let row = |v: [f32; 8]| {
             let mut out = [0u8; 16];
             for (i, x) in v.iter().enumerate() {
@@ -384,9 +354,7 @@ mod tests {
             out
         };
         // A row-major: matrices (0,0) (8,0) (0,8) (8,8) are registers 0..4 without transposition.
-        let sub = |r0: usize, c0: usize| {
-            std::array::from_fn(|r| row(std::array::from_fn(|c| a[r0 + r][c0 + c])))
-        };
+        let sub = |r0: usize, c0: usize| std::array::from_fn(|r| row(std::array::from_fn(|c| a[r0 + r][c0 + c])));
         let ra = [(0, 0), (8, 0), (0, 8), (8, 8)].map(|(r, c)| ldmatrix(&sub(r, c), false));
         // B stored k-major (row k, n contiguous): needs .trans.
         let rb = [0, 8].map(|k0| ldmatrix(&std::array::from_fn(|r| row(b[k0 + r])), true));

@@ -61,28 +61,19 @@ mod tests {
         // 128 B: row r (128 bytes each), unit c is stored at unit c ^ r.
         for r in 0..8 {
             for c in 0..8 {
-                assert_eq!(
-                    Swizzle::B128.apply(r * 128 + c * 16 + 5),
-                    r * 128 + (c ^ r) * 16 + 5
-                );
+                assert_eq!(Swizzle::B128.apply(r * 128 + c * 16 + 5), r * 128 + (c ^ r) * 16 + 5);
             }
         }
         // 64 B: rows of 64 bytes; two rows share a phase.
         for r in 0..8 {
             for c in 0..4 {
-                assert_eq!(
-                    Swizzle::B64.apply(r * 64 + c * 16),
-                    r * 64 + (c ^ (r / 2)) * 16
-                );
+                assert_eq!(Swizzle::B64.apply(r * 64 + c * 16), r * 64 + (c ^ (r / 2)) * 16);
             }
         }
         // 32 B: rows of 32 bytes; four rows share a phase.
         for r in 0..8 {
             for c in 0..2 {
-                assert_eq!(
-                    Swizzle::B32.apply(r * 32 + c * 16),
-                    r * 32 + (c ^ (r / 4)) * 16
-                );
+                assert_eq!(Swizzle::B32.apply(r * 32 + c * 16), r * 32 + (c ^ (r / 4)) * 16);
             }
         }
         assert_eq!(Swizzle::None.apply(0x3f0), 0x3f0);

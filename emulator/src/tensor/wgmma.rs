@@ -42,11 +42,9 @@ impl Shape {
             (Element::F16, Element::F16, Accumulator::F16 | Accumulator::F32)
             | (Element::Bf16, Element::Bf16, Accumulator::F32) => true,
             (Element::Tf32, Element::Tf32, Accumulator::F32)
-            | (
-                Element::E4m3 | Element::E5m2,
-                Element::E4m3 | Element::E5m2,
-                Accumulator::F16 | Accumulator::F32,
-            ) => (self.a_major, self.b_major) == (Major::K, Major::K),
+            | (Element::E4m3 | Element::E5m2, Element::E4m3 | Element::E5m2, Accumulator::F16 | Accumulator::F32) => {
+                (self.a_major, self.b_major) == (Major::K, Major::K)
+            }
             (Element::S8 | Element::U8, Element::S8 | Element::U8, Accumulator::S32 { .. }) => {
                 (self.a_major, self.b_major) == (Major::K, Major::K)
                     && !self.negate_a
@@ -118,12 +116,7 @@ impl Operands {
     ///
     /// # Errors
     /// [`OutOfBounds`] if the descriptor reaches past `shared`.
-    pub fn a_shared(
-        &mut self,
-        shape: &Shape,
-        descriptor: &Descriptor,
-        shared: &[u8],
-    ) -> Result<(), OutOfBounds> {
+    pub fn a_shared(&mut self, shape: &Shape, descriptor: &Descriptor, shared: &[u8]) -> Result<(), OutOfBounds> {
         // A[m][k]: a K-major unit runs along a row, an MN-major unit down a column.
         let k = shape.k();
         let step = match shape.a_major {
@@ -146,12 +139,7 @@ impl Operands {
     ///
     /// # Errors
     /// [`OutOfBounds`] if the descriptor reaches past `shared`.
-    pub fn b_shared(
-        &mut self,
-        shape: &Shape,
-        descriptor: &Descriptor,
-        shared: &[u8],
-    ) -> Result<(), OutOfBounds> {
+    pub fn b_shared(&mut self, shape: &Shape, descriptor: &Descriptor, shared: &[u8]) -> Result<(), OutOfBounds> {
         let n = shape.n;
         let step = match shape.b_major {
             Major::K => n,
@@ -185,14 +173,7 @@ impl Operands {
 
     /// Adds the product into accumulator register `register` of warp `warp`, or replaces it when `scale_d` is false.
     #[inline]
-    pub fn accumulate(
-        &self,
-        shape: &Shape,
-        warp: usize,
-        register: usize,
-        scale_d: bool,
-        lanes: &mut Lanes,
-    ) {
+    pub fn accumulate(&self, shape: &Shape, warp: usize, register: usize, scale_d: bool, lanes: &mut Lanes) {
         if !scale_d {
             *lanes = [0; 32];
         }
@@ -204,10 +185,7 @@ impl Operands {
 }
 
 /// Decodes the units of an operand; element `i` of the unit at `(mn, k)` goes to `position(mn, k) + i * step`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one private loop for both operands"
-)]
+#[expect(clippy::too_many_arguments, reason = "one private loop for both operands")]
 #[inline(always)]
 fn load(
     out: &mut [f32],
@@ -227,10 +205,7 @@ fn load(
         mn,
         #[inline(always)]
         |address, row, k| {
-            let Some(bytes) = shared
-                .get(address as usize..)
-                .and_then(|s| s.first_chunk::<16>())
-            else {
+            let Some(bytes) = shared.get(address as usize..).and_then(|s| s.first_chunk::<16>()) else {
                 failed.get_or_insert(OutOfBounds { address });
                 return;
             };
@@ -262,12 +237,8 @@ mod tests {
     fn put(shared: &mut [u8], e: Element, address: u32, v: f32) {
         let at = address as usize;
         match e {
-            Element::F16 => {
-                shared[at..at + 2].copy_from_slice(&Half::F16.narrow(v.to_bits()).to_le_bytes())
-            }
-            Element::Bf16 => {
-                shared[at..at + 2].copy_from_slice(&Half::Bf16.narrow(v.to_bits()).to_le_bytes())
-            }
+            Element::F16 => shared[at..at + 2].copy_from_slice(&Half::F16.narrow(v.to_bits()).to_le_bytes()),
+            Element::Bf16 => shared[at..at + 2].copy_from_slice(&Half::Bf16.narrow(v.to_bits()).to_le_bytes()),
             Element::Tf32 => shared[at..at + 4].copy_from_slice(&v.to_le_bytes()),
             Element::S8 => shared[at] = v as i8 as u8,
             other => {
@@ -296,9 +267,8 @@ mod tests {
         for line in 0..lines {
             for x in 0..width {
                 let (tile, inside) = (x / per_span, x % per_span);
-                let offset = tile * lines * swizzle.span() as usize
-                    + line * swizzle.span() as usize
-                    + inside * e.size();
+                let offset =
+                    tile * lines * swizzle.span() as usize + line * swizzle.span() as usize + inside * e.size();
                 put(shared, e, swizzle.apply(start + offset as u32), at(line, x));
             }
         }
@@ -369,8 +339,7 @@ mod tests {
             match major {
                 Major::K => Descriptor {
                     // k advances inside the span, then to the next box.
-                    start: start
-                        + (k0 / per_span * mn * span as usize + k0 % per_span * e.size()) as u32,
+                    start: start + (k0 / per_span * mn * span as usize + k0 % per_span * e.size()) as u32,
                     leading: mn as u32 * span, // next 16 bytes of k without swizzle
                     stride: 8 * span,
                     base: 0,
@@ -411,9 +380,7 @@ mod tests {
             for (i, lanes) in regs.iter().enumerate() {
                 for (lane, &got) in lanes.iter().enumerate() {
                     let (row, col) = accumulator_position(16, lane, i);
-                    let want: f32 = (0..depth)
-                        .map(|k| a_value(16 * warp + row, k) * b_value(k, col))
-                        .sum();
+                    let want: f32 = (0..depth).map(|k| a_value(16 * warp + row, k) * b_value(k, col)).sum();
                     let got = if e == Element::S8 {
                         got as u32 as i32 as f32
                     } else {
@@ -445,8 +412,7 @@ mod tests {
                 std::array::from_fn(|lane| {
                     (0..2).fold(0, |x, j| {
                         let (row, k) = a_position(Element::F16, 16, lane, r, j);
-                        x | u64::from(Half::F16.narrow(a_value(16 * warp + row, k).to_bits()))
-                            << (16 * j)
+                        x | u64::from(Half::F16.narrow(a_value(16 * warp + row, k).to_bits())) << (16 * j)
                     })
                 })
             });
@@ -473,23 +439,13 @@ mod tests {
                             - (0..16)
                                 .map(|k| a_value(16 * warp + row, k) * b_value(k, col))
                                 .sum::<f32>();
-                        assert_eq!(
-                            f32::from_bits(Half::F16.widen((got >> (16 * j)) as u16)),
-                            want
-                        );
+                        assert_eq!(f32::from_bits(Half::F16.widen((got >> (16 * j)) as u16)), want);
                     }
                 }
             }
         }
         assert_eq!(
-            work.b_shared(
-                &shape,
-                &Descriptor {
-                    start: 4096 - 16,
-                    ..b
-                },
-                &shared
-            ),
+            work.b_shared(&shape, &Descriptor { start: 4096 - 16, ..b }, &shared),
             Err(OutOfBounds { address: 4096 })
         );
     }

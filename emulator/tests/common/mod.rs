@@ -102,7 +102,6 @@ pub fn run(path: &Path, options: Options) -> Result<(), String> {
     let mut fault: Option<String> = None;
     let mut line: Option<u32> = None;
     let mut arguments: Vec<(String, String, String)> = Vec::new();
-    let mut secrets = Vec::new();
     for text in source.lines().map_while(|l| l.strip_prefix("//")) {
         let Some((key, rest)) = text.trim().split_once(':') else {
             continue;
@@ -174,7 +173,7 @@ pub fn run(path: &Path, options: Options) -> Result<(), String> {
                 } else {
                     machine.write(at, &bytes).map_err(|e| e.to_string())?;
                     if kind == "secret" {
-                        secrets.push((at, bytes.len()));
+                        machine.mark_secret(at, bytes.len(), true).map_err(|e| e.to_string())?;
                     }
                 }
                 at.0.to_le_bytes().to_vec()

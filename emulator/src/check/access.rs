@@ -1,0 +1,339 @@
+//! The checks of one access: written before, ordered after what it conflicts with.
+
+use super::shadow::{Record, STRONG, Shadow, Word};
+use super::{Clocks, clocks::Order};
+use crate::exec::Context;
+use crate::exec::memory::{AccessKind, Home};
+use crate::fault::{Access, FaultKind, Stop};
+use crate::machine::cluster::Cluster;
+use crate::machine::launch::LaunchState;
+
+/// Who makes an access, and what is ordered before it.
+struct Actor<'c> {
+    cluster: u32,
+    warp: u16,
+    lane: u8,
+    pc: u32,
+    clock: u32,
+    clocks: &'c Clocks,
+    /// The access goes through the asynchronous proxy.
+    asynchronous: bool,
+}
+
+fn found(kind: FaultKind, message: String, lane: u8) -> Box<Stop> {
+    Stop::new(kind, message).lane(u32::from(lane))
+}
+
+impl Actor<'_> {
+    /// Whether an earlier access is ordered before this one.
+    fn after(&self, record: &Record) -> bool {
+        if record.cluster == self.cluster {
+            record.warp == self.warp && !self.asynchronous || self.clocks.ordered(record.warp, record.clock)
+        } else {
+            self.clocks.clusters.binary_search(&record.cluster).is_ok()
+        }
+    }
+
+    fn race(&self, record: &Record, now: &str, before: &str, launch: &LaunchState<'_>) -> Box<Stop> {
+        let message = format!("a {now} races with a {before}: nothing orders them");
+        found(FaultKind::Race, message, self.lane).other(launch.access(record))
+    }
+
+    /// Checks and remembers the access of some bytes of one word.
+    fn word(&self, word: &mut Word, bytes: u8, kind: AccessKind, launch: &LaunchState<'_>) -> Result<(), Box<Stop>> {
+        let strong = kind.strong();
+        let both = |r: &Record| strong && r.bytes & STRONG != 0;
+        let write = word.write;
+        if write.overlaps(bytes) && !both(&write) {
+            if launch.checks.races && !self.after(&write) {
+                let now = if kind.writes() { "write" } else { "read" };
+                return Err(self.race(&write, now, "write", launch));
+            }
+            if self.asynchronous
+                && launch.checks.asynchronous
+                && write.cluster == self.cluster
+                && usize::from(write.warp) != self.clocks.seen.len() - 1
+                && !self.clocks.visible(write.warp, write.clock)
+            {
+                let message = "an asynchronous operation accesses what ordinary stores wrote, without a fence.proxy.async between";
+                return Err(found(FaultKind::Proxy, message.into(), self.lane).other(launch.access(&write)));
+            }
+        }
+        let record = Record {
+            cluster: self.cluster,
+            warp: self.warp,
+            lane: self.lane,
+            bytes: bytes | if strong { STRONG } else { 0 },
+            clock: self.clock,
+            pc: self.pc,
+        };
+        if kind.writes() {
+            if launch.checks.races {
+                let conflict = word
+                    .reads
+                    .iter()
+                    .find(|r| r.overlaps(bytes) && !both(r) && !self.after(r));
+                if let Some(read) = conflict {
+                    return Err(self.race(read, "write", "read", launch));
+                }
+            }
+            word.write = record;
+            word.reads
+                .iter_mut()
+                .filter(|r| r.bytes & 0xF & !bytes == 0)
+                .for_each(|r| r.bytes = 0);
+        } else {
+            word.add_read(record);
+        }
+        Ok(())
+    }
+
+    /// Checks and remembers an access.
+    fn access(
+        &self,
+        shadow: &mut Shadow,
+        offset: u64,
+        size: u64,
+        kind: AccessKind,
+        launch: &LaunchState<'_>,
+    ) -> Result<(), Box<Stop>> {
+        if kind.reads()
+            && launch.checks.uninitialised
+            && let Some(byte) = shadow.undefined(offset, size)
+        {
+            let message = format!(
+                "a read of {size} bytes of which byte {} was never written",
+                byte - offset
+            );
+            return Err(found(FaultKind::Uninitialised, message, self.lane));
+        }
+        if launch.checks.races || launch.checks.asynchronous {
+            let end = offset + size;
+            for index in offset / 4..end.div_ceil(4) {
+                let low = offset.max(index * 4) - index * 4;
+                let high = end.min(index * 4 + 4) - index * 4;
+                let bytes = (((1u16 << high) - 1) & !((1u16 << low) - 1)) as u8;
+                self.word(shadow.word(index), bytes, kind, launch)?;
+            }
+        }
+        if kind.writes() {
+            shadow.define(offset, size);
+        }
+        Ok(())
+    }
+}
+
+impl Context<'_> {
+    /// Position of the running warp among the warps of its cluster.
+    pub(crate) fn warp_index(&self) -> usize {
+        self.warp.cta * self.launch.warps_per_cta() + self.warp.id as usize
+    }
+
+    /// Checks and remembers an access of the running warp.
+    pub(crate) fn watch(&mut self, home: Home, size: u32, kind: AccessKind, lane: usize) -> Result<(), Box<Stop>> {
+        if matches!(home, Home::Local | Home::Parameter) {
+            return Ok(());
+        }
+        let w = self.warp_index();
+        if kind.strong() {
+            self.synchronise(w, home, kind);
+        }
+        let (undefined, secret) = self.stored_labels(kind, lane);
+        let launch = self.launch;
+        let Cluster { order, ctas, index, .. } = &mut *self.cluster;
+        let actor = Actor {
+            cluster: *index as u32,
+            warp: w as u16,
+            lane: lane as u8,
+            pc: self.pc,
+            clock: order.now(w),
+            clocks: order.of(w),
+            asynchronous: false,
+        };
+        let size = u64::from(size);
+        let mut access = |shadow: &mut Shadow, offset: u64| {
+            actor.access(shadow, offset, size, kind, launch)?;
+            if kind.writes() {
+                if undefined {
+                    shadow.undefine(offset, size);
+                }
+                if launch.checks.taint {
+                    shadow.taint(offset, size, secret);
+                }
+            }
+            if kind.reads() && launch.checks.taint && shadow.is_secret(offset, size) {
+                self.warp.loaded_secret |= 1 << lane;
+            }
+            Ok(())
+        };
+        match home {
+            Home::Shared(cta, offset) => {
+                let shared = &mut ctas[cta].shared;
+                let length = u64::from(shared.len());
+                shared.shadow.fit(length);
+                access(&mut shared.shadow, u64::from(offset))
+            }
+            Home::Global(i, offset) => {
+                let a = &launch.global.allocations[i];
+                let mut shadow = a.shadow.lock().unwrap_or_else(|e| e.into_inner());
+                shadow.fit(a.length);
+                access(&mut shadow, offset)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A strong access synchronises with the strong accesses of the same word before it.
+    fn synchronise(&mut self, w: usize, home: Home, kind: AccessKind) {
+        match home {
+            Home::Shared(cta, offset) => {
+                let object = shared_object(cta, offset);
+                let order = &mut self.cluster.order;
+                order.acquire(w, object);
+                if kind.writes() {
+                    order.release(w, object);
+                }
+            }
+            Home::Global(i, offset) => {
+                let address = self.launch.global.allocations[i].start + offset;
+                let cluster = self.cluster.index as u32;
+                let mut objects = self.launch.objects.lock().unwrap_or_else(|e| e.into_inner());
+                let order = &mut self.cluster.order;
+                let object = objects.entry(address).or_default();
+                order.of_mut(w).join_clusters(&object.clusters);
+                order.acquire(w, address);
+                if kind.writes() {
+                    let mut clocks = order.of(w).clusters.clone();
+                    if let Err(at) = clocks.binary_search(&cluster) {
+                        clocks.insert(at, cluster);
+                    }
+                    object.join_clusters(&clocks);
+                    drop(objects);
+                    order.release(w, address);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The running warp arrives at a barrier of its CTA.
+    pub(crate) fn barrier_arrival(&mut self, id: usize, waits: bool) {
+        if !self.cluster.order.enabled() {
+            return;
+        }
+        let w = self.warp_index();
+        let clocks = self.cluster.order.publish(w);
+        let barrier = &mut self.cta().barriers[id];
+        barrier.clocks.join(&clocks);
+        if waits {
+            barrier.waiters.push(w);
+        }
+    }
+
+    /// The running warp arrives at the cluster barrier.
+    pub(crate) fn cluster_arrival(&mut self) {
+        if self.cluster.order.enabled() {
+            let w = self.warp_index();
+            let clocks = self.cluster.order.publish(w);
+            self.cluster.barrier.clocks.join(&clocks);
+        }
+    }
+
+    /// The running warp waits for the cluster barrier, or has waited for it.
+    pub(crate) fn cluster_departure(&mut self, generation: u64) {
+        if !self.cluster.order.enabled() {
+            return;
+        }
+        let w = self.warp_index();
+        let Cluster { barrier, order, .. } = &mut *self.cluster;
+        if barrier.generation != generation {
+            order.take(w, &barrier.completed);
+        } else {
+            barrier.waiters.push(w);
+        }
+    }
+
+    /// Lanes of the warp synchronised; they are ordered by the program already.
+    pub(crate) fn warp_synchronised(&mut self) {}
+}
+
+/// The synchronisation object of a word of shared memory, such as an `mbarrier`.
+pub(crate) fn shared_object(cta: usize, offset: u32) -> u64 {
+    (cta as u64) << 32 | u64::from(offset)
+}
+
+impl Cluster {
+    /// Checks and remembers an access of an asynchronous operation, which has the clocks that [`Order::operation`]
+    /// gave it. `issued` says who issued it.
+    #[allow(dead_code)]
+    pub(crate) fn watch_asynchronous(
+        &mut self,
+        launch: &LaunchState<'_>,
+        clocks: &Clocks,
+        home: Home,
+        size: u64,
+        kind: AccessKind,
+        issued: Access,
+    ) -> Result<(), Box<Stop>> {
+        if !launch.watched || !self.order.enabled() {
+            return Ok(());
+        }
+        let actor = Actor {
+            cluster: self.index as u32,
+            warp: self.order.operations_actor(),
+            lane: issued.lane as u8,
+            pc: issued.pc,
+            clock: clocks.seen.last().copied().unwrap_or(0),
+            clocks,
+            asynchronous: true,
+        };
+        match home {
+            Home::Shared(cta, offset) => {
+                let shared = &mut self.ctas[cta].shared;
+                let length = u64::from(shared.len());
+                shared.shadow.fit(length);
+                actor.access(&mut shared.shadow, u64::from(offset), size, kind, launch)
+            }
+            Home::Global(i, offset) => {
+                let a = &launch.global.allocations[i];
+                let mut shadow = a.shadow.lock().unwrap_or_else(|e| e.into_inner());
+                shadow.fit(a.length);
+                let result = actor.access(&mut shadow, offset, size, kind, launch);
+                result.map_err(|stop| stop.address(a.start + offset))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl LaunchState<'_> {
+    /// The order of a new cluster: kept only when accesses are watched.
+    pub(crate) fn new_order(&self, warps: usize) -> Order {
+        if self.watched {
+            Order::new(warps)
+        } else {
+            Order::default()
+        }
+    }
+
+    /// The place of a recorded access.
+    fn access(&self, record: &Record) -> Access {
+        let per_cta = self.warps_per_cta();
+        let warp = usize::from(record.warp);
+        let size: u32 = self.cluster.iter().product();
+        let rank = (warp / per_cta).min(size as usize - 1) as u32;
+        let index = self.cta_of(u64::from(record.cluster), rank);
+        let linear = index[0] + self.grid[0] * (index[1] + self.grid[1] * index[2]);
+        let warp = if warp / per_cta >= size as usize {
+            u32::MAX
+        } else {
+            (warp % per_cta) as u32
+        };
+        Access {
+            pc: record.pc,
+            cta: linear,
+            warp,
+            lane: u32::from(record.lane),
+        }
+    }
+}
