@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Error, Result,
-    backend::{Backend, KernelId, MemoryInfo},
+    backend::{Backend, KernelId, MemoryInfo, cuda::CudaBackend, emulated::EmulatedBackend},
     images::{ImageInfo, Images, Tier},
     memory::Pool,
     stream::Stream,
@@ -73,8 +73,9 @@ pub struct DeviceOptions {
 pub struct EmulatorOptions {
     /// Report out-of-bounds and uninitialised accesses, races, barrier and pipeline misuse; about 5 times slower.
     pub checks: bool,
-    /// Seed of the schedule and of the moments at which asynchronous copies complete.
-    pub seed: u64,
+    /// Seed of the schedule and of the moments at which asynchronous copies complete; `None` runs a warp until it
+    /// blocks and completes copies at once.
+    pub seed: Option<u64>,
     /// Multiprocessors that persistent kernels are told of; small, so that small problems still share blocks.
     pub multiprocessors: u32,
 }
@@ -83,7 +84,7 @@ impl Default for EmulatorOptions {
     fn default() -> Self {
         EmulatorOptions {
             checks: false,
-            seed: 0,
+            seed: None,
             multiprocessors: 4,
         }
     }
@@ -115,6 +116,45 @@ pub(crate) struct Kernel {
 }
 
 impl Device {
+    /// The first usable GPU, else the emulator. [`Device::selection`] says which, and why.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when a GPU is there and does not open.
+    pub fn new() -> Result<Device> {
+        Device::with_options(None, DeviceOptions::default())
+    }
+
+    /// The GPU with this ordinal.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without a driver or such a GPU.
+    pub fn cuda(ordinal: u32) -> Result<Device> {
+        Device::with_options(Some(DeviceKind::Cuda(ordinal)), DeviceOptions::default())
+    }
+
+    /// The emulator.
+    pub fn emulator() -> Result<Device> {
+        Device::with_options(Some(DeviceKind::Emulator), DeviceOptions::default())
+    }
+
+    /// Opens a device; `None` takes the first usable GPU, else the emulator.
+    ///
+    /// # Errors
+    /// - [`Error::NoDevice`] without a driver or such a GPU.
+    /// - [`Error::Unsupported`] when the GPU cannot run the images of the wanted tier.
+    pub fn with_options(kind: Option<DeviceKind>, options: DeviceOptions) -> Result<Device> {
+        let (backend, reason): (Arc<dyn Backend>, String) = match kind {
+            Some(DeviceKind::Cuda(ordinal)) => (Arc::new(CudaBackend::open(ordinal)?), format!("cuda:{ordinal} was asked for")),
+            Some(DeviceKind::Emulator) => (Arc::new(EmulatedBackend::new(&options)?), "the emulator was asked for".into()),
+            None => match CudaBackend::open(0) {
+                Ok(backend) => (Arc::new(backend), "the first NVIDIA GPU".into()),
+                Err(Error::NoDevice { reason }) => (Arc::new(EmulatedBackend::new(&options)?), reason),
+                Err(error) => return Err(error),
+            },
+        };
+        Device::from_backend(backend, Images::embedded(), options, reason)
+    }
+
     /// A device over any backend and set of images: how tests and tools plug their own in.
     pub fn from_backend(
         backend: Arc<dyn Backend>,

@@ -3,7 +3,7 @@
 //! An archive is a zip file with `manifest.json` and one `.ptx` member an image, written by `cuda_builder`. Images are
 //! unpacked one at a time, when a kernel is first launched.
 
-use std::{collections::HashMap, io::Read};
+use std::{collections::HashMap, io::Read, sync::OnceLock};
 
 use serde::Deserialize;
 
@@ -128,6 +128,14 @@ impl Images {
             .map(|info| ((info.tier, info.entry.clone()), info))
             .collect();
         Ok(Images { archive, index })
+    }
+
+    /// The images that travel with this build of the library.
+    pub fn embedded() -> &'static Images {
+        static EMBEDDED: OnceLock<Images> = OnceLock::new();
+        EMBEDDED.get_or_init(|| {
+            Images::open(include_bytes!(env!("FERROFLASH_IMAGES"))).expect("the build script wrote this archive")
+        })
     }
 
     /// What is known of an entry on a tier.

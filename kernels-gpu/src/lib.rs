@@ -17,6 +17,8 @@ pub mod tile;
 
 #[cfg(any(not(target_arch = "nvptx64"), unit = "device_tests"))]
 pub mod device_tests;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "reduce"))]
+pub mod reduce;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;
 

@@ -7,6 +7,7 @@
 use crate::{Result, device::DeviceProperties, images::Image, tensor_map::TensorMapRequest};
 
 pub mod cuda;
+pub mod emulated;
 
 /// A loaded kernel entry of one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,88 @@
+//! Which keys a query sees, and which tiles of keys a tile of queries needs.
+//!
+//! Query `i` stands at position `i + shift` among the keys: `shift = seq_kv − seq_q` puts the last query at the last
+//! key (flash-attn), 0 the first at the first (PyTorch). It sees key `j` when
+//! `position − left ≤ j ≤ position + right` and `j < seq_kv`.
+
+/// No bound on this side. Far from overflow when positions are added.
+pub const UNBOUNDED: i32 = 1 << 29;
+
+/// The bounds of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// Keys.
+    pub seq_kv: i32,
+    /// Position of query 0.
+    pub shift: i32,
+    /// Keys before the own position, or [`UNBOUNDED`].
+    pub left: i32,
+    /// Keys after the own position, or [`UNBOUNDED`].
+    pub right: i32,
+}
+
+impl Mask {
+    /// First key that query `row` sees.
+    #[inline(always)]
+    pub const fn begin(self, row: i32) -> i32 {
+        let begin = row + self.shift - self.left;
+        if begin < 0 { 0 } else { begin }
+    }
+
+    /// One past the last key that query `row` sees; at most [`Mask::begin`] when it sees none.
+    #[inline(always)]
+    pub const fn end(self, row: i32) -> i32 {
+        let end = row + self.shift + self.right + 1;
+        if end > self.seq_kv { self.seq_kv } else { end }
+    }
+
+    /// The tiles of `keys` keys that rows `first..=last` need, as (first, one past the last).
+    #[inline(always)]
+    pub const fn tiles(self, first: i32, last: i32, keys: i32) -> (i32, i32) {
+        let (begin, end) = (self.begin(first), self.end(last));
+        if end <= begin { (0, 0) } else { (begin / keys, (end + keys - 1) / keys) }
+    }
+
+    /// Among those tiles, the ones that no row of `first..=last` sees only in part, as (first, one past the last).
+    #[inline(always)]
+    pub const fn whole_tiles(self, first: i32, last: i32, keys: i32) -> (i32, i32) {
+        let (begin, end) = (self.begin(last), self.end(first));
+        let whole = ((begin + keys - 1) / keys, if end < 0 { 0 } else { end / keys });
+        if whole.1 < whole.0 { (whole.0, whole.0) } else { whole }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_hold_exactly_the_keys_that_some_row_sees() {
+        for (seq_q, seq_kv) in [(1, 1), (5, 9), (9, 5), (33, 70), (64, 64)] {
+            for shift in [0, seq_kv - seq_q] {
+                for (left, right) in [(UNBOUNDED, UNBOUNDED), (UNBOUNDED, 0), (7, 0), (3, 2), (0, UNBOUNDED)] {
+                    let mask = Mask { seq_kv, shift, left, right };
+                    for first in 0..seq_q {
+                        let last = (first + 15).min(seq_q - 1);
+                        check(mask, first, last, 8);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(mask: Mask, first: i32, last: i32, keys: i32) {
+        let sees = |row: i32, key: i32| {
+            let ahead = key - row - mask.shift;
+            key < mask.seq_kv && ahead <= mask.right && -ahead <= mask.left
+        };
+        let (begin, end) = mask.tiles(first, last, keys);
+        let whole = mask.whole_tiles(first, last, keys);
+        for tile in 0..mask.seq_kv / keys + 2 {
+            let seen = (first..=last).flat_map(|row| (0..keys).map(move |k| (row, tile * keys + k)));
+            let (any, all) = seen.fold((false, true), |(any, all), (row, key)| (any | sees(row, key), all & sees(row, key)));
+            assert!((begin..end).contains(&tile) || !any, "{mask:?} rows {first}..={last} tile {tile} is left out");
+            assert!(!(whole.0..whole.1).contains(&tile) || all, "{mask:?} rows {first}..={last} tile {tile} is not whole");
+            assert!(!all || !any || (whole.0..whole.1).contains(&tile), "{mask:?} tile {tile} is whole");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Arguments of the attention kernels and the tiles they were compiled for.
+
+use crate::{kernel_params, params::TensorMap};
+
+/// Bits of [`AttentionParams::flags`].
+pub mod flags {
+    /// Keys beyond a right bound are masked: causal (`window_right = 0`) or a window.
+    pub const RIGHT: u32 = 1;
+    /// Keys before a left bound are masked.
+    pub const LEFT: u32 = 2;
+    /// Positions count from the first key (PyTorch) and not so that the last query meets the last key.
+    pub const TOP_LEFT: u32 = 4;
+    /// Sequences are packed: `cu_seqlens_q` and `cu_seqlens_k` say where each begins.
+    pub const VARLEN: u32 = 8;
+}
+
+kernel_params! {
+    /// Arguments of `attention_forward_*`. Strides count elements; the last axis of every tensor is dense.
+    pub struct AttentionParams {
+        /// Q as (head dim, rows, heads, batch), box 64 × tile rows; Hopper only.
+        pub q_map: TensorMap,
+        /// K, box 64 × tile keys; Hopper only.
+        pub k_map: TensorMap,
+        /// V, box 64 × tile keys; Hopper only.
+        pub v_map: TensorMap,
+        /// Q, used where there is no map.
+        pub q: u64,
+        /// K, used where there is no map.
+        pub k: u64,
+        /// V, used where there is no map.
+        pub v: u64,
+        /// O.
+        pub out: u64,
+        /// LSE, f32, `lse_batch` and `lse_head` apart; 0 when it is not wanted.
+        pub lse: u64,
+        /// `batch + 1` offsets of packed sequences, i32.
+        pub cu_seqlens_q: u64,
+        /// `batch + 1` offsets of packed keys, i32.
+        pub cu_seqlens_k: u64,
+        /// Slopes of ALiBi, f32, or 0.
+        pub alibi_slopes: u64,
+        /// Logits of sinks, f32, or 0.
+        pub sinks: u64,
+        /// Strides of Q: batch, row, head.
+        pub q_strides: [u64; 3],
+        /// Strides of K: batch, row, head.
+        pub k_strides: [u64; 3],
+        /// Strides of V: batch, row, head.
+        pub v_strides: [u64; 3],
+        /// Strides of O: batch, row, head.
+        pub out_strides: [u64; 3],
+        /// Strides of LSE: batch, head.
+        pub lse_strides: [u64; 2],
+        /// Slopes from one batch to the next: 0 or the number of heads.
+        pub alibi_batch_stride: u64,
+        /// Sequences.
+        pub batch: u32,
+        /// Query heads.
+        pub heads_q: u32,
+        /// Query heads of one key head.
+        pub group: u32,
+        /// Rows of Q (of the longest sequence, when packed).
+        pub seq_q: u32,
+        /// Keys (of the longest sequence, when packed).
+        pub seq_kv: u32,
+        /// Elements of a query row.
+        pub head_dim: u32,
+        /// Elements of a value row.
+        pub value_dim: u32,
+        /// See [`flags`].
+        pub flags: u32,
+        /// Keys before a query's own position that it sees.
+        pub window_left: u32,
+        /// Keys after a query's own position that it sees.
+        pub window_right: u32,
+        /// Factor of the scores.
+        pub scale: f32,
+        /// The same times log₂ e.
+        pub scale_log2: f32,
+        /// Cap of the scores, or 0.
+        pub softcap: f32,
+        /// Heads whose tiles follow each other, so that their keys stay in L2.
+        pub section: u32,
+        /// Blocks of query rows of a head.
+        pub row_blocks: u32,
+        /// Zero; keeps the size a multiple of 64.
+        pub reserved: u32,
+    }
+}
+
+/// The Hopper kernels: (padded head dim, rows of a tile, keys of a tile, warpgroups that compute).
+pub const SM90_TILES: [(u32, u32, u32, u32); 5] =
+    [(64, 192, 128, 3), (96, 128, 128, 2), (128, 128, 128, 2), (192, 128, 112, 2), (256, 128, 80, 2)];
+
+/// Columns of a panel: 128 bytes of 16-bit elements.
+pub const PANEL: u32 = 64;
+
+/// Dynamic shared memory of a Hopper kernel: Q, two stages of K and of V, barriers.
+pub const fn sm90_shared_bytes(tile: (u32, u32, u32, u32)) -> u32 {
+    let (dim, rows, keys, _) = tile;
+    let width = dim.div_ceil(PANEL) * PANEL * 2;
+    width * (rows + 4 * keys) + 128
+}

@@ -1,0 +1,106 @@
+//! Which block computes which tile, in which order.
+//!
+//! Blocks are persistent: block `b` of `n` takes tiles `b`, `b + n`, … of an order in which the longest come first
+//! (last rows of a causal mask) and in which the heads of a *section*, whose keys fit L2 together, follow each other.
+
+use super::{
+    mask::{Mask, UNBOUNDED},
+    params::{AttentionParams, flags},
+};
+use cuda_std::{global, thread};
+
+/// A tile of query rows of one head.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// Sequence.
+    pub batch: u32,
+    /// Query head.
+    pub head: u32,
+    /// First row.
+    pub row: u32,
+    /// Rows of the sequence.
+    pub seq_q: u32,
+    /// First row of the sequence in a packed Q, else 0.
+    pub start_q: u32,
+    /// First key of the sequence in a packed K, else 0.
+    pub start_k: u32,
+    /// Bounds of the sequence.
+    pub mask: Mask,
+}
+
+/// Number of tiles of the launch.
+#[inline(always)]
+pub fn tiles(params: &AttentionParams) -> u32 {
+    params.batch * params.heads_q * params.row_blocks
+}
+
+impl Tile {
+    /// The tile at place `index` of the order, `rows` rows high.
+    ///
+    /// # Safety
+    /// - `params` are those of the launch: no extent is 0.
+    #[inline(always)]
+    pub unsafe fn at(index: u32, params: &AttentionParams, rows: u32) -> Tile {
+        let heads = params.batch * params.heads_q;
+        // SAFETY: the host launches no kernel for empty extents, and sections are not empty.
+        unsafe {
+            core::hint::assert_unchecked(params.row_blocks != 0 && params.section != 0 && params.heads_q != 0);
+        }
+        let per_section = params.section * params.row_blocks;
+        let section = index / per_section;
+        let rest = index - section * per_section;
+        let first_head = section * params.section;
+        // The last section may have fewer heads.
+        let width = if heads - first_head < params.section { heads - first_head } else { params.section };
+        // SAFETY: a section that exists has a head.
+        unsafe { core::hint::assert_unchecked(width != 0) };
+        let (block, plane) = (rest / width, first_head + rest % width);
+        let (batch, head) = (plane / params.heads_q, plane % params.heads_q);
+        let row = (params.row_blocks - 1 - block) * rows;
+        let (mut seq_q, mut seq_kv, mut start_q, mut start_k) = (params.seq_q, params.seq_kv, 0, 0);
+        if params.flags & flags::VARLEN != 0 {
+            // SAFETY: both arrays have `batch + 1` entries.
+            unsafe {
+                let at = |array: u64, index: u32| global::ld_nc((array + index as u64 * 4) as *const u32);
+                start_q = at(params.cu_seqlens_q, batch);
+                start_k = at(params.cu_seqlens_k, batch);
+                seq_q = at(params.cu_seqlens_q, batch + 1) - start_q;
+                seq_kv = at(params.cu_seqlens_k, batch + 1) - start_k;
+            }
+        }
+        let bound = |flag: u32, keys: u32| if params.flags & flag != 0 { keys as i32 } else { UNBOUNDED };
+        let mask = Mask {
+            seq_kv: seq_kv as i32,
+            shift: if params.flags & flags::TOP_LEFT != 0 { 0 } else { seq_kv as i32 - seq_q as i32 },
+            left: bound(flags::LEFT, params.window_left),
+            right: bound(flags::RIGHT, params.window_right),
+        };
+        Tile { batch, head, row, seq_q, start_q, start_k, mask }
+    }
+
+    /// The tiles of keys that its rows need.
+    #[inline(always)]
+    pub fn key_tiles(self, rows: u32, keys: u32) -> (i32, i32) {
+        let last = self.last_row(self.row, rows);
+        if self.row >= self.seq_q { (0, 0) } else { self.mask.tiles(self.row as i32, last, keys as i32) }
+    }
+
+    /// The last of `rows` rows from `first` that the sequence has.
+    #[inline(always)]
+    pub fn last_row(self, first: u32, rows: u32) -> i32 {
+        let end = if first + rows < self.seq_q { first + rows } else { self.seq_q };
+        end as i32 - 1
+    }
+}
+
+/// The first tile of this block.
+#[inline(always)]
+pub fn first() -> u32 {
+    thread::block_idx_x()
+}
+
+/// How far apart the tiles of a block are.
+#[inline(always)]
+pub fn step() -> u32 {
+    thread::grid_dim_x()
+}

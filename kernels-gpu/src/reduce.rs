@@ -1,0 +1,377 @@
+//! Reductions of rows to one value: sum, sum of squares, maximum, minimum, index of the maximum.
+//!
+//! A row is cut into *splits* of `chunk` elements; one warp (short rows) or one block (long rows) reduces a split and
+//! writes one partial result, and a second launch reduces the partials. Which lane takes which element depends on
+//! the element's column alone, so a row's bits depend neither on other rows nor on its address. Accumulation is f32:
+//! lanes over strided vectors, then butterflies in the warp, then a tree over warps. A NaN propagates; of equal
+//! maxima the first wins.
+
+use crate::kernel_params;
+
+/// Threads of a block.
+pub const THREADS: u32 = 256;
+/// Warps of a block, and rows that a block of the short-row kernels takes at a time.
+pub const WARPS: u32 = THREADS / 32;
+/// Longest row that one warp reduces.
+pub const WARP_COLUMNS: u64 = 4096;
+/// Elements of a split of longer rows. Fixed, so that a result does not depend on the device.
+pub const CHUNK: u64 = 32_768;
+
+kernel_params! {
+    /// Arguments of the `reduce_*` kernels.
+    pub struct ReduceParams {
+        /// Values, `rows` rows of `columns` elements.
+        pub x: u64,
+        /// Index of each value, i64, for `reduce_argmax_merge`; else unused.
+        pub x_indices: u64,
+        /// Results, f32, `rows × splits`; 0 when only indices are wanted.
+        pub values: u64,
+        /// Columns of the maxima, i64, `rows × splits`; unused by other kinds.
+        pub indices: u64,
+        /// Rows.
+        pub rows: u64,
+        /// Elements of a row.
+        pub columns: u64,
+        /// Elements from one row to the next.
+        pub row_stride: u64,
+        /// Elements of a split, a multiple of 8.
+        pub chunk: u64,
+        /// Splits of a row.
+        pub splits: u64,
+        /// What results are multiplied by (sums only).
+        pub scale: f32,
+        /// 1 when every row starts at a multiple of 16 bytes.
+        pub aligned: u32,
+    }
+}
+
+#[cfg(target_arch = "nvptx64")]
+mod device {
+    use super::*;
+    use crate::tile::element::{Bf16, Element, F16};
+    use cuda_std::{barrier::syncthreads, global, kernel, shared::Shared, thread, warp};
+
+    /// What lanes accumulate, and how two accumulations join.
+    trait Reduction {
+        type State: Copy;
+        const IDENTITY: Self::State;
+        fn take(state: Self::State, value: f32, column: u64) -> Self::State;
+        fn join(a: Self::State, b: Self::State) -> Self::State;
+        unsafe fn shuffle(state: Self::State, lanes: u32) -> Self::State;
+        unsafe fn stage(state: Self::State, slot: u32);
+        unsafe fn staged(slot: u32) -> Self::State;
+        unsafe fn finish(state: Self::State, params: &ReduceParams, item: u64);
+    }
+
+    macro_rules! scalar_reduction {
+        ($name:ident, $identity:expr, |$state:ident, $value:ident| $take:expr, |$a:ident, $b:ident| $join:expr) => {
+            struct $name;
+            impl Reduction for $name {
+                type State = f32;
+                const IDENTITY: f32 = $identity;
+                #[inline(always)]
+                fn take($state: f32, $value: f32, _: u64) -> f32 {
+                    $take
+                }
+                #[inline(always)]
+                fn join($a: f32, $b: f32) -> f32 {
+                    $join
+                }
+                #[inline(always)]
+                unsafe fn shuffle(state: f32, lanes: u32) -> f32 {
+                    unsafe { warp::shfl_bfly(state, lanes) }
+                }
+                #[inline(always)]
+                unsafe fn stage(state: f32, slot: u32) {
+                    unsafe { Shared::<f32>::dynamic(slot * 4).write(state) }
+                }
+                #[inline(always)]
+                unsafe fn staged(slot: u32) -> f32 {
+                    unsafe { Shared::<f32>::dynamic(slot * 4).read() }
+                }
+                #[inline(always)]
+                unsafe fn finish(state: f32, params: &ReduceParams, item: u64) {
+                    unsafe { global::st((params.values + item * 4) as *mut f32, state * params.scale) }
+                }
+            }
+        };
+    }
+
+    scalar_reduction!(Sum, 0.0, |state, value| state + value, |a, b| a + b);
+    scalar_reduction!(SumOfSquares, 0.0, |state, value| cuda_std::math::fma(value, value, state), |a, b| a + b);
+    scalar_reduction!(Max, f32::NEG_INFINITY, |state, value| larger(state, value), |a, b| larger(a, b));
+    scalar_reduction!(Min, f32::INFINITY, |state, value| -larger(-state, -value), |a, b| -larger(-a, -b));
+
+    /// The maximum, NaN if either is (`max.NaN` needs sm_80).
+    #[inline(always)]
+    fn larger(a: f32, b: f32) -> f32 {
+        if a > b || a != a { a } else { b }
+    }
+
+    struct Argmax;
+
+    /// Whether `(value, column)` comes before `(other, other_column)`: NaN first, then larger, then leftmost.
+    #[inline(always)]
+    fn before(value: f32, column: u64, other: f32, other_column: u64) -> bool {
+        let (nan, other_nan) = (value != value, other != other);
+        let equal = value == other || (nan && other_nan);
+        (nan && !other_nan) || (!other_nan && value > other) || (equal && column < other_column)
+    }
+
+    impl Reduction for Argmax {
+        type State = (f32, u64);
+        const IDENTITY: (f32, u64) = (f32::NEG_INFINITY, u64::MAX);
+        #[inline(always)]
+        fn take(state: Self::State, value: f32, column: u64) -> Self::State {
+            Self::join(state, (value, column))
+        }
+        #[inline(always)]
+        fn join(a: Self::State, b: Self::State) -> Self::State {
+            if before(b.0, b.1, a.0, a.1) { b } else { a }
+        }
+        #[inline(always)]
+        unsafe fn shuffle(state: Self::State, lanes: u32) -> Self::State {
+            unsafe {
+                let low = warp::shfl_bfly(state.1 as u32, lanes);
+                let high = warp::shfl_bfly((state.1 >> 32) as u32, lanes);
+                (warp::shfl_bfly(state.0, lanes), (high as u64) << 32 | low as u64)
+            }
+        }
+        #[inline(always)]
+        unsafe fn stage(state: Self::State, slot: u32) {
+            unsafe {
+                Shared::<f32>::dynamic(slot * 16).write(state.0);
+                Shared::<u64>::dynamic(slot * 16 + 8).write(state.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn staged(slot: u32) -> Self::State {
+            unsafe { (Shared::<f32>::dynamic(slot * 16).read(), Shared::<u64>::dynamic(slot * 16 + 8).read()) }
+        }
+        #[inline(always)]
+        unsafe fn finish(state: Self::State, params: &ReduceParams, item: u64) {
+            unsafe {
+                global::st((params.indices + item * 8) as *mut u64, state.1);
+                if params.values != 0 {
+                    global::st((params.values + item * 4) as *mut f32, state.0);
+                }
+            }
+        }
+    }
+
+    /// Accumulates elements `begin..end` of a row whose first element is at `row`: lane `lane` of `lanes` takes every
+    /// `lanes`-th vector of 16 bytes, four at a time so that their loads overlap, then every `lanes`-th of the rest.
+    #[inline(always)]
+    unsafe fn accumulate<R: Reduction, E: Element>(row: u64, begin: u64, end: u64, lane: u64, lanes: u64, aligned: bool) -> R::State {
+        const UNROLL: usize = 4;
+        const WIDTH: u64 = 8;
+        let bytes = size_of::<E>() as u64;
+        let mut states = [R::IDENTITY; UNROLL];
+        let vectors = (end - begin) / WIDTH;
+        let mut vector = lane;
+        if aligned {
+            while vector + (UNROLL as u64 - 1) * lanes < vectors {
+                let mut loaded = [[0.0; WIDTH as usize]; UNROLL];
+                let mut u = 0;
+                while u < UNROLL {
+                    let column = begin + (vector + u as u64 * lanes) * WIDTH;
+                    loaded[u] = unsafe { E::load8_nc((row + column * bytes) as *const E) };
+                    u += 1;
+                }
+                u = 0;
+                while u < UNROLL {
+                    let column = begin + (vector + u as u64 * lanes) * WIDTH;
+                    let mut i = 0;
+                    while i < WIDTH as usize {
+                        states[u] = R::take(states[u], loaded[u][i], column + i as u64);
+                        i += 1;
+                    }
+                    u += 1;
+                }
+                vector += UNROLL as u64 * lanes;
+            }
+        }
+        // What is left, and rows at odd addresses: the same lanes and the same states, one vector or element at a time.
+        let mut turn = 0;
+        while vector < vectors {
+            let column = begin + vector * WIDTH;
+            let mut state = states[0];
+            let mut u = 1;
+            while u < UNROLL {
+                if turn == u {
+                    state = states[u];
+                }
+                u += 1;
+            }
+            let mut values = [0.0; WIDTH as usize];
+            if aligned {
+                values = unsafe { E::load8_nc((row + column * bytes) as *const E) };
+            } else {
+                let mut i = 0;
+                while i < WIDTH as usize {
+                    values[i] = unsafe { global::ld_nc((row + (column + i as u64) * bytes) as *const E).to_f32() };
+                    i += 1;
+                }
+            }
+            let mut i = 0;
+            while i < WIDTH as usize {
+                state = R::take(state, values[i], column + i as u64);
+                i += 1;
+            }
+            u = 0;
+            while u < UNROLL {
+                if turn == u {
+                    states[u] = state;
+                }
+                u += 1;
+            }
+            turn = (turn + 1) % UNROLL;
+            vector += lanes;
+        }
+        let rest = begin + vectors * WIDTH + lane;
+        if rest < end {
+            let value = unsafe { global::ld_nc((row + rest * bytes) as *const E).to_f32() };
+            states[0] = R::take(states[0], value, rest);
+        }
+        R::join(R::join(states[0], states[1]), R::join(states[2], states[3]))
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_warp<R: Reduction>(mut state: R::State) -> R::State {
+        let mut distance = 1;
+        while distance < 32 {
+            let other = unsafe { R::shuffle(state, distance) };
+            state = R::join(state, other);
+            distance *= 2;
+        }
+        state
+    }
+
+    /// One warp a row, rows of up to [`WARP_COLUMNS`] elements.
+    #[inline(always)]
+    unsafe fn short_rows<R: Reduction, E: Element>(params: ReduceParams) {
+        unsafe {
+            let lane = thread::lane_id() as u64;
+            let mut row = thread::block_idx_x() as u64 * WARPS as u64 + thread::warp_idx() as u64;
+            let step = thread::grid_dim_x() as u64 * WARPS as u64;
+            while row < params.rows {
+                let start = params.x + row * params.row_stride * size_of::<E>() as u64;
+                let state = accumulate::<R, E>(start, 0, params.columns, lane, 32, params.aligned != 0);
+                let state = reduce_warp::<R>(state);
+                if lane == 0 {
+                    R::finish(state, &params, row);
+                }
+                row += step;
+            }
+        }
+    }
+
+    /// One block a split.
+    #[inline(always)]
+    unsafe fn long_rows<R: Reduction, E: Element>(params: ReduceParams) {
+        unsafe {
+            // The host gives at least one split; said here, the division needs no check.
+            core::hint::assert_unchecked(params.splits != 0);
+            let thread = thread::thread_idx_x();
+            let mut item = thread::block_idx_x() as u64;
+            while item < params.rows * params.splits {
+                let (row, split) = (item / params.splits, item % params.splits);
+                let start = params.x + row * params.row_stride * size_of::<E>() as u64;
+                let begin = split * params.chunk;
+                let end = if params.columns - begin < params.chunk { params.columns } else { begin + params.chunk };
+                let state = accumulate::<R, E>(start, begin, end, thread as u64, THREADS as u64, params.aligned != 0);
+                join_block::<R>(state, &params, item);
+                item += thread::grid_dim_x() as u64;
+            }
+        }
+    }
+
+    /// Joins the lanes of a block; its first thread writes the result.
+    #[inline(always)]
+    unsafe fn join_block<R: Reduction>(state: R::State, params: &ReduceParams, item: u64) {
+        unsafe {
+            let state = reduce_warp::<R>(state);
+            if thread::lane_id() == 0 {
+                R::stage(state, thread::warp_idx());
+            }
+            syncthreads();
+            if thread::thread_idx_x() == 0 {
+                let mut total = R::staged(0);
+                let mut warp = 1;
+                while warp < WARPS {
+                    total = R::join(total, R::staged(warp));
+                    warp += 1;
+                }
+                R::finish(total, params, item);
+            }
+            // The slots are written again in the next round.
+            syncthreads();
+        }
+    }
+
+    macro_rules! reductions {
+        ($($short:ident $long:ident $reduction:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows of up to [`WARP_COLUMNS`] elements, one warp each.
+                ///
+                /// # Safety
+                /// - `x` and the outputs have the extents that the parameters say; outputs overlap nothing.
+                #[launch(threads = THREADS, barriers = 0)]
+                pub fn $short(params: ReduceParams) {
+                    short_rows::<$reduction, $element>(params)
+                }
+
+                /// Splits of rows, one block each; dynamic shared memory of 16 bytes a warp.
+                ///
+                /// # Safety
+                /// - `x` and the outputs have the extents that the parameters say; outputs overlap nothing.
+                #[launch(threads = THREADS, barriers = 2)]
+                pub fn $long(params: ReduceParams) {
+                    long_rows::<$reduction, $element>(params)
+                }
+            )*}
+        };
+    }
+
+    reductions! {
+        reduce_short_sum_f32 reduce_long_sum_f32 Sum f32
+        reduce_short_sum_f16 reduce_long_sum_f16 Sum F16
+        reduce_short_sum_bf16 reduce_long_sum_bf16 Sum Bf16
+        reduce_short_sumsq_f32 reduce_long_sumsq_f32 SumOfSquares f32
+        reduce_short_sumsq_f16 reduce_long_sumsq_f16 SumOfSquares F16
+        reduce_short_sumsq_bf16 reduce_long_sumsq_bf16 SumOfSquares Bf16
+        reduce_short_max_f32 reduce_long_max_f32 Max f32
+        reduce_short_max_f16 reduce_long_max_f16 Max F16
+        reduce_short_max_bf16 reduce_long_max_bf16 Max Bf16
+        reduce_short_min_f32 reduce_long_min_f32 Min f32
+        reduce_short_min_f16 reduce_long_min_f16 Min F16
+        reduce_short_min_bf16 reduce_long_min_bf16 Min Bf16
+        reduce_short_argmax_f32 reduce_long_argmax_f32 Argmax f32
+        reduce_short_argmax_f16 reduce_long_argmax_f16 Argmax F16
+        reduce_short_argmax_bf16 reduce_long_argmax_bf16 Argmax Bf16
+    }
+
+    kernel! {
+        /// Joins the partial maxima of each row: `x` holds values, `x_indices` their columns.
+        ///
+        /// # Safety
+        /// - As for the other reductions; `x_indices` is as long as `x`.
+        #[launch(threads = THREADS, barriers = 2)]
+        pub fn reduce_argmax_merge(params: ReduceParams) {
+            let mut row = thread::block_idx_x() as u64;
+            while row < params.rows {
+                let mut state = Argmax::IDENTITY;
+                let mut column = thread::thread_idx_x() as u64;
+                while column < params.columns {
+                    let at = row * params.row_stride + column;
+                    let value = global::ld_nc((params.x + at * 4) as *const f32);
+                    let index = global::ld_nc((params.x_indices + at * 8) as *const u64);
+                    state = Argmax::join(state, (value, index));
+                    column += THREADS as u64;
+                }
+                join_block::<Argmax>(state, &params, row);
+                row += thread::grid_dim_x() as u64;
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! `ferroflash info`: what this machine and this build can do.
+
+use clap::Args;
+use host::{
+    Device, DeviceKind, DeviceOptions, Error, Tier,
+    images::{ImageInfo, Images},
+};
+use serde::Serialize;
+
+use super::{Failure, Outcome};
+
+/// Arguments of `info`.
+#[derive(Args)]
+pub struct InfoArgs {
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Also load every kernel, to show registers and local memory (takes seconds on a GPU).
+    #[arg(long)]
+    kernels: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    devices: Vec<DeviceReport>,
+    no_gpu_because: Option<String>,
+    kernels: Vec<KernelReport>,
+}
+
+#[derive(Serialize)]
+struct DeviceReport {
+    device: String,
+    name: String,
+    compute_capability: String,
+    tier: String,
+    multiprocessors: u32,
+    memory_bytes: u64,
+    l2_bytes: u64,
+    shared_bytes_per_block: u32,
+    driver_cuda_version: Option<String>,
+}
+
+#[derive(Serialize)]
+struct KernelReport {
+    entry: String,
+    unit: String,
+    tier: String,
+    threads: u32,
+    param_bytes: u32,
+    ptx_version: String,
+    registers: Option<u32>,
+    static_shared: Option<u32>,
+    local: Option<u32>,
+}
+
+/// Prints the report.
+pub fn info(args: InfoArgs) -> Outcome {
+    let report = collect(args.kernels)?;
+    if args.json {
+        let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::Failed(error.to_string()))?;
+        println!("{text}");
+    } else {
+        print(&report);
+    }
+    Ok(())
+}
+
+fn collect(load: bool) -> Result<Report, Failure> {
+    let mut devices = Vec::new();
+    let mut opened = Vec::new();
+    let mut no_gpu_because = None;
+    for ordinal in 0.. {
+        match Device::cuda(ordinal) {
+            Ok(device) => {
+                devices.push(describe(&device));
+                opened.push(device);
+            }
+            Err(Error::NoDevice { reason }) => {
+                no_gpu_because = (ordinal == 0).then_some(reason);
+                break;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let emulator = Device::emulator()?;
+    devices.push(describe(&emulator));
+    opened.push(emulator);
+
+    let mut images: Vec<&ImageInfo> = Images::embedded().iter().collect();
+    images.sort_by(|a, b| (&a.entry, a.tier).cmp(&(&b.entry, b.tier)));
+    let mut kernels = Vec::new();
+    for image in images {
+        let attributes = if load { attributes_of(&opened[0], image)? } else { None };
+        kernels.push(KernelReport {
+            entry: image.entry.clone(),
+            unit: image.unit.clone(),
+            tier: image.tier.to_string(),
+            threads: image.threads.iter().product(),
+            param_bytes: image.param_bytes,
+            ptx_version: image.ptx_version.clone(),
+            registers: attributes.map(|attributes| attributes.registers),
+            static_shared: attributes.map(|attributes| attributes.static_shared),
+            local: attributes.map(|attributes| attributes.local),
+        });
+    }
+    Ok(Report { version: env!("CARGO_PKG_VERSION"), devices, no_gpu_because, kernels })
+}
+
+/// Attributes of an image on the device that can run its tier.
+fn attributes_of(device: &Device, image: &ImageInfo) -> Result<Option<host::backend::KernelAttributes>, Failure> {
+    let kind: Option<DeviceKind> = Some(device.kind());
+    let options = DeviceOptions { tier: Some(image.tier), ..DeviceOptions::default() };
+    match Device::with_options(kind, options) {
+        Ok(device) => Ok(Some(device.kernel_attributes(&image.entry)?)),
+        Err(Error::Unsupported { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn describe(device: &Device) -> DeviceReport {
+    let properties = device.properties();
+    let (major, minor) = properties.compute_capability;
+    let version = properties.driver_version;
+    DeviceReport {
+        device: properties.kind.to_string(),
+        name: properties.name.clone(),
+        compute_capability: format!("{major}.{minor}"),
+        tier: device.tier().to_string(),
+        multiprocessors: properties.multiprocessors,
+        memory_bytes: properties.memory_bytes,
+        l2_bytes: properties.l2_bytes,
+        shared_bytes_per_block: properties.shared_per_block,
+        driver_cuda_version: (version > 0).then(|| format!("{}.{}", version / 1000, version % 1000 / 10)),
+    }
+}
+
+fn print(report: &Report) {
+    println!("ferroflash {}", report.version);
+    for device in &report.devices {
+        println!(
+            "  {:<10} {} · compute {} · tier {} · {} multiprocessors · {:.1} GiB{}",
+            device.device,
+            device.name,
+            device.compute_capability,
+            device.tier,
+            device.multiprocessors,
+            device.memory_bytes as f64 / (1u64 << 30) as f64,
+            device.driver_cuda_version.as_ref().map(|v| format!(" · driver for CUDA {v}")).unwrap_or_default(),
+        );
+    }
+    if let Some(reason) = &report.no_gpu_because {
+        println!("  no GPU: {reason}");
+    }
+    let tiers: Vec<&str> = Tier::ALL.iter().map(|tier| tier.name()).collect();
+    println!("{} kernel images for tiers {}", report.kernels.len(), tiers.join(", "));
+    println!("  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}", "kernel", "tier", "threads", "params", "PTX", "regs", "shared", "local");
+    let number = |value: Option<u32>| value.map_or("–".to_owned(), |value| value.to_string());
+    for kernel in &report.kernels {
+        println!(
+            "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}",
+            kernel.entry,
+            kernel.tier,
+            kernel.threads,
+            kernel.param_bytes,
+            kernel.ptx_version,
+            number(kernel.registers),
+            number(kernel.static_shared),
+            number(kernel.local),
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! The command line: one file a subcommand.
+//!
+//! Exit codes: 0 success, 1 a failure, 2 bad usage. Errors are one line on standard error.
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use host::{Device, DeviceKind, DeviceOptions, EmulatorOptions, Tier};
+
+mod info;
+mod run;
+mod tensors;
+
+/// GPU kernels for transformers in pure Rust: run them, check them, measure them.
+#[derive(Parser)]
+#[command(name = "ferroflash", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show devices, driver, tiers and the kernels of this build.
+    Info(info::InfoArgs),
+    /// Apply one op to the named tensors of a safetensors file.
+    Run(run::RunArgs),
+}
+
+/// Which machine runs the kernels.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// auto (the first GPU, else the emulator), cuda, cuda:N or emulator.
+    #[arg(long, default_value = "auto", value_parser = parse_device, global = true)]
+    device: DeviceChoice,
+    /// Run the images of this tier (sm_75, sm_80, sm_90a) instead of the best that the device takes.
+    #[arg(long, global = true, value_parser = |text: &str| text.parse::<Tier>().map_err(|error| error.to_string()))]
+    tier: Option<Tier>,
+    /// On the emulator: check every access (bounds, races, initialisation, barriers); slower.
+    #[arg(long, global = true)]
+    checks: bool,
+}
+
+/// What `--device` said.
+#[derive(Clone, Copy, Debug)]
+enum DeviceChoice {
+    Auto,
+    Kind(DeviceKind),
+}
+
+fn parse_device(text: &str) -> Result<DeviceChoice, String> {
+    match text {
+        "auto" => Ok(DeviceChoice::Auto),
+        "cuda" => Ok(DeviceChoice::Kind(DeviceKind::Cuda(0))),
+        "emulator" => Ok(DeviceChoice::Kind(DeviceKind::Emulator)),
+        _ => match text.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(ordinal)) => Ok(DeviceChoice::Kind(DeviceKind::Cuda(ordinal))),
+            _ => Err("expected auto, cuda, cuda:N or emulator".into()),
+        },
+    }
+}
+
+impl DeviceArgs {
+    /// Opens the device.
+    pub fn open(&self) -> host::Result<Device> {
+        let kind = match self.device {
+            DeviceChoice::Auto => None,
+            DeviceChoice::Kind(kind) => Some(kind),
+        };
+        let emulator = EmulatorOptions { checks: self.checks, ..EmulatorOptions::default() };
+        Device::with_options(kind, DeviceOptions { tier: self.tier, emulator, ..DeviceOptions::default() })
+    }
+}
+
+/// Why a command failed.
+pub enum Failure {
+    /// The command line does not make sense: exit code 2.
+    Usage(String),
+    /// The work failed: exit code 1.
+    Failed(String),
+}
+
+impl From<host::Error> for Failure {
+    fn from(error: host::Error) -> Self {
+        Failure::Failed(error.to_string())
+    }
+}
+
+/// Outcome of a subcommand.
+pub type Outcome = Result<(), Failure>;
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Info(args) => info::info(args),
+        Command::Run(args) => run::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => {
+            eprintln!("ferroflash: {text}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(text)) => {
+            eprintln!("ferroflash: {text}");
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `ferroflash run OP`: one op on named tensors, the way in for people who compare with NumPy or PyTorch.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use host::Device;
+
+use super::{
+    DeviceArgs, Failure, Outcome,
+    tensors::{Inputs, Outputs, save},
+};
+
+mod basic;
+
+/// Arguments of `run`.
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(subcommand)]
+    op: Op,
+}
+
+/// Where tensors come from and go to, and which machine computes.
+#[derive(Args)]
+struct Files {
+    /// Safetensors file with the op's inputs under the names that its help lists.
+    #[arg(long = "in", value_name = "X.safetensors")]
+    input: PathBuf,
+    /// Safetensors file to write the outputs to.
+    #[arg(long = "out", value_name = "Y.safetensors")]
+    output: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Subcommand)]
+enum Op {
+    /// c = a + b, f32 of one shape. Tensors: a, b → c.
+    VectorAdd {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Sum, mean, max, min, argmax or sum of squares. Tensors: x → y (f32; argmax i64).
+    Reduce {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: basic::ReduceOptions,
+    },
+}
+
+/// Runs one op.
+pub fn run(args: RunArgs) -> Outcome {
+    match args.op {
+        Op::VectorAdd { files } => files.apply(|_, inputs| basic::vector_add(inputs)),
+        Op::Reduce { files, options } => files.apply(|_, inputs| basic::reduce(inputs, &options)),
+    }
+}
+
+impl Files {
+    /// Loads the inputs, runs `op`, waits for it and writes what it returns.
+    fn apply(self, op: impl FnOnce(&Device, &Inputs) -> Result<Outputs, Failure>) -> Outcome {
+        let device = self.device.open()?;
+        let inputs = Inputs::load(&self.input, &device)?;
+        let outputs = op(&device, &inputs)?;
+        device.synchronize()?;
+        save(&self.output, &outputs)?;
+        let names: Vec<String> = outputs.iter().map(|(name, tensor)| format!("{name} {tensor:?}")).collect();
+        println!("{} ← {} ({device})", self.output.display(), names.join(", "));
+        Ok(())
+    }
+}
