@@ -18,6 +18,6 @@
 //! logarithm, a softcap of 0 is off.
 
 pub use host::{
-    AnyTensor, DType, Device, DeviceKind, DeviceOptions, DeviceProperties, E4M3, Element, EmulatorOptions, Error, Event,
-    Float, Graph, Result, Stream, Tensor, Tier, bf16, f16, images, kv, ops, ops::*,
+    AnyTensor, DType, Device, DeviceKind, DeviceOptions, DeviceProperties, E4M3, Element, EmulatorOptions, Error,
+    Event, Float, Graph, Result, Stream, Tensor, Tier, bf16, f16, images, kv, ops, ops::*,
 };

@@ -144,8 +144,14 @@ impl Device {
     /// - [`Error::Unsupported`] when the GPU cannot run the images of the wanted tier.
     pub fn with_options(kind: Option<DeviceKind>, options: DeviceOptions) -> Result<Device> {
         let (backend, reason): (Arc<dyn Backend>, String) = match kind {
-            Some(DeviceKind::Cuda(ordinal)) => (Arc::new(CudaBackend::open(ordinal)?), format!("cuda:{ordinal} was asked for")),
-            Some(DeviceKind::Emulator) => (Arc::new(EmulatedBackend::new(&options)?), "the emulator was asked for".into()),
+            Some(DeviceKind::Cuda(ordinal)) => (
+                Arc::new(CudaBackend::open(ordinal)?),
+                format!("cuda:{ordinal} was asked for"),
+            ),
+            Some(DeviceKind::Emulator) => (
+                Arc::new(EmulatedBackend::new(&options)?),
+                "the emulator was asked for".into(),
+            ),
             None => match CudaBackend::open(0) {
                 Ok(backend) => (Arc::new(backend), "the first NVIDIA GPU".into()),
                 Err(Error::NoDevice { reason }) => (Arc::new(EmulatedBackend::new(&options)?), reason),

@@ -98,9 +98,18 @@ mod device {
     }
 
     scalar_reduction!(Sum, 0.0, |state, value| state + value, |a, b| a + b);
-    scalar_reduction!(SumOfSquares, 0.0, |state, value| cuda_std::math::fma(value, value, state), |a, b| a + b);
-    scalar_reduction!(Max, f32::NEG_INFINITY, |state, value| larger(state, value), |a, b| larger(a, b));
-    scalar_reduction!(Min, f32::INFINITY, |state, value| -larger(-state, -value), |a, b| -larger(-a, -b));
+    scalar_reduction!(
+        SumOfSquares,
+        0.0,
+        |state, value| cuda_std::math::fma(value, value, state),
+        |a, b| a + b
+    );
+    scalar_reduction!(Max, f32::NEG_INFINITY, |state, value| larger(state, value), |a, b| {
+        larger(a, b)
+    });
+    scalar_reduction!(Min, f32::INFINITY, |state, value| -larger(-state, -value), |a, b| {
+        -larger(-a, -b)
+    });
 
     /// The maximum, NaN if either is (`max.NaN` needs sm_80).
     #[inline(always)]
@@ -146,7 +155,12 @@ mod device {
         }
         #[inline(always)]
         unsafe fn staged(slot: u32) -> Self::State {
-            unsafe { (Shared::<f32>::dynamic(slot * 16).read(), Shared::<u64>::dynamic(slot * 16 + 8).read()) }
+            unsafe {
+                (
+                    Shared::<f32>::dynamic(slot * 16).read(),
+                    Shared::<u64>::dynamic(slot * 16 + 8).read(),
+                )
+            }
         }
         #[inline(always)]
         unsafe fn finish(state: Self::State, params: &ReduceParams, item: u64) {
@@ -162,7 +176,14 @@ mod device {
     /// Accumulates elements `begin..end` of a row whose first element is at `row`: lane `lane` of `lanes` takes every
     /// `lanes`-th vector of 16 bytes, four at a time so that their loads overlap, then every `lanes`-th of the rest.
     #[inline(always)]
-    unsafe fn accumulate<R: Reduction, E: Element>(row: u64, begin: u64, end: u64, lane: u64, lanes: u64, aligned: bool) -> R::State {
+    unsafe fn accumulate<R: Reduction, E: Element>(
+        row: u64,
+        begin: u64,
+        end: u64,
+        lane: u64,
+        lanes: u64,
+        aligned: bool,
+    ) -> R::State {
         const UNROLL: usize = 4;
         const WIDTH: u64 = 8;
         let bytes = size_of::<E>() as u64;
@@ -278,7 +299,11 @@ mod device {
                 let (row, split) = (item / params.splits, item % params.splits);
                 let start = params.x + row * params.row_stride * size_of::<E>() as u64;
                 let begin = split * params.chunk;
-                let end = if params.columns - begin < params.chunk { params.columns } else { begin + params.chunk };
+                let end = if params.columns - begin < params.chunk {
+                    params.columns
+                } else {
+                    begin + params.chunk
+                };
                 let state = accumulate::<R, E>(start, begin, end, thread as u64, THREADS as u64, params.aligned != 0);
                 join_block::<R>(state, &params, item);
                 item += thread::grid_dim_x() as u64;

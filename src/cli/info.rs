@@ -104,13 +104,21 @@ fn collect(load: bool) -> Result<Report, Failure> {
             local: attributes.map(|attributes| attributes.local),
         });
     }
-    Ok(Report { version: env!("CARGO_PKG_VERSION"), devices, no_gpu_because, kernels })
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        devices,
+        no_gpu_because,
+        kernels,
+    })
 }
 
 /// Attributes of an image on the device that can run its tier.
 fn attributes_of(device: &Device, image: &ImageInfo) -> Result<Option<host::backend::KernelAttributes>, Failure> {
     let kind: Option<DeviceKind> = Some(device.kind());
-    let options = DeviceOptions { tier: Some(image.tier), ..DeviceOptions::default() };
+    let options = DeviceOptions {
+        tier: Some(image.tier),
+        ..DeviceOptions::default()
+    };
     match Device::with_options(kind, options) {
         Ok(device) => Ok(Some(device.kernel_attributes(&image.entry)?)),
         Err(Error::Unsupported { .. }) => Ok(None),
@@ -146,7 +154,11 @@ fn print(report: &Report) {
             device.tier,
             device.multiprocessors,
             device.memory_bytes as f64 / (1u64 << 30) as f64,
-            device.driver_cuda_version.as_ref().map(|v| format!(" · driver for CUDA {v}")).unwrap_or_default(),
+            device
+                .driver_cuda_version
+                .as_ref()
+                .map(|v| format!(" · driver for CUDA {v}"))
+                .unwrap_or_default(),
         );
     }
     if let Some(reason) = &report.no_gpu_because {
@@ -154,7 +166,10 @@ fn print(report: &Report) {
     }
     let tiers: Vec<&str> = Tier::ALL.iter().map(|tier| tier.name()).collect();
     println!("{} kernel images for tiers {}", report.kernels.len(), tiers.join(", "));
-    println!("  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}", "kernel", "tier", "threads", "params", "PTX", "regs", "shared", "local");
+    println!(
+        "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}",
+        "kernel", "tier", "threads", "params", "PTX", "regs", "shared", "local"
+    );
     let number = |value: Option<u32>| value.map_or("–".to_owned(), |value| value.to_string());
     for kernel in &report.kernels {
         println!(

@@ -13,7 +13,12 @@ mod tensors;
 
 /// GPU kernels for transformers in pure Rust: run them, check them, measure them.
 #[derive(Parser)]
-#[command(name = "ferroflash", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "ferroflash",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -67,8 +72,18 @@ impl DeviceArgs {
             DeviceChoice::Auto => None,
             DeviceChoice::Kind(kind) => Some(kind),
         };
-        let emulator = EmulatorOptions { checks: self.checks, ..EmulatorOptions::default() };
-        Device::with_options(kind, DeviceOptions { tier: self.tier, emulator, ..DeviceOptions::default() })
+        let emulator = EmulatorOptions {
+            checks: self.checks,
+            ..EmulatorOptions::default()
+        };
+        Device::with_options(
+            kind,
+            DeviceOptions {
+                tier: self.tier,
+                emulator,
+                ..DeviceOptions::default()
+            },
+        )
     }
 }
 

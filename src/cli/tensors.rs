@@ -66,7 +66,11 @@ impl Inputs {
     pub fn get(&self, name: &str) -> Result<&AnyTensor, Failure> {
         self.tensors.get(name).ok_or_else(|| {
             let there: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
-            Failure::Failed(format!("{}: no tensor named {name}; the file has {}", self.path, there.join(", ")))
+            Failure::Failed(format!(
+                "{}: no tensor named {name}; the file has {}",
+                self.path,
+                there.join(", ")
+            ))
         })
     }
 
@@ -81,8 +85,12 @@ pub fn save(path: &Path, outputs: &Outputs) -> Result<(), Failure> {
     let name = path.display().to_string();
     let mut dense = Vec::new();
     for (&tensor, value) in outputs {
-        let dtype = file_dtype(value.dtype())
-            .ok_or_else(|| Failure::Failed(format!("{name}: {tensor} is {}, which a file cannot hold", value.dtype())))?;
+        let dtype = file_dtype(value.dtype()).ok_or_else(|| {
+            Failure::Failed(format!(
+                "{name}: {tensor} is {}, which a file cannot hold",
+                value.dtype()
+            ))
+        })?;
         let shape: Vec<usize> = value.shape().iter().map(|&extent| extent as usize).collect();
         dense.push((tensor, dtype, shape, value.to_bytes()?));
     }

@@ -8,7 +8,7 @@ use crate::lower::types::{Modifiers, Type, ones};
 use crate::lower::{Lowered, Lowering};
 use crate::machine::cluster::RANK_SHIFT;
 use crate::program::{Op, Register};
-use crate::syntax::ast::{Instruction, Operand};
+use crate::syntax::ast::{Immediate, Instruction, Operand};
 
 /// `mov.b64 d, {a, b}`: elements packed from the lowest bits up.
 struct Pack {
@@ -110,6 +110,12 @@ pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>
             let ty = l.ty(m)?;
             let [d, a] = l.operands(i)?;
             if ty == Type::Pred {
+                // LLVM writes the constants as 0 and -1. The table then ignores its operands: the sink stands in.
+                if let Operand::Immediate(Immediate::Integer(value)) = a {
+                    let table = if *value == 0 { 0b0000 } else { 0b1111 };
+                    let d = l.dest_predicate(d)?;
+                    return l.emit(Op::Logic { d, a: 0, b: 0, table });
+                }
                 let (a, negated) = l.predicate(a)?;
                 let d = l.dest_predicate(d)?;
                 return l.emit(Op::Logic {

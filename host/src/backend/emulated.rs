@@ -52,9 +52,24 @@ struct Loaded {
 /// Work that a graph repeats.
 #[derive(Clone)]
 enum Recorded {
-    Launch { kernel: KernelId, grid: [u32; 3], block: [u32; 3], cluster: [u32; 3], shared: u32, params: Vec<u8> },
-    Copy { target: u64, source: u64, bytes: u64 },
-    Fill { target: u64, value: u8, bytes: u64 },
+    Launch {
+        kernel: KernelId,
+        grid: [u32; 3],
+        block: [u32; 3],
+        cluster: [u32; 3],
+        shared: u32,
+        params: Vec<u8>,
+    },
+    Copy {
+        target: u64,
+        source: u64,
+        bytes: u64,
+    },
+    Fill {
+        target: u64,
+        value: u8,
+        bytes: u64,
+    },
 }
 
 impl EmulatedBackend {
@@ -78,7 +93,11 @@ impl EmulatedBackend {
         }
         let properties = DeviceProperties {
             kind: DeviceKind::Emulator,
-            name: format!("PTX emulator as {}{}", target.name, if emulation.checks { ", checked" } else { "" }),
+            name: format!(
+                "PTX emulator as {}{}",
+                target.name,
+                if emulation.checks { ", checked" } else { "" }
+            ),
             compute_capability: (target.capability / 10, target.capability % 10),
             multiprocessors: emulation.multiprocessors,
             shared_per_block: target.shared_bytes,
@@ -87,7 +106,12 @@ impl EmulatedBackend {
             memory_bytes: MEMORY_BYTES,
             driver_version: 0,
         };
-        Ok(EmulatedBackend { machine, properties, next: AtomicU64::new(1), state: Mutex::default() })
+        Ok(EmulatedBackend {
+            machine,
+            properties,
+            next: AtomicU64::new(1),
+            state: Mutex::default(),
+        })
     }
 
     /// What all launches so far did: instructions by kind, bytes by space, bank conflicts.
@@ -116,9 +140,14 @@ impl EmulatedBackend {
 
     fn run(&self, work: &Recorded) -> Result<()> {
         match work {
-            Recorded::Launch { kernel, grid, block, cluster, shared, params } => {
-                self.start(*kernel, *grid, *block, *cluster, *shared, params)
-            }
+            Recorded::Launch {
+                kernel,
+                grid,
+                block,
+                cluster,
+                shared,
+                params,
+            } => self.start(*kernel, *grid, *block, *cluster, *shared, params),
             Recorded::Copy { target, source, bytes } => self
                 .machine
                 .copy(DeviceAddress(*source), DeviceAddress(*target), *bytes as usize)
@@ -140,17 +169,27 @@ impl EmulatedBackend {
         params: &[u8],
     ) -> Result<()> {
         let loaded = self.loaded(kernel)?;
-        let launch = Launch { grid, block, cluster, dynamic_shared_bytes, params };
+        let launch = Launch {
+            grid,
+            block,
+            cluster,
+            dynamic_shared_bytes,
+            params,
+        };
         let outcome = self.machine.launch(&loaded.module, &loaded.entry, &launch);
         match outcome {
             Ok(statistics) => {
                 absorb(&mut self.state().statistics, statistics);
                 Ok(())
             }
-            Err(emulator::Error::Fault(fault)) => {
-                Err(Error::Poisoned { kernel: loaded.entry.clone(), cause: fault.to_string() })
-            }
-            Err(error) => Err(Error::Load { kernel: loaded.entry.clone(), log: error.to_string() }),
+            Err(emulator::Error::Fault(fault)) => Err(Error::Poisoned {
+                kernel: loaded.entry.clone(),
+                cause: fault.to_string(),
+            }),
+            Err(error) => Err(Error::Load {
+                kernel: loaded.entry.clone(),
+                log: error.to_string(),
+            }),
         }
     }
 
@@ -184,7 +223,11 @@ fn absorb(total: &mut Statistics, launch: Statistics) {
 }
 
 fn memory_error(call: &'static str, error: &emulator::Error) -> Error {
-    Error::Driver { call, code: 1, name: error.to_string() }
+    Error::Driver {
+        call,
+        code: 1,
+        name: error.to_string(),
+    }
 }
 
 impl Backend for EmulatedBackend {
@@ -193,7 +236,10 @@ impl Backend for EmulatedBackend {
     }
 
     fn memory(&self) -> Result<MemoryInfo> {
-        Ok(MemoryInfo { free: MEMORY_BYTES - self.state().used, total: MEMORY_BYTES })
+        Ok(MemoryInfo {
+            free: MEMORY_BYTES - self.state().used,
+            total: MEMORY_BYTES,
+        })
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
@@ -210,35 +256,56 @@ impl Backend for EmulatedBackend {
     }
 
     unsafe fn free(&self, address: u64) -> Result<()> {
-        self.machine.free(DeviceAddress(address)).map_err(|error| memory_error("free", &error))?;
+        self.machine
+            .free(DeviceAddress(address))
+            .map_err(|error| memory_error("free", &error))?;
         let mut state = self.state();
         state.used -= state.sizes.remove(&address).unwrap_or(0);
         Ok(())
     }
 
     unsafe fn write(&self, target: u64, source: &[u8], _: StreamId) -> Result<()> {
-        self.machine.write(DeviceAddress(target), source).map_err(|error| memory_error("write", &error))
+        self.machine
+            .write(DeviceAddress(target), source)
+            .map_err(|error| memory_error("write", &error))
     }
 
     unsafe fn read(&self, source: u64, target: &mut [u8], _: StreamId) -> Result<()> {
-        self.machine.read(DeviceAddress(source), target).map_err(|error| memory_error("read", &error))
+        self.machine
+            .read(DeviceAddress(source), target)
+            .map_err(|error| memory_error("read", &error))
     }
 
     unsafe fn copy(&self, target: u64, source: u64, bytes: u64, _: StreamId) -> Result<()> {
         let work = Recorded::Copy { target, source, bytes };
-        if self.record_work(|| work.clone()) { Ok(()) } else { self.run(&work) }
+        if self.record_work(|| work.clone()) {
+            Ok(())
+        } else {
+            self.run(&work)
+        }
     }
 
     unsafe fn fill(&self, target: u64, value: u8, bytes: u64, _: StreamId) -> Result<()> {
         let work = Recorded::Fill { target, value, bytes };
-        if self.record_work(|| work.clone()) { Ok(()) } else { self.run(&work) }
+        if self.record_work(|| work.clone()) {
+            Ok(())
+        } else {
+            self.run(&work)
+        }
     }
 
     fn allocate_pinned(&self, bytes: usize) -> Result<*mut u8> {
         let layout = pinned_layout(bytes)?;
         // SAFETY: the layout is not empty.
         let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
-        if pointer.is_null() { Err(Error::OutOfMemory { requested: bytes as u64, free: 0 }) } else { Ok(pointer) }
+        if pointer.is_null() {
+            Err(Error::OutOfMemory {
+                requested: bytes as u64,
+                free: 0,
+            })
+        } else {
+            Ok(pointer)
+        }
     }
 
     unsafe fn free_pinned(&self, pointer: *mut u8, bytes: usize) {
@@ -262,7 +329,10 @@ impl Backend for EmulatedBackend {
 
     fn load(&self, image: &Image) -> Result<KernelId> {
         let entry = image.info.entry.clone();
-        let refused = |log: String| Error::Load { kernel: entry.clone(), log };
+        let refused = |log: String| Error::Load {
+            kernel: entry.clone(),
+            log,
+        };
         let module = Module::parse(&image.ptx).map_err(|error| refused(error.to_string()))?;
         let info = module.entry(&entry).map_err(|error| refused(error.to_string()))?;
         let (major, minor) = image.info.ptx_version.split_once('.').unwrap_or(("0", "0"));
@@ -273,7 +343,14 @@ impl Backend for EmulatedBackend {
             ..KernelAttributes::default()
         };
         let id = KernelId(self.fresh());
-        self.state().kernels.insert(id, Arc::new(Loaded { entry, module, attributes }));
+        self.state().kernels.insert(
+            id,
+            Arc::new(Loaded {
+                entry,
+                module,
+                attributes,
+            }),
+        );
         Ok(id)
     }
 
@@ -299,7 +376,14 @@ impl Backend for EmulatedBackend {
         if recorded {
             return Ok(());
         }
-        self.start(request.kernel, request.grid, request.block, request.cluster, request.dynamic_shared, request.params)
+        self.start(
+            request.kernel,
+            request.grid,
+            request.block,
+            request.cluster,
+            request.dynamic_shared,
+            request.params,
+        )
     }
 
     fn encode_tensor_map(&self, request: &TensorMapRequest) -> Result<[u64; 16]> {
@@ -405,6 +489,8 @@ impl Backend for EmulatedBackend {
 }
 
 fn pinned_layout(bytes: usize) -> Result<std::alloc::Layout> {
-    std::alloc::Layout::from_size_align(bytes.max(1), 64)
-        .map_err(|_| Error::OutOfMemory { requested: bytes as u64, free: 0 })
+    std::alloc::Layout::from_size_align(bytes.max(1), 64).map_err(|_| Error::OutOfMemory {
+        requested: bytes as u64,
+        free: 0,
+    })
 }

@@ -71,14 +71,26 @@ impl ReduceKind {
 /// - [`Error::Shape`] for kinds that have no value over nothing.
 pub fn reduce(x: &AnyTensor, kind: ReduceKind, axis: ReduceAxis) -> Result<AnyTensor> {
     if !matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-        return Err(Error::Dtype { argument: "x", dtype: x.dtype(), allowed: "f32, f16 or bf16".into() });
+        return Err(Error::Dtype {
+            argument: "x",
+            dtype: x.dtype(),
+            allowed: "f32, f16 or bf16".into(),
+        });
     }
-    let out_dtype = if kind == ReduceKind::Argmax { DType::I64 } else { DType::F32 };
+    let out_dtype = if kind == ReduceKind::Argmax {
+        DType::I64
+    } else {
+        DType::F32
+    };
     let (rows, out_shape) = match axis {
         ReduceAxis::All => (x.reshape(&[1, x.elements()])?, Vec::new()),
         ReduceAxis::Last => {
             let Some((&columns, outer)) = x.shape().split_last() else {
-                return Err(Error::shape("x", x.shape(), "at least one axis is needed to reduce the last one"));
+                return Err(Error::shape(
+                    "x",
+                    x.shape(),
+                    "at least one axis is needed to reduce the last one",
+                ));
             };
             (x.reshape(&[outer.iter().product(), columns])?, outer.to_vec())
         }
@@ -93,11 +105,24 @@ pub fn reduce(x: &AnyTensor, kind: ReduceKind, axis: ReduceAxis) -> Result<AnyTe
     if columns == 0 {
         return match kind {
             ReduceKind::Sum | ReduceKind::SumOfSquares => AnyTensor::zeros(x.device(), out_dtype, &out_shape),
-            _ => Err(Error::shape("x", x.shape(), format!("{kind:?} of nothing is not defined"))),
+            _ => Err(Error::shape(
+                "x",
+                x.shape(),
+                format!("{kind:?} of nothing is not defined"),
+            )),
         };
     }
-    let scale = if kind == ReduceKind::Mean { 1.0 / columns as f64 } else { 1.0 };
-    let rows = Rows { x: &rows, count, columns, stride: rows.strides()[0] };
+    let scale = if kind == ReduceKind::Mean {
+        1.0 / columns as f64
+    } else {
+        1.0
+    };
+    let rows = Rows {
+        x: &rows,
+        count,
+        columns,
+        stride: rows.strides()[0],
+    };
     let out = AnyTensor::empty(x.device(), out_dtype, &[count])?;
     rows.reduce(kind, scale as f32, &out)?;
     out.reshape(&out_shape)
@@ -125,16 +150,38 @@ impl Rows<'_> {
 
     fn reduce(&self, kind: ReduceKind, scale: f32, out: &AnyTensor) -> Result<()> {
         let argmax = kind == ReduceKind::Argmax;
-        let results = Results { values: (!argmax).then_some(out), indices: argmax.then_some(out) };
-        let splits = if self.columns <= WARP_COLUMNS { 1 } else { self.columns.div_ceil(CHUNK) };
+        let results = Results {
+            values: (!argmax).then_some(out),
+            indices: argmax.then_some(out),
+        };
+        let splits = if self.columns <= WARP_COLUMNS {
+            1
+        } else {
+            self.columns.div_ceil(CHUNK)
+        };
         if splits == 1 {
             return self.launch(kind, scale, 1, results);
         }
         let partial = [self.count, splits];
         let values = AnyTensor::empty(self.device(), DType::F32, &partial)?;
-        let indices = argmax.then(|| AnyTensor::empty(self.device(), DType::I64, &partial)).transpose()?;
-        self.launch(kind, 1.0, splits, Results { values: Some(&values), indices: indices.as_ref() })?;
-        let merged = Rows { x: &values, count: self.count, columns: splits, stride: splits };
+        let indices = argmax
+            .then(|| AnyTensor::empty(self.device(), DType::I64, &partial))
+            .transpose()?;
+        self.launch(
+            kind,
+            1.0,
+            splits,
+            Results {
+                values: Some(&values),
+                indices: indices.as_ref(),
+            },
+        )?;
+        let merged = Rows {
+            x: &values,
+            count: self.count,
+            columns: splits,
+            stride: splits,
+        };
         match &indices {
             Some(indices) => merged.merge_argmax(indices, out),
             None => merged.launch(kind.merge(), scale, 1, results),
@@ -160,9 +207,17 @@ impl Rows<'_> {
 
     fn launch(&self, kind: ReduceKind, scale: f32, splits: u64, results: Results<'_>) -> Result<()> {
         let short = self.columns <= WARP_COLUMNS;
-        let entry =
-            format!("reduce_{}_{}_{}", if short { "short" } else { "long" }, kind.kernel(), self.x.dtype().name());
-        let blocks = if short { self.count.div_ceil(WARPS as u64) } else { self.count * splits };
+        let entry = format!(
+            "reduce_{}_{}_{}",
+            if short { "short" } else { "long" },
+            kind.kernel(),
+            self.x.dtype().name()
+        );
+        let blocks = if short {
+            self.count.div_ceil(WARPS as u64)
+        } else {
+            self.count * splits
+        };
         // More blocks than fit at once only queue: each takes several rows or splits instead.
         let resident = self.device().properties().multiprocessors as u64 * 32;
         let launch = Contract::new(self.device(), &entry)
@@ -184,8 +239,14 @@ impl Rows<'_> {
             .reads("indices", x_indices)
             .writes("out", out)
             .prepare()?;
-        let results = Results { values: None, indices: Some(out) };
-        let params = ReduceParams { x_indices: x_indices.address(), ..self.params(1.0, 1, results) };
+        let results = Results {
+            values: None,
+            indices: Some(out),
+        };
+        let params = ReduceParams {
+            x_indices: x_indices.address(),
+            ..self.params(1.0, 1, results)
+        };
         // SAFETY: as above; `x_indices` has the shape of `x`.
         unsafe { launch.launch(&params) }
     }

@@ -93,10 +93,10 @@ impl OnlineSoftmax {
             let top = fmax(base, sink);
             let keys = ex2(base - top);
             let total = fma(sum, keys, ex2(sink - top));
-            // A row without keys: nothing to average, whatever the sink. NaN is not equal to 0 and stays.
+            // A row without keys: nothing to average, and the LSE is that of the sink alone. NaN is not 0 and stays.
             let empty = sum == 0.0;
             finished.factor[row] = if empty { 0.0 } else { keys / total };
-            finished.lse[row] = if empty { f32::NEG_INFINITY } else { (top + lg2(total)) * LN_2 };
+            finished.lse[row] = (top + lg2(total)) * LN_2;
             row += 1;
         }
         finished

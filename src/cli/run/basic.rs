@@ -35,7 +35,10 @@ enum Axis {
 
 /// a, b → c.
 pub fn vector_add(inputs: &Inputs) -> Result<Outputs, Failure> {
-    Ok(Outputs::from([("c", ops::vector_add(inputs.get("a")?, inputs.get("b")?)?)]))
+    Ok(Outputs::from([(
+        "c",
+        ops::vector_add(inputs.get("a")?, inputs.get("b")?)?,
+    )]))
 }
 
 /// x → y.

@@ -64,7 +64,10 @@ impl Files {
         let outputs = op(&device, &inputs)?;
         device.synchronize()?;
         save(&self.output, &outputs)?;
-        let names: Vec<String> = outputs.iter().map(|(name, tensor)| format!("{name} {tensor:?}")).collect();
+        let names: Vec<String> = outputs
+            .iter()
+            .map(|(name, tensor)| format!("{name} {tensor:?}"))
+            .collect();
         println!("{} ← {} ({device})", self.output.display(), names.join(", "));
         Ok(())
     }
