@@ -8,12 +8,14 @@
 //! instruction that several threads execute *together* (barriers, shuffles, votes, matrix products, warpgroup
 //! fences, register reallocation) is an LLVM intrinsic here, found by `link_name`; the exceptions have no intrinsic
 //! that Rust can name (`wgmma.mma_async`, `ldmatrix`, `stmatrix`) and belong in straight-line code. An action of
-//! *one* thread of many is predicated inside its assembly ([`mbarrier::arrive_if`]), not by a Rust `if`.
+//! *one* thread of many is predicated inside its assembly (`mbarrier::arrive_if`), not by a Rust `if`.
 //!
 //! # Memory
-//! Memory that threads share is read and written through [`shared::Shared`], [`global`] and [`atomic`] or raw
-//! pointers only, never through references: `&mut T` promises the compiler that no other thread writes. Shared
-//! memory is named by its 32-bit address in the shared state space, which is what the instructions take.
+//! Memory that threads share is read and written through `shared::Shared`, `global` and `atomic` or raw pointers
+//! only, never through references: `&mut T` promises the compiler that no other thread writes. Plain accesses through
+//! a pointer out of the parameter struct are correct but *generic* (`ld.b32`, not `ld.global.b32`), since the compiler
+//! cannot know the state space; the functions of `global` say it. Shared memory is named by its 32-bit address in
+//! the shared state space, which is what the instructions take.
 //!
 //! # On the CPU
 //! The crate compiles with stable Rust, without the instructions: the code around the kernels (parameter structs,
