@@ -5,19 +5,37 @@ use kernels_gpu::device_tests::arithmetic::{HALF_SM80_WORDS, HALF_SM90_WORDS, HA
 /// Three floats for each of 256 threads: x in −3 to 3, y positive, z anything of moderate size.
 fn inputs(seed: u64) -> Vec<[f32; 3]> {
     let mut random = Random(seed);
-    (0..256).map(|_| [random.between(-3.0, 3.0), random.between(0.01, 50.0), random.between(-900.0, 900.0)]).collect()
+    (0..256)
+        .map(|_| {
+            [
+                random.between(-3.0, 3.0),
+                random.between(0.01, 50.0),
+                random.between(-900.0, 900.0),
+            ]
+        })
+        .collect()
 }
 
 fn launch_rows(device: &host::Device, entry: &str, inputs: &[[f32; 3]], words: usize) -> Vec<u32> {
     let bits: Vec<u32> = inputs.iter().flatten().map(|x| x.to_bits()).collect();
-    launch(device, entry, [inputs.len() as u64 / 64, 1, 1], 0, &bytes_of(&bits), inputs.len() * words)
+    launch(
+        device,
+        entry,
+        [inputs.len() as u64 / 64, 1, 1],
+        0,
+        &bytes_of(&bits),
+        inputs.len() * words,
+    )
 }
 
 #[track_caller]
 fn close(found: u32, expected: f64, relative: f64, absolute: f64, what: &str) {
     let found = f32::from_bits(found) as f64;
     let allowed = relative * expected.abs() + absolute;
-    assert!((found - expected).abs() <= allowed, "{what}: {found}, expected {expected} ± {allowed}");
+    assert!(
+        (found - expected).abs() <= allowed,
+        "{what}: {found}, expected {expected} ± {allowed}"
+    );
 }
 
 /// `prmt` in its default mode.
@@ -26,7 +44,11 @@ fn prmt(a: u32, b: u32, selector: u32) -> u32 {
     u32::from_le_bytes(std::array::from_fn(|at| {
         let nibble = selector >> (4 * at) & 15;
         let byte = bytes[(nibble & 7) as usize];
-        if nibble & 8 == 0 { byte } else { ((byte as i8) >> 7) as u8 }
+        if nibble & 8 == 0 {
+            byte
+        } else {
+            ((byte as i8) >> 7) as u8
+        }
     }))
 }
 
@@ -104,7 +126,13 @@ fn half_precision_rounds_to_nearest() {
                 } else {
                     assert!(ex2.to_f64() >= 60_000.0);
                 }
-                close(tanh.to_f32().to_bits(), argument.tanh(), 0.0, 0.5f64.powf(10.9), "tanh.f16x2");
+                close(
+                    tanh.to_f32().to_bits(),
+                    argument.tanh(),
+                    0.0,
+                    0.5f64.powf(10.9),
+                    "tanh.f16x2",
+                );
             }
         }
     }
@@ -148,7 +176,11 @@ fn small_float(code: u8, exponent: i32) -> f64 {
     let bias = (1 << (exponent - 1)) - 1;
     let e = (code & 0x7F) as i32 >> mantissa;
     let m = (code as i32 & ((1 << mantissa) - 1)) as f64 / (1 << mantissa) as f64;
-    let value = if e == 0 { m * 2f64.powi(1 - bias) } else { (1.0 + m) * 2f64.powi(e - bias) };
+    let value = if e == 0 {
+        m * 2f64.powi(1 - bias)
+    } else {
+        (1.0 + m) * 2f64.powi(e - bias)
+    };
     if code & 0x80 == 0 { value } else { -value }
 }
 

@@ -18,7 +18,14 @@ fn cp_async_copies_and_fills_with_zeros() {
     }
     for device in devices(FROM_SM80) {
         let shared = CP_ASYNC_BYTES as u64;
-        let words = launch(&device, "device_test_cp_async", [1; 3], shared, &input, CP_ASYNC_BYTES as usize / 4);
+        let words = launch(
+            &device,
+            "device_test_cp_async",
+            [1; 3],
+            shared,
+            &input,
+            CP_ASYNC_BYTES as usize / 4,
+        );
         assert_eq!(bytes_of(&words), expected);
     }
 }
@@ -27,7 +34,14 @@ fn cp_async_copies_and_fills_with_zeros() {
 fn mbarriers_count_arrivals() {
     let input: Vec<u32> = (0..128).map(|t| t * 11 + 1).collect();
     for device in devices(FROM_SM80) {
-        let words = launch(&device, "device_test_mbarrier", [1; 3], 64 + 512, &bytes_of(&input), 128 * 5);
+        let words = launch(
+            &device,
+            "device_test_mbarrier",
+            [1; 3],
+            64 + 512,
+            &bytes_of(&input),
+            128 * 5,
+        );
         for (thread, row) in (0u32..).zip(words.chunks_exact(5)) {
             let across = 127 - thread;
             assert_eq!(row, [3 * across, 5 * across, 11 * across + 1, 0, 1], "thread {thread}");
@@ -38,11 +52,15 @@ fn mbarriers_count_arrivals() {
 #[test]
 fn rings_deliver_every_tile_once() {
     let mut random = Random(11);
-    let input: Vec<u32> = (0..RING_TILES * RING_TILE_WORDS).map(|_| random.next() as u32).collect();
+    let input: Vec<u32> = (0..RING_TILES * RING_TILE_WORDS)
+        .map(|_| random.next() as u32)
+        .collect();
     let expected: Vec<u32> = (0..RING_TILE_WORDS as usize)
         .map(|word| {
             let tiles = (1u32..).zip(input.chunks_exact(RING_TILE_WORDS as usize));
-            tiles.fold(0, |sum: u32, (weight, tile)| sum.wrapping_add(tile[word].wrapping_mul(weight)))
+            tiles.fold(0, |sum: u32, (weight, tile)| {
+                sum.wrapping_add(tile[word].wrapping_mul(weight))
+            })
         })
         .collect();
     let shared = (128 + RING_STAGES * RING_TILE_WORDS * 4) as u64;
@@ -52,7 +70,14 @@ fn rings_deliver_every_tile_once() {
         ("device_test_ring_multicast", 2, SM90),
     ] {
         for device in devices(tiers) {
-            let words = launch(&device, entry, [blocks as u64, 1, 1], shared, &bytes_of(&input), 128 * blocks);
+            let words = launch(
+                &device,
+                entry,
+                [blocks as u64, 1, 1],
+                shared,
+                &bytes_of(&input),
+                128 * blocks,
+            );
             assert_eq!(words, expected.repeat(blocks), "{entry}");
         }
     }
@@ -71,11 +96,21 @@ fn bulk_copies_move_and_add() {
         .collect();
     let second: Vec<u32> = (0..words).map(|_| random.next() as u32).collect();
     let start: Vec<u32> = [0x3F80_0000u32, 0x3C00_4000, 0x3F80_4000].to_vec();
-    let output: Vec<u32> = [vec![7; words], vec![start[0]; words], vec![start[1]; words], vec![start[2]; words]].concat();
+    let output: Vec<u32> = [
+        vec![7; words],
+        vec![start[0]; words],
+        vec![start[1]; words],
+        vec![start[2]; words],
+    ]
+    .concat();
     let halves = |word: u32| [word as u16, (word >> 16) as u16];
     let pair = |halves: [u16; 2]| halves[0] as u32 | (halves[1] as u32) << 16;
     let mut expected: Vec<u32> = second.iter().map(|word| word.wrapping_add(1)).collect();
-    expected.extend(first.iter().map(|&word| (f32::from_bits(word) + f32::from_bits(start[0])).to_bits()));
+    expected.extend(
+        first
+            .iter()
+            .map(|&word| (f32::from_bits(word) + f32::from_bits(start[0])).to_bits()),
+    );
     expected.extend(first.iter().map(|&word| {
         let (a, b) = (halves(word), halves(start[1]));
         let sum = |at: usize| f16::from_f64(f16::from_bits(a[at]).to_f64() + f16::from_bits(b[at]).to_f64()).to_bits();
@@ -83,7 +118,8 @@ fn bulk_copies_move_and_add() {
     }));
     expected.extend(first.iter().map(|&word| {
         let (a, b) = (halves(word), halves(start[2]));
-        let sum = |at: usize| bf16::from_f64(bf16::from_bits(a[at]).to_f64() + bf16::from_bits(b[at]).to_f64()).to_bits();
+        let sum =
+            |at: usize| bf16::from_f64(bf16::from_bits(a[at]).to_f64() + bf16::from_bits(b[at]).to_f64()).to_bits();
         pair([sum(0), sum(1)])
     }));
     for device in devices(SM90) {
@@ -98,7 +134,14 @@ fn bulk_copies_move_and_add() {
 fn bulk_copies_cross_the_cluster() {
     let input: Vec<u32> = (0..32).map(|lane| 9000 + lane).collect();
     for device in devices(SM90) {
-        let words = launch(&device, "device_test_bulk_cluster", [2, 1, 1], 1024, &bytes_of(&input), 128);
+        let words = launch(
+            &device,
+            "device_test_bulk_cluster",
+            [2, 1, 1],
+            1024,
+            &bytes_of(&input),
+            128,
+        );
         for (block, half) in (0u32..).zip(words.chunks_exact(64)) {
             let sent: Vec<u32> = (0..32).map(|lane| 100 * ((block ^ 1) + 1) + lane).collect();
             assert_eq!(half[..32], input, "multicast to block {block}");
@@ -140,13 +183,23 @@ fn tile(rank: usize) -> Tile {
         })
         .collect();
     let expected = places.iter().map(|place| place.map_or(0.0, |at| tensor[at])).collect();
-    Tile { rank, tensor, expected, places }
+    Tile {
+        rank,
+        tensor,
+        expected,
+        places,
+    }
 }
 
 /// Launches a TMA test; returns the destination tensor and the output.
 fn launch_tma(device: &Device, entry: &str, tile: &Tile, blocks: u64) -> (Vec<f32>, Vec<f32>) {
     let extents = &EXTENTS[..tile.rank];
-    let floats = |values: &[f32]| upload(device, &bytes_of(&values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
+    let floats = |values: &[f32]| {
+        upload(
+            device,
+            &bytes_of(&values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()),
+        )
+    };
     let source = floats(&tile.tensor);
     let destination = floats(&vec![0.0; tile.tensor.len()]);
     let bytes = 4 * tile.expected.len() as u64;
@@ -156,7 +209,9 @@ fn launch_tma(device: &Device, entry: &str, tile: &Tile, blocks: u64) -> (Vec<f3
     let output = AnyTensor::zeros(device, DType::F32, &[blocks * bytes / 2]).unwrap();
     output.fill_bytes(0xFF).unwrap();
     let map = |tensor: &AnyTensor| {
-        let strides = (1..tile.rank).map(|axis| 4 * extents[..axis].iter().product::<u64>()).collect();
+        let strides = (1..tile.rank)
+            .map(|axis| 4 * extents[..axis].iter().product::<u64>())
+            .collect();
         let request = TensorMapRequest {
             dtype: DType::F32,
             address: tensor.address(),

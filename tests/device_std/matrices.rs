@@ -16,7 +16,11 @@ fn bits(value: i32, kind: u8) -> u32 {
 /// words are those of A with `word % 2 = 0`).
 fn a_place(kind: u8, lane: usize, word: usize, part: usize) -> (usize, usize) {
     let row = lane / 4 + word % 2 * 8;
-    if kind == 2 { (row, word / 2 * 4 + lane % 4) } else { (row, word / 2 * 8 + lane % 4 * 2 + part) }
+    if kind == 2 {
+        (row, word / 2 * 4 + lane % 4)
+    } else {
+        (row, word / 2 * 8 + lane % 4 * 2 + part)
+    }
 }
 
 /// A lane's word of a fragment whose elements `element(row, k)` gives.
@@ -43,7 +47,9 @@ fn mma_multiplies() {
         // Small integers: every sum is exact, whatever its order.
         let mut random = Random(depth as u64 + kind as u64);
         let mut matrix = |rows: usize, columns: usize| -> Vec<Vec<i32>> {
-            (0..rows).map(|_| (0..columns).map(|_| random.small()).collect()).collect()
+            (0..rows)
+                .map(|_| (0..columns).map(|_| random.small()).collect())
+                .collect()
         };
         let (a, b, c) = (matrix(16, depth), matrix(depth, 8), matrix(16, 8));
         let words = depth / if kind == 2 { 2 } else { 4 };
@@ -52,7 +58,10 @@ fn mma_multiplies() {
             input.extend((0..words).map(|word| a_word(kind, lane, word, |row, k| a[row][k])));
             input.extend((0..words / 2).map(|word| a_word(kind, lane, 2 * word, |column, k| b[k][column])));
             input.extend((0..4).map(|register| {
-                let (row, column) = (fragment::row(lane as u32, register), fragment::column(lane as u32, register));
+                let (row, column) = (
+                    fragment::row(lane as u32, register),
+                    fragment::column(lane as u32, register),
+                );
                 (c[row as usize][column as usize] as f32).to_bits()
             }));
         }
@@ -63,7 +72,11 @@ fn mma_multiplies() {
                 let row = fragment::row(lane, register) as usize;
                 let column = fragment::column(lane, register) as usize;
                 let expected = c[row][column] + (0..depth).map(|k| a[row][k] * b[k][column]).sum::<i32>();
-                assert_eq!(f32::from_bits(found), expected as f32, "{entry}: row {row}, column {column}");
+                assert_eq!(
+                    f32::from_bits(found),
+                    expected as f32,
+                    "{entry}: row {row}, column {column}"
+                );
             }
         }
     }
@@ -72,7 +85,10 @@ fn mma_multiplies() {
 #[test]
 fn ldmatrix_distributes_rows_and_columns() {
     let input = Random(8).bytes(512);
-    let halves: Vec<u16> = input.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).collect();
+    let halves: Vec<u16> = input
+        .chunks_exact(2)
+        .map(|half| u16::from_le_bytes([half[0], half[1]]))
+        .collect();
     let element = |matrix: usize, row: usize, column: usize| halves[(8 * matrix + row) * 8 + column] as u32;
     for device in devices(ALL) {
         let words = launch(&device, "device_test_ldmatrix", [1; 3], 512, &input, 32 * 14);
@@ -95,8 +111,9 @@ fn stmatrix_gathers_rows_and_columns() {
     let input = Random(9).bytes(512);
     let words = words_of(&input);
     let mut expected = vec![0u16; 6 * 256];
-    for (region, (matrices, transposed)) in
-        [(1, false), (2, false), (4, false), (1, true), (2, true), (4, true)].into_iter().enumerate()
+    for (region, (matrices, transposed)) in [(1, false), (2, false), (4, false), (1, true), (2, true), (4, true)]
+        .into_iter()
+        .enumerate()
     {
         for (lane, m, part) in (0..32 * matrices * 2).map(|i| (i / 2 / matrices, i / 2 % matrices, i % 2)) {
             let (r, c) = (lane / 4, lane % 4 * 2 + part);
@@ -106,7 +123,10 @@ fn stmatrix_gathers_rows_and_columns() {
     }
     for device in devices(SM90) {
         let output = launch(&device, "device_test_stmatrix", [1; 3], 3072, &input, 6 * 128);
-        let halves: Vec<u16> = output.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]).collect();
+        let halves: Vec<u16> = output
+            .iter()
+            .flat_map(|word| [*word as u16, (word >> 16) as u16])
+            .collect();
         assert_eq!(halves, expected);
     }
 }
@@ -123,9 +143,8 @@ fn wgmma_multiplies() {
 fn wgmma(device: &host::Device, case: &WgmmaCase) {
     let &WgmmaCase { n, k, kind, .. } = case;
     let mut random = Random(n as u64 + k as u64);
-    let mut matrix = |rows: u32| -> Vec<Vec<i32>> {
-        (0..rows).map(|_| (0..k).map(|_| random.small()).collect()).collect()
-    };
+    let mut matrix =
+        |rows: u32| -> Vec<Vec<i32>> { (0..rows).map(|_| (0..k).map(|_| random.small()).collect()).collect() };
     // B by columns: b[n][k].
     let (a, b) = (matrix(64), matrix(n));
 
@@ -138,11 +157,19 @@ fn wgmma(device: &host::Device, case: &WgmmaCase) {
     };
     for at in 0..k {
         for (m, row) in (0..).zip(&a) {
-            let offset = if case.transpose_a { case.a.offset(at, m) } else { case.a.offset(m, at) };
+            let offset = if case.transpose_a {
+                case.a.offset(at, m)
+            } else {
+                case.a.offset(m, at)
+            };
             place(offset, row[at as usize]);
         }
         for (n, column) in (0..).zip(&b) {
-            let offset = if case.transpose_b { case.b.offset(at, n) } else { case.b.offset(n, at) };
+            let offset = if case.transpose_b {
+                case.b.offset(at, n)
+            } else {
+                case.b.offset(n, at)
+            };
             place(b_at + offset, column[at as usize]);
         }
     }
@@ -164,7 +191,12 @@ fn wgmma(device: &host::Device, case: &WgmmaCase) {
             let m = fragment::warpgroup_row(thread, register) as usize;
             let n = fragment::column(thread % 32, register) as usize;
             let expected = 2 * (0..k as usize).map(|at| a[m][at] * b[n][at]).sum::<i32>();
-            assert_eq!(f32::from_bits(found), expected as f32, "{}: row {m}, column {n}", case.entry);
+            assert_eq!(
+                f32::from_bits(found),
+                expected as f32,
+                "{}: row {m}, column {n}",
+                case.entry
+            );
         }
     }
 }

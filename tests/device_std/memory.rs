@@ -75,7 +75,11 @@ fn atomics_lose_nothing() {
         let (input, output) = launch_on(&device, "device_test_atomics", [2, 1, 1], 16, &input, &output);
         let (seen, possible) = output.split_at(24 * 8);
         assert_eq!(seen, input, "the last block does not see what was done before");
-        assert_eq!(words_of(possible), [1; 128], "an operation returned an impossible value");
+        assert_eq!(
+            words_of(possible),
+            [1; 128],
+            "an operation returned an impossible value"
+        );
         let cell = |at: usize| u64::from_le_bytes(input[8 * at..8 * at + 8].try_into().unwrap());
         for (at, value) in expected {
             assert_eq!(cell(at), value, "cell {at} on {}", device.tier());

@@ -6,7 +6,10 @@ use kernels_gpu::device_tests::DeviceTestParams;
 
 /// The devices whose tier is one of `tiers`.
 pub fn devices(tiers: &[Tier]) -> Vec<Device> {
-    crate::common::devices().into_iter().filter(|device| tiers.contains(&device.tier())).collect()
+    crate::common::devices()
+        .into_iter()
+        .filter(|device| tiers.contains(&device.tier()))
+        .collect()
 }
 
 /// Every tier.
@@ -31,7 +34,10 @@ pub fn launch_on(
     output: &[u8],
 ) -> (Vec<u8>, Vec<u8>) {
     let (input, output) = (upload(device, input), upload(device, output));
-    let params = DeviceTestParams { input: input.address(), output: output.address() };
+    let params = DeviceTestParams {
+        input: input.address(),
+        output: output.address(),
+    };
     let prepared = Contract::new(device, entry)
         .grid(grid)
         .shared(shared)
@@ -52,7 +58,10 @@ pub fn launch(device: &Device, entry: &str, grid: [u64; 3], shared: u64, input: 
 
 /// Little-endian words.
 pub fn words_of(bytes: &[u8]) -> Vec<u32> {
-    bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+        .collect()
 }
 
 /// Little-endian bytes.

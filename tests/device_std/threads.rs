@@ -11,7 +11,14 @@ fn indices_are_those_of_the_launch() {
             let b = [block % 2, block / 2 % 3, block / 6];
             let lane = thread % 32;
             let global = b[0] * 8 + t[0] + ((2 * 8) << 16);
-            let expected = [t.as_slice(), &[8, 4, 2], &b, &grid, &[lane, (1 << lane) - 1, 1024, 1, global, 1]].concat();
+            let expected = [
+                t.as_slice(),
+                &[8, 4, 2],
+                &b,
+                &grid,
+                &[lane, (1 << lane) - 1, 1024, 1, global, 1],
+            ]
+            .concat();
             assert_eq!(row, expected, "block {block}, thread {thread}");
         }
     }
@@ -27,7 +34,11 @@ fn barriers_join_and_count() {
                 2 => 0,
                 _ => 5 * (thread - 32),
             };
-            assert_eq!(row, [3 * (127 - thread), 43, 1, 0, 1, 0, named, 7 * (thread ^ 1)], "thread {thread}");
+            assert_eq!(
+                row,
+                [3 * (127 - thread), 43, 1, 0, 1, 0, named, 7 * (thread ^ 1)],
+                "thread {thread}"
+            );
         }
     }
 }
@@ -44,7 +55,10 @@ fn warps_exchange() {
             let from_up = |delta: usize| if lane < delta { lane } else { lane - delta };
             let from_down = |delta: usize| if lane + delta > 31 { lane } else { lane + delta };
             let mask = |keep: &dyn Fn(u32) -> bool| {
-                mine.iter().enumerate().map(|(l, &v)| (keep(v) as u32) << l).sum::<u32>()
+                mine.iter()
+                    .enumerate()
+                    .map(|(l, &v)| (keep(v) as u32) << l)
+                    .sum::<u32>()
             };
             let f = |l: usize| (32 * warp + l) as f32 * 0.5;
             let up = from_up(3);
@@ -83,7 +97,9 @@ fn warps_exchange() {
 #[test]
 fn redux_reduces_integers() {
     let mut random = Random(1);
-    let x: Vec<u32> = (0..64).map(|t| random.next() as u32 | if t < 32 { 0x40 } else { 0 }).collect();
+    let x: Vec<u32> = (0..64)
+        .map(|t| random.next() as u32 | if t < 32 { 0x40 } else { 0 })
+        .collect();
     for device in devices(FROM_SM80) {
         let words = launch(&device, "device_test_redux", [1; 3], 0, &bytes_of(&x), 64 * 8);
         for (thread, row) in words.chunks_exact(8).enumerate() {
