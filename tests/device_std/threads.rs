@@ -126,7 +126,7 @@ fn clusters_share() {
         let words = launch(&device, "device_test_cluster", [4, 1, 1], 256, &[0; 4 * 64], 128 * 14);
         for (at, row) in (0u32..).zip(words.chunks_exact(14)) {
             let (block, lane) = (at / 32, at % 32);
-            let (rank, other) = (block % 2, block % 2 ^ 1);
+            let (rank, other) = (block % 2, (block % 2) ^ 1);
             let (read, written) = (1000 * other + 31 - lane, 2000 * other + lane);
             let expected = [1, 1, rank, 2, rank, 0, block / 2, 0, 2, read, written, 1, 2, block];
             assert_eq!(row, expected, "block {block}, lane {lane}");

@@ -26,7 +26,56 @@ unsafe fn inputs(input: u64) -> [f32; 3] {
     unsafe { [global::ld(first), global::ld(first.add(1)), global::ld(first.add(2))] }
 }
 
+/// Reads eight elements of the input in three ways and writes three times eight to the output: `2x + 1` of what
+/// `load8` and `load8_nc` read, and one element's way through [`Element::from_f32`].
+///
+/// # Safety
+/// - `input` holds eight elements for each thread, `output` three sections of as many.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+unsafe fn elements<T: crate::tile::element::Element>(params: DeviceTestParams) {
+    let at = 8 * global_idx_x() as usize;
+    let section = 8 * grid_stride_x() as usize;
+    let (input, output) = (
+        (params.input as *const T).wrapping_add(at),
+        (params.output as *mut T).wrapping_add(at),
+    );
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        T::store8(output, T::load8(input).map(|x| math::fma(x, 2.0, 1.0)));
+        T::store8(
+            output.wrapping_add(section),
+            T::load8_nc(input).map(|x| math::fma(x, 2.0, 1.0)),
+        );
+        let mut element = 0;
+        while element < 8 {
+            let x = global::ld(input.wrapping_add(element)).to_f32();
+            let place = output.wrapping_add(2 * section + element);
+            global::st(place, T::from_f32(math::fma(x, 2.0, 1.0)));
+            element += 1;
+        }
+    }
+}
+
 cuda_std::kernel! {
+    /// `2x + 1` by [`Element`](crate::tile::element::Element) for f32.
+    #[launch(threads = 64)]
+    pub fn device_test_elements_f32(params: DeviceTestParams) {
+        elements::<f32>(params)
+    }
+
+    /// `2x + 1` by [`Element`](crate::tile::element::Element) for f16.
+    #[launch(threads = 64)]
+    pub fn device_test_elements_f16(params: DeviceTestParams) {
+        elements::<crate::tile::element::F16>(params)
+    }
+
+    /// `2x + 1` by [`Element`](crate::tile::element::Element) for bf16.
+    #[launch(threads = 64)]
+    pub fn device_test_elements_bf16(params: DeviceTestParams) {
+        elements::<crate::tile::element::Bf16>(params)
+    }
+
     /// Single precision and bit arithmetic; inputs are three floats a thread.
     #[launch(threads = 64)]
     pub fn device_test_math(params: DeviceTestParams) {
