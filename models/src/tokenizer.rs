@@ -1,7 +1,10 @@
 //! Text to tokens and back, by the `tokenizers` crate.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::error::Result;
 
@@ -86,7 +89,11 @@ impl Tokenizer {
             file: file.to_owned(),
             reason,
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| bad(e.to_string()))?;
+        // The library panics on some files that are not UTF-8, no JSON, or speak of a token that they do not define.
+        let text = std::str::from_utf8(json).map_err(|e| bad(format!("not UTF-8: {e}")))?;
+        let outline: Outline = serde_json::from_str(text).map_err(|e| bad(format!("not valid JSON: {e}")))?;
+        check_template(&outline.post_processor).map_err(bad)?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(bad)?;
         // Some files carry the truncation and padding of a training run, which would quietly cut a prompt.
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         inner.with_padding(None);
@@ -99,10 +106,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special)
-            .map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special)).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -128,9 +132,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| TokenizerError::Decode(e.to_string()))
+        guarded(|| self.inner.decode(ids, skip_special)).map_err(TokenizerError::Decode)
     }
 
     /// A decoder for tokens that come one by one.
@@ -175,6 +177,55 @@ impl Tokenizer {
         match self.inner.get_vocab(true).into_values().max() {
             Some(largest) if largest as usize >= vocab_size => Err(TokenizerError::Vocabulary { largest, vocab_size }),
             _ => Ok(()),
+        }
+    }
+}
+
+/// The part of a `tokenizer.json` that is looked at before the library reads it.
+#[derive(serde::Deserialize)]
+struct Outline {
+    #[serde(default)]
+    post_processor: Value,
+}
+
+/// Every special token that a template puts around a text must be defined beside it.
+fn check_template(processor: &Value) -> Result<(), String> {
+    if let Some(parts) = processor.get("processors").and_then(Value::as_array) {
+        return parts.iter().try_for_each(check_template);
+    }
+    let defined = processor.get("special_tokens").and_then(Value::as_object);
+    let pieces = ["single", "pair"]
+        .into_iter()
+        .filter_map(|key| processor.get(key)?.as_array())
+        .flatten();
+    for piece in pieces {
+        let Some(id) = piece
+            .get("SpecialToken")
+            .and_then(|t| t.get("id"))
+            .and_then(Value::as_str)
+        else {
+            continue;
+        };
+        if !defined.is_some_and(|d| d.contains_key(id)) {
+            return Err(format!(
+                "post_processor uses {id:?}, which its special_tokens do not define"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Calls the library, and makes a panic in it an error: a strange file must not end a program that serves others.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // Unwind safe: nothing that the call could leave half-changed is used after an error but caches behind locks.
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(format!("the tokenizer library failed: {text}"))
         }
     }
 }

@@ -174,6 +174,12 @@ fn a_tokenizer_of_another_model_and_text_that_is_no_text_are_refused() {
     let mut merges = byte_level();
     merges["model"]["merges"] = json!([["no", "such"]]);
     assert!(Tokenizer::from_json(merges.to_string().as_bytes()).is_err());
+    let mut template = sentence_piece();
+    template["post_processor"]["single"][0]["SpecialToken"]["id"] = "<b>".into();
+    let error = Tokenizer::from_json(template.to_string().as_bytes())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("uses \"<b>\""), "{error}");
     assert!(Tokenizer::from_file("/nowhere/tokenizer.json".as_ref()).is_err());
 }
 
@@ -194,5 +200,17 @@ proptest! {
         let ids = t.encode(&text, false).unwrap();
         prop_assert_eq!(&t.decode(&ids, false).unwrap(), &text);
         prop_assert_eq!(stream(&t, &ids, false).concat(), text);
+    }
+
+    /// One changed byte in a file of either kind: refused, or a tokenizer that still works or says why not.
+    #[test]
+    fn a_changed_byte_of_a_file_never_panics(which in any::<bool>(), at in any::<prop::sample::Index>(), to in prop_oneof![32u8..127, any::<u8>()]) {
+        let mut file = if which { byte_level() } else { sentence_piece() }.to_string().into_bytes();
+        let at = at.index(file.len());
+        file[at] = to;
+        if let Ok(t) = Tokenizer::from_json(&file) {
+            let ids = t.encode("the a b € <|end|>", true).unwrap_or_default();
+            let _ = t.decode(&ids, false);
+        }
     }
 }
