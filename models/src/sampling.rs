@@ -3,14 +3,16 @@
 //! # The random number
 //! Token `step` (0 for the first new one) of sequence `stream` under `seed` uses one number, whatever else runs beside it:
 //!
-//! 1. `x = Philox4x32-10(counter, key)` with `counter = [step mod 2³², step / 2³², stream mod 2³², stream / 2³²]` and
+//! 1. `x = Philox4x32-10(counter, key)` with `counter = [stream mod 2³², stream / 2³², step mod 2³², step / 2³²]` and
 //!    `key = [seed mod 2³², seed / 2³²]` (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //! 2. `u = (x[0] >> 8) · 2⁻²⁴`, which f32 holds exactly: `0 ≤ u < 1`.
 //!
-//! A kernel that follows these two lines has the same `u`, bit for bit.
+//! A kernel that follows these two lines has the same `u`, bit for bit. The streams belong to sequences, not to their places in a
+//! batch: who runs beside a sequence must not change what it says.
 //!
 //! # The choice
-//! 1. NaN and −∞ are never chosen. Temperature 0 takes the largest logit, of equal ones the lowest token; so does a logit of +∞.
+//! 1. A NaN is an error: a fault must not pass as text. −∞ is never chosen. Temperature 0 takes the largest logit, of equal ones
+//!    the lowest token; so does a logit of +∞.
 //! 2. Tokens are ordered by logit, largest first, of equal ones the lowest token first. The first `top_k` stay (0: all).
 //! 3. `w(i) = exp((logit(i) − max) / temperature)`; the shortest beginning of that order whose weights sum to at least `top_p` of
 //!    the sum of all that stayed in 2 is kept, and always the first; `top_p = 1` keeps all.
@@ -29,8 +31,11 @@ pub enum SamplingError {
     /// `top_p` is not a share.
     #[error("top_p is {0}: a number above 0 and at most 1 is allowed")]
     TopP(f32),
+    /// A logit is not a number: the model or its weights are at fault.
+    #[error("the logit of token {0} is NaN")]
+    NotANumber(usize),
     /// There are no logits, or none that can be chosen.
-    #[error("none of the {0} logits is a number above -infinity")]
+    #[error("none of the {0} logits is above -infinity")]
     NoCandidate(usize),
 }
 
@@ -103,8 +108,11 @@ impl Sampler {
     /// Chooses token `step` of sequence `stream` from a row of logits.
     ///
     /// # Errors
-    /// [`SamplingError::NoCandidate`] when every logit is NaN or −∞.
+    /// [`SamplingError::NotANumber`] when a logit is NaN, [`SamplingError::NoCandidate`] when every logit is −∞.
     pub fn sample(&self, logits: &[f32], stream: u64, step: u64) -> Result<u32, SamplingError> {
+        if let Some(token) = logits.iter().position(|l| l.is_nan()) {
+            return Err(SamplingError::NotANumber(token));
+        }
         let none = SamplingError::NoCandidate(logits.len());
         let best = argmax(logits).ok_or(none)?;
         let max = logits[best as usize];
@@ -185,7 +193,7 @@ pub fn argmax(logits: &[f32]) -> Option<u32> {
 /// The random number of token `step` of sequence `stream` under `seed`: a multiple of 2⁻²⁴ in `[0, 1)`.
 pub fn uniform(seed: u64, stream: u64, step: u64) -> f32 {
     let (low, high) = (|x: u64| x as u32, |x: u64| (x >> 32) as u32);
-    let counter = [low(step), high(step), low(stream), high(stream)];
+    let counter = [low(stream), high(stream), low(step), high(step)];
     let x = philox4x32_10(counter, [low(seed), high(seed)]);
     (x[0] >> 8) as f32 * (1.0 / 16_777_216.0)
 }
@@ -257,13 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_first_of_equals_and_passes_over_nan() {
+    fn greedy_takes_the_first_of_equals_and_nan_is_an_error() {
         let greedy = Sampler::new(SamplingOptions::greedy()).unwrap();
-        assert_eq!(greedy.sample(&[f32::NAN, 1.0, 3.0, 3.0], 0, 0), Ok(2));
+        assert_eq!(greedy.sample(&[f32::NEG_INFINITY, 1.0, 3.0, 3.0], 0, 0), Ok(2));
         assert_eq!(
-            greedy.sample(&[f32::NAN, f32::NEG_INFINITY], 0, 0),
+            greedy.sample(&[f32::NEG_INFINITY; 2], 0, 0),
             Err(SamplingError::NoCandidate(2))
         );
+        assert_eq!(greedy.sample(&[1.0, f32::NAN], 0, 0), Err(SamplingError::NotANumber(1)));
         assert_eq!(
             sampler(1.0, 0, 1.0).sample(&[], 0, 0),
             Err(SamplingError::NoCandidate(0))
@@ -296,7 +305,7 @@ mod tests {
         let ids = |s: Sampler, logits: &[f32]| s.candidates(logits).iter().map(|c| c.0).collect::<Vec<_>>();
         assert_eq!(ids(sampler(1.0, 2, 1.0), &[0.0, 5.0, 5.0, 5.0]), [1, 2]);
         assert_eq!(ids(sampler(1.0, 3, 1.0), &[-0.0, 1.0, 0.0, 0.0]), [0, 1, 2]);
-        assert_eq!(ids(sampler(1.0, 99, 1.0), &[0.0, f32::NAN, 1.0]), [0, 2]);
+        assert_eq!(ids(sampler(1.0, 99, 1.0), &[0.0, f32::NEG_INFINITY, 1.0]), [0, 2]);
         // Probabilities 0.5, 0.25, 0.125, 0.125.
         let logits = [2.0f32.ln(), 4.0f32.ln(), 0.0, 0.0];
         assert_eq!(ids(sampler(1.0, 0, 0.4), &logits), [1]);
