@@ -123,7 +123,7 @@ pub enum Error {
         message: String,
     },
     /// The archive in the repository is not what the sources give.
-    #[error("{path} is stale: {message}. Rewrite it with\n    cargo run -p cuda_builder -- write", path = path.display())]
+    #[error("{path} is stale: {message}\nRewrite it with\n    cargo run -p cuda_builder -- write", path = path.display())]
     Stale {
         /// The archive.
         path: PathBuf,

@@ -172,7 +172,7 @@ fn check(options: &Options) -> Result<(), Error> {
     let differences = built.differences(&archived);
     if !differences.is_empty() {
         return Err(stale(format!(
-            "{} kernels differ\n    {}\n",
+            "{} kernels differ\n    {}",
             differences.len(),
             differences.join("\n    ")
         )));

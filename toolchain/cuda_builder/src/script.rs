@@ -57,14 +57,15 @@ pub fn embed(kernel_crate: &Path) -> Result<(), Error> {
     match origin {
         Origin::Archive => {
             std::fs::copy(&archive, &images).map_err(Error::io(&archive))?;
-            println!(
-                "kernels: taken from {} (made from these sources, {})",
-                archive.display(),
-                &hash[..12]
-            );
+            let made = if fits {
+                "made from these device sources"
+            } else {
+                "although it is of other device sources"
+            };
+            println!("cargo:warning=GPU kernels: taken from kernels-gpu/{ARCHIVE}, {made}");
         }
         Origin::Empty => {
-            println!("kernels: none, for this is a docs build and there is no archive");
+            println!("cargo:warning=GPU kernels: none, for this is a docs build and there is no kernels-gpu/{ARCHIVE}");
             let empty = Bundle {
                 sources: hash,
                 images: Vec::new(),
@@ -72,12 +73,12 @@ pub fn embed(kernel_crate: &Path) -> Result<(), Error> {
             std::fs::write(&images, empty.to_zip()?).map_err(Error::io(&images))?;
         }
         Origin::Source => {
-            let reason = if fits {
-                "asked for"
-            } else {
-                "kernels-gpu/images.zip was made from other sources"
+            let reason = match (fits, archive.exists()) {
+                (true, _) => "as asked for".to_string(),
+                (false, true) => format!("for kernels-gpu/{ARCHIVE} is of other device sources"),
+                (false, false) => format!("for there is no kernels-gpu/{ARCHIVE}"),
             };
-            println!("cargo:warning=building the GPU kernels from source ({reason})");
+            println!("cargo:warning=GPU kernels: built from source, {reason}");
             let bundle = CudaBuilder::new(kernel_crate)
                 .target_dir(target_dir(&out_dir).join("nvptx"))
                 .offline(offline())
