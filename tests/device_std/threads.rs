@@ -137,8 +137,8 @@ fn clusters_share() {
 #[test]
 fn registers_move_between_warpgroups() {
     for device in devices(SM90) {
-        let words = launch(&device, "device_test_registers", [1; 3], 0, &[0; 16], 256);
-        let expected: Vec<u32> = (0..256).map(|t| if t < 128 { t } else { t + 1000 }).collect();
+        let words = launch(&device, "device_test_registers", [1; 3], 0, &[0; 16], 384);
+        let expected: Vec<u32> = (0..384).map(|t| if t < 128 { t } else { t + 1000 }).collect();
         assert_eq!(words, expected);
     }
 }

@@ -121,9 +121,9 @@ cuda_std::kernel! {
         ]);
     }
 
-    /// Register reallocation between two warpgroups, and the two halves of programmatic dependent launch. Each thread's
-    /// word is its number, plus 1000 in the warpgroup that grew.
-    #[launch(threads = 256, min_blocks = 1)]
+    /// Register reallocation between warpgroups, which start with 168 registers a thread, and the two halves of
+    /// programmatic dependent launch. Each thread's word is its number, plus 1000 in the warpgroups that grew.
+    #[launch(threads = 384, min_blocks = 1)]
     #[cfg(tier = "sm_90a")]
     pub fn device_test_registers(params: DeviceTestParams) {
         use cuda_std::{grid_dependency, register};
