@@ -5,10 +5,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::{Bundle, Error, Kernel};
+use crate::{Bundle, Error, Kernel, parallel};
 
 /// What `ptxas -v` says about a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,31 +46,14 @@ pub fn find_ptxas() -> Option<PathBuf> {
 /// [`Error::Start`] when ptxas does not start; [`Error::Io`]. What ptxas says against a kernel is in its report:
 /// see [`verdict`].
 pub fn assemble(bundle: &Bundle, ptxas: &Path) -> Result<Vec<Report>, Error> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // ptxas reads no standard input, so images go through files.
     let folder = std::env::temp_dir().join(format!("ferroflash-ptxas-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some((index, (kernel, text))) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    bundle.images.get(index).map(|image| (index, image))
-                } {
-                    let report = assemble_one(kernel, text, ptxas, &folder);
-                    results
-                        .lock()
-                        .unwrap_or_else(|poisoned| poisoned.into_inner())
-                        .push((index, report));
-                }
-            });
-        }
+    let reports = parallel::map(&bundle.images, |(kernel, text)| {
+        assemble_one(kernel, text, ptxas, &folder)
     });
     std::fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
-    let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, report)| report).collect()
+    reports
 }
 
 fn assemble_one(kernel: &Kernel, text: &str, ptxas: &Path, folder: &Path) -> Result<Report, Error> {

@@ -3,15 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::{Fingerprint, Sources};
 use crate::toolchain::Toolchain;
 use crate::units::Unit;
-use crate::{Arch, Error, Event};
+use crate::{Arch, Error, Event, parallel};
 
 /// The compilation target.
 const TARGET: &str = "nvptx64-nvidia-cuda";
@@ -75,32 +73,13 @@ impl Compiler<'_> {
         let stale: Vec<usize> = (0..jobs.len()).filter(|&index| done[index].is_none()).collect();
         if !stale.is_empty() {
             let dependencies = self.dependencies(&base, report)?;
-            let workers = std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(stale.len());
             report(&Event::Compiling {
                 stale: stale.len(),
                 total: jobs.len(),
             });
-            let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-            std::thread::scope(|scope| {
-                for _ in 0..workers {
-                    scope.spawn(|| {
-                        while let Some(&index) = stale.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            let result = self.rustc(&jobs[index], &base, &dependencies);
-                            results
-                                .lock()
-                                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                                .push((index, result));
-                        }
-                    });
-                }
-            });
-            // The first failing job in the order of units.toml is reported, whichever thread was faster.
-            let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-            results.sort_by_key(|(index, _)| *index);
-            for (index, result) in results {
-                done[index] = Some(result?);
+            let compiled = parallel::map(&stale, |&index| self.rustc(&jobs[index], &base, &dependencies))?;
+            for (index, compiled) in stale.into_iter().zip(compiled) {
+                done[index] = Some(compiled);
             }
         }
         Ok(done.into_iter().flatten().collect())
@@ -256,6 +235,7 @@ impl Compiler<'_> {
                 .arg("--extern")
                 .arg(format!("{options}{name}={}", rlib.display()));
         }
+        let started = std::time::SystemTime::now();
         let output = command.output().map_err(|source| Error::Start {
             program: "rustc".into(),
             source,
@@ -271,11 +251,15 @@ impl Compiler<'_> {
         let text = std::fs::read_to_string(&assembly).map_err(Error::io(&assembly))?;
         let dep_text = std::fs::read_to_string(&dep_info).map_err(Error::io(&dep_info))?;
         let files = read_files(&dep_text);
-        let fingerprint = self.fingerprint(job, base, &files)?;
-        write(
-            &stamp,
-            &serde_json::to_vec(&Stamp { fingerprint, files }).unwrap_or_default(),
-        )?;
+        // A file saved while rustc ran may not be what rustc read: then the unit stays without stamp, and stale.
+        let saved = |file: &PathBuf| std::fs::metadata(self.sources.root.join(file)).and_then(|data| data.modified());
+        if files.iter().all(|file| saved(file).is_ok_and(|time| time < started)) {
+            let fingerprint = self.fingerprint(job, base, &files)?;
+            write(
+                &stamp,
+                &serde_json::to_vec(&Stamp { fingerprint, files }).unwrap_or_default(),
+            )?;
+        }
         Ok(Compiled {
             unit: job.unit.name.clone(),
             arch: job.arch,

@@ -89,10 +89,9 @@ impl Sources {
     }
 
     /// Everything whose change may change the PTX: files, and folders whose every file counts. What does not exist
-    /// is left out.
+    /// is left out. `Cargo.lock` does not count: device crates depend on paths only.
     pub fn watched(&self) -> Vec<PathBuf> {
-        let own =
-            ["src", "units.toml", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml"].map(|name| self.root.join(name));
+        let own = ["src", "units.toml", "Cargo.toml", "rust-toolchain.toml"].map(|name| self.root.join(name));
         let others = self
             .dependencies
             .iter()
@@ -110,7 +109,7 @@ impl Sources {
 
     /// The hash of the dependencies alone.
     pub(crate) fn dependency_hash(&self) -> Result<String, Error> {
-        let own = ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml"].map(|name| self.root.join(name));
+        let own = ["Cargo.toml", "rust-toolchain.toml"].map(|name| self.root.join(name));
         let others = self
             .dependencies
             .iter()

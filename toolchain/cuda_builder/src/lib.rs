@@ -34,6 +34,7 @@ mod event;
 mod fingerprint;
 pub mod image;
 pub mod lint;
+mod parallel;
 pub mod ptx;
 pub mod script;
 mod toolchain;
@@ -150,18 +151,22 @@ impl CudaBuilder {
             deny_warnings: self.deny_warnings,
         };
         let compiled = compiler.compile(&jobs, &*self.report)?;
-        let mut images = Vec::new();
-        for unit in &compiled {
-            if !unit.warnings.is_empty() {
-                (self.report)(&Event::Warning {
-                    unit: unit.unit.clone(),
-                    arch: unit.arch,
-                    diagnostics: unit.warnings.clone(),
-                });
-            }
-            images.extend(image::split(&unit.unit, unit.arch, &unit.text)?);
+        for unit in compiled.iter().filter(|unit| !unit.warnings.is_empty()) {
+            (self.report)(&Event::Warning {
+                unit: unit.unit.clone(),
+                arch: unit.arch,
+                diagnostics: unit.warnings.clone(),
+            });
         }
-        let failures: Vec<lint::LintFailure> = images.iter().flat_map(lint::check).collect();
+        let (mut images, mut failures) = (Vec::new(), Vec::new());
+        for (unit_images, unit_failures) in parallel::map(&compiled, |unit| {
+            let images = image::split(&unit.unit, unit.arch, &unit.text)?;
+            let failures: Vec<lint::LintFailure> = images.iter().flat_map(lint::check).collect();
+            Ok((images, failures))
+        })? {
+            images.extend(unit_images);
+            failures.extend(unit_failures);
+        }
         if !failures.is_empty() {
             return Err(Error::Lint(failures));
         }

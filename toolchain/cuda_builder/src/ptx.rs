@@ -292,6 +292,7 @@ pub fn statements(text: &str, first_line: usize) -> Vec<Statement<'_>> {
     };
     let mut found = Vec::new();
     let mut start = open + 1;
+    let (mut line, mut counted) = (first_line, 0);
     let body = &text[..text.rfind('}').unwrap_or(text.len())];
     for (at, _) in body.match_indices(';').filter(|(at, _)| *at > open) {
         let piece = &body[start..at];
@@ -305,7 +306,10 @@ pub fn statements(text: &str, first_line: usize) -> Vec<Statement<'_>> {
                 break;
             }
         }
-        let line = first_line + text[..at - code.len()].matches('\n').count();
+        // Lines are counted on from the last statement: kernels have thousands.
+        let begin = at - code.len();
+        line += text[counted..begin].matches('\n').count();
+        counted = begin;
         start = at + 1;
         let code_end = code.trim_end();
         if code_end.is_empty() {
