@@ -6,3 +6,6 @@ pub mod params;
 pub mod schedule;
 #[cfg(target_arch = "nvptx64")]
 pub mod softmax;
+
+#[cfg(tier = "sm_90a")]
+pub mod forward_sm90;

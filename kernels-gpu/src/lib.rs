@@ -15,6 +15,15 @@ pub mod params;
 pub mod pipeline;
 pub mod tile;
 
+#[cfg(any(
+    not(target_arch = "nvptx64"),
+    unit = "attention_forward_d64",
+    unit = "attention_forward_d96",
+    unit = "attention_forward_d128",
+    unit = "attention_forward_d192",
+    unit = "attention_forward_d256"
+))]
+pub mod attention;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "device_tests"))]
 pub mod device_tests;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "reduce"))]

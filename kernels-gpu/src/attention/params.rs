@@ -88,16 +88,46 @@ kernel_params! {
     }
 }
 
-/// The Hopper kernels: (padded head dim, rows of a tile, keys of a tile, warpgroups that compute).
-pub const SM90_TILES: [(u32, u32, u32, u32); 5] =
-    [(64, 192, 128, 3), (96, 128, 128, 2), (128, 128, 128, 2), (192, 128, 112, 2), (256, 128, 80, 2)];
+/// The tile of a Hopper kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// Head dim, padded.
+    pub dim: u32,
+    /// Query rows: 64 a computing warpgroup.
+    pub rows: u32,
+    /// Keys.
+    pub keys: u32,
+}
+
+impl Tiles {
+    const fn new(dim: u32, rows: u32, keys: u32) -> Tiles {
+        Tiles { dim, rows, keys }
+    }
+
+    /// Dynamic shared memory: Q, two stages of K and of V, barriers.
+    pub const fn shared_bytes(self) -> u32 {
+        let width = self.dim.div_ceil(PANEL) * PANEL * 2;
+        width * (self.rows + 4 * self.keys) + 128
+    }
+}
+
+/// The Hopper kernels `attention_forward_*`, by head dim.
+pub const SM90: [Tiles; 5] = [
+    Tiles::new(64, 192, 128),
+    Tiles::new(96, 128, 128),
+    Tiles::new(128, 128, 128),
+    Tiles::new(192, 128, 112),
+    Tiles::new(256, 128, 80),
+];
+
+/// The Hopper kernels `attention_forward_extended_*`, which need registers for softcap and ALiBi.
+pub const SM90_EXTENDED: [Tiles; 5] = [
+    Tiles::new(64, 128, 128),
+    Tiles::new(96, 128, 96),
+    Tiles::new(128, 128, 80),
+    Tiles::new(192, 128, 64),
+    Tiles::new(256, 128, 48),
+];
 
 /// Columns of a panel: 128 bytes of 16-bit elements.
 pub const PANEL: u32 = 64;
-
-/// Dynamic shared memory of a Hopper kernel: Q, two stages of K and of V, barriers.
-pub const fn sm90_shared_bytes(tile: (u32, u32, u32, u32)) -> u32 {
-    let (dim, rows, keys, _) = tile;
-    let width = dim.div_ceil(PANEL) * PANEL * 2;
-    width * (rows + 4 * keys) + 128
-}

@@ -47,6 +47,8 @@ impl Tile {
             core::hint::assert_unchecked(params.row_blocks != 0 && params.section != 0 && params.heads_q != 0);
         }
         let per_section = params.section * params.row_blocks;
+        // SAFETY: a product of the above; the host checks that the number of tiles fits 32 bits.
+        unsafe { core::hint::assert_unchecked(per_section != 0) };
         let section = index / per_section;
         let rest = index - section * per_section;
         let first_head = section * params.section;
