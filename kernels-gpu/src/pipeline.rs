@@ -101,6 +101,23 @@ impl<const STAGES: u32> Cursor<STAGES> {
         self.stage
     }
 
+    /// The place before; the one before the start is the last stage of an even round.
+    #[inline(always)]
+    #[must_use]
+    pub const fn previous(self) -> Self {
+        if self.stage == 0 {
+            Self {
+                stage: STAGES - 1,
+                phase: self.phase ^ 1,
+            }
+        } else {
+            Self {
+                stage: self.stage - 1,
+                phase: self.phase,
+            }
+        }
+    }
+
     /// The next place.
     #[inline(always)]
     #[must_use]

@@ -351,7 +351,7 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
     let (warp, lane) = (thread::thread_idx_x() / 32 % 4, thread::lane_id());
     let scale = if EXTENDED { core::f32::consts::LOG2_E } else { params.scale_log2 };
     let q_rows = shared.base + group * 64 * PANEL_BYTES;
-    let (mut q, mut k, mut v) = (Cursor::start(), Cursor::start(), Cursor::start());
+    let (mut q, mut k) = (Cursor::start(), Cursor::<STAGES>::start());
     // SAFETY: rings as initialised; all warpgroups run the same tiles, so turns and arrivals match.
     unsafe {
         if W == 2 && group == 1 {
@@ -405,7 +405,7 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                 softmax.update(&mut scores.0, scale);
                 let mut weights = round::<E, S>(&scores.0);
                 if params.flags & flags::VARLEN != 0 {
-                    clear_tail(shared, v, tile.mask.seq_kv - n * keys as i32);
+                    clear_tail(shared, k.previous(), tile.mask.seq_kv - n * keys as i32);
                 }
 
                 // One tile of keys: scores of this one while the last one's weights meet its values.
@@ -416,6 +416,8 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                             barrier::sync(TURN + group, 256);
                         }
                         let scores = issue_qk::<E, C, S, O, W>(q_rows, shared.k_stage(k));
+                        // V is one tile behind K: its cursor need not be kept.
+                        let v = k.previous();
                         shared.v_ring().wait_full(v);
                         let sums = issue_pv::<E, C, S, O, W>(out, &weights, shared.v_stage(v));
                         if W == 2 {
@@ -423,7 +425,6 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                         }
                         let mut scores = scores.wait::<1>();
                         shared.k_ring().release(k);
-                        k = k.next();
                         if EXTENDED {
                             own.extend(&mut scores.0, n * keys as i32);
                         }
@@ -432,8 +433,8 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                         }
                         let shrink = softmax.update(&mut scores.0, scale);
                         out = sums.wait::<0>();
-                        shared.v_ring().release(v);
-                        v = v.next();
+                        shared.v_ring().release(k.previous());
+                        k = k.next();
                         let mut i = 0;
                         while i < O {
                             out.0[i] *= shrink[i / 2 % 2];
@@ -457,10 +458,10 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                 // Q may be replaced once every warp has read it for the last time.
                 shared.q_ring().release(q);
                 q = q.next();
+                let v = k.previous();
                 shared.v_ring().wait_full(v);
                 out = issue_pv::<E, C, S, O, W>(out, &weights, shared.v_stage(v)).wait::<0>();
-                shared.v_ring().release(v);
-                v = v.next();
+                shared.v_ring().release(k.previous());
             }
             // The tile is found again rather than kept in registers all the way.
             let tile = Tile::at(forget(index), params, rows);
