@@ -3,11 +3,13 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{Context, Operation, Outcome, Step};
+use crate::Lanes;
 use crate::fault::{FaultKind, Stop};
 use crate::lower::types::{Modifiers, Type, ones};
 use crate::lower::{LOCAL_PARAM, Lowered, Lowering, Symbol};
 use crate::machine::cluster::{RANK_SHIFT, SHARED_START};
 use crate::machine::memory::{GLOBAL_BASE, Purpose};
+use crate::machine::warp::lanes;
 use crate::program::{Op, Register};
 use crate::syntax::ast::Instruction;
 
@@ -280,6 +282,31 @@ impl Context<'_> {
         }
     }
 
+    /// The contiguous memory around an address: its first address, its length, its bytes. Only what needs no checks.
+    fn window(
+        &mut self,
+        space: AccessSpace,
+        address: u64,
+        size: u64,
+        kind: AccessKind,
+        lane: usize,
+    ) -> Option<(u64, u64, *mut u8)> {
+        if self.launch.watched {
+            return None;
+        }
+        match self.resolve(space, address, size, kind, lane).ok()? {
+            (_, Home::Global(index, _)) => {
+                let a = &self.launch.global.allocations[index];
+                Some((a.start, a.length, a.pointer()))
+            }
+            (_, Home::Shared(cta, offset)) => {
+                let shared = &mut self.cluster.ctas[cta].shared;
+                Some((address - u64::from(offset), u64::from(shared.len()), shared.pointer()))
+            }
+            _ => None,
+        }
+    }
+
     /// Adds to the traffic of a space.
     pub(crate) fn count(&mut self, space: AccessSpace, read: u64, written: u64) {
         let i = match space {
@@ -360,6 +387,23 @@ pub(crate) unsafe fn write(pointer: *mut u8, size: u32, value: u64) {
     }
 }
 
+/// Where each lane's bytes are within one piece of memory; `None` when a lane's are elsewhere or misaligned, which the
+/// slow path sorts out.
+#[inline(always)]
+fn offsets(addresses: &Lanes, by: u64, total: u64, mask: u32, start: u64, length: u64) -> Option<Lanes> {
+    let mut offsets = [0; 32];
+    let last = length - total;
+    let mut bad = 0u64;
+    for i in 0..32 {
+        let address = addresses[i].wrapping_add(by);
+        let offset = address.wrapping_sub(start);
+        let active = mask >> i & 1 != 0;
+        bad |= u64::from(active && (offset > last || address & (total - 1) != 0));
+        offsets[i] = offset;
+    }
+    (bad == 0).then_some(offsets)
+}
+
 /// `ld`.
 struct Load {
     space: AccessSpace,
@@ -383,6 +427,9 @@ impl Operation for Load {
             cx.count_conflicts(self.address, self.offset, total);
         }
         let addresses = *cx.register(self.address);
+        if self.fast(cx, &addresses, total) {
+            return Ok(Step::Next);
+        }
         for lane in cx.lanes() {
             let address = addresses[lane].wrapping_add(self.offset as u64);
             let pointer = cx.locate(self.space, address, total, self.kind, lane)?;
@@ -397,6 +444,49 @@ impl Operation for Load {
             }
         }
         Ok(Step::Next)
+    }
+}
+
+impl Load {
+    /// All lanes at once, when they read from one piece of memory; whether it was so.
+    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> bool {
+        let first = cx.mask.trailing_zeros() as usize;
+        let by = self.offset as u64;
+        let address = addresses[first].wrapping_add(by);
+        let Some((start, length, pointer)) = cx.window(self.space, address, total, self.kind, first) else {
+            return false;
+        };
+        let Some(offsets) = offsets(addresses, by, total, cx.mask, start, length) else {
+            return false;
+        };
+        for (k, &d) in self.to.iter().enumerate() {
+            let at = |i: usize| {
+                // SAFETY: `offsets` proved that `total` bytes from here are within the window, aligned.
+                unsafe { pointer.add(offsets[i] as usize + k * self.size as usize) }
+            };
+            let d = &mut cx.warp.registers[d as usize];
+            macro_rules! all {
+                ($size:literal) => {
+                    for i in lanes(cx.mask) {
+                        // SAFETY: as above; only lanes of the mask are read.
+                        d[i] = unsafe { read(at(i), $size) };
+                    }
+                };
+            }
+            match self.size {
+                1 => all!(1),
+                2 => all!(2),
+                4 => all!(4),
+                _ => all!(8),
+            }
+            if self.signed != 0 {
+                let shift = 64 - 8 * self.size;
+                for i in lanes(cx.mask) {
+                    d[i] = ((d[i] << shift) as i64 >> shift) as u64 & ones(self.signed);
+                }
+            }
+        }
+        true
     }
 }
 
@@ -419,6 +509,9 @@ impl Operation for Store {
             cx.count_conflicts(self.address, self.offset, total);
         }
         let addresses = *cx.register(self.address);
+        if self.fast(cx, &addresses, total) {
+            return Ok(Step::Next);
+        }
         for lane in cx.lanes() {
             let address = addresses[lane].wrapping_add(self.offset as u64);
             let pointer = cx.locate(self.space, address, total, self.kind, lane)?;
@@ -429,6 +522,39 @@ impl Operation for Store {
             }
         }
         Ok(Step::Next)
+    }
+}
+
+impl Store {
+    /// All lanes at once, when they write to one piece of memory; whether it was so.
+    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> bool {
+        let first = cx.mask.trailing_zeros() as usize;
+        let by = self.offset as u64;
+        let address = addresses[first].wrapping_add(by);
+        let Some((start, length, pointer)) = cx.window(self.space, address, total, self.kind, first) else {
+            return false;
+        };
+        let Some(offsets) = offsets(addresses, by, total, cx.mask, start, length) else {
+            return false;
+        };
+        for (k, &a) in self.from.iter().enumerate() {
+            let a = &cx.warp.registers[a as usize];
+            macro_rules! all {
+                ($size:literal) => {
+                    for i in lanes(cx.mask) {
+                        // SAFETY: `offsets` proved that `total` bytes from here are within the window, aligned.
+                        unsafe { write(pointer.add(offsets[i] as usize + k * $size), $size, a[i]) };
+                    }
+                };
+            }
+            match self.size {
+                1 => all!(1),
+                2 => all!(2),
+                4 => all!(4),
+                _ => all!(8),
+            }
+        }
+        true
     }
 }
 
