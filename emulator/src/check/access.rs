@@ -1,11 +1,12 @@
 //! The checks of one access: written before, ordered after what it conflicts with.
 
+use super::Clocks;
+use super::clocks::{Operation, Order};
 use super::shadow::{Record, STRONG, Shadow, Word};
-use super::{Clocks, clocks::Order};
 use crate::exec::Context;
 use crate::exec::memory::{AccessKind, Home};
 use crate::fault::{Access, FaultKind, Stop};
-use crate::machine::cluster::Cluster;
+use crate::machine::cluster::{Cluster, SHARED_START};
 use crate::machine::launch::LaunchState;
 
 /// Who makes an access, and what is ordered before it.
@@ -16,8 +17,10 @@ struct Actor<'c> {
     pc: u32,
     clock: u32,
     clocks: &'c Clocks,
+    /// Actors from here on are asynchronous operations.
+    operations: u16,
     /// The access goes through the asynchronous proxy.
-    asynchronous: bool,
+    proxy: bool,
 }
 
 fn found(kind: FaultKind, message: String, lane: u8) -> Box<Stop> {
@@ -28,15 +31,43 @@ impl Actor<'_> {
     /// Whether an earlier access is ordered before this one.
     fn after(&self, record: &Record) -> bool {
         if record.cluster == self.cluster {
-            record.warp == self.warp && !self.asynchronous || self.clocks.ordered(record.warp, record.clock)
+            record.warp == self.warp && self.warp < self.operations || self.clocks.ordered(record.warp, record.clock)
         } else {
             self.clocks.clusters.binary_search(&record.cluster).is_ok()
         }
     }
 
+    /// Whether the checks ask for conflicts with an earlier access.
+    fn watches(&self, record: &Record, launch: &LaunchState<'_>) -> bool {
+        let operation = self.warp >= self.operations || record.warp >= self.operations;
+        if operation {
+            launch.checks.asynchronous
+        } else {
+            launch.checks.races
+        }
+    }
+
     fn race(&self, record: &Record, now: &str, before: &str, launch: &LaunchState<'_>) -> Box<Stop> {
-        let message = format!("a {now} races with a {before}: nothing orders them");
-        found(FaultKind::Race, message, self.lane).other(launch.access(record))
+        let mine = self.warp >= self.operations;
+        let theirs = record.warp >= self.operations && record.cluster == self.cluster;
+        let of = |asynchronous| {
+            if asynchronous {
+                " of an asynchronous operation"
+            } else {
+                ""
+            }
+        };
+        let message = format!(
+            "a {now}{} races with a {before}{}: nothing orders them",
+            of(mine),
+            of(theirs)
+        );
+        let kind = if mine || theirs {
+            FaultKind::InFlight
+        } else {
+            FaultKind::Race
+        };
+        found(kind, message, self.lane).other(launch.access(record))
     }
 
     /// Checks and remembers the access of some bytes of one word.
@@ -45,14 +76,14 @@ impl Actor<'_> {
         let both = |r: &Record| strong && r.bytes & STRONG != 0;
         let write = word.write;
         if write.overlaps(bytes) && !both(&write) {
-            if launch.checks.races && !self.after(&write) {
+            if self.watches(&write, launch) && !self.after(&write) {
                 let now = if kind.writes() { "write" } else { "read" };
                 return Err(self.race(&write, now, "write", launch));
             }
-            if self.asynchronous
+            if self.proxy
                 && launch.checks.asynchronous
                 && write.cluster == self.cluster
-                && usize::from(write.warp) != self.clocks.seen.len() - 1
+                && write.warp < self.operations
                 && !self.clocks.visible(write.warp, write.clock)
             {
                 let message = "an asynchronous operation accesses what ordinary stores wrote, without a fence.proxy.async between";
@@ -68,11 +99,11 @@ impl Actor<'_> {
             pc: self.pc,
         };
         if kind.writes() {
-            if launch.checks.races {
+            if launch.checks.races || launch.checks.asynchronous {
                 let conflict = word
                     .reads
                     .iter()
-                    .find(|r| r.overlaps(bytes) && !both(r) && !self.after(r));
+                    .find(|r| r.overlaps(bytes) && !both(r) && self.watches(r, launch) && !self.after(r));
                 if let Some(read) = conflict {
                     return Err(self.race(read, "write", "read", launch));
                 }
@@ -134,10 +165,15 @@ impl Context<'_> {
         if matches!(home, Home::Local | Home::Parameter) {
             return Ok(());
         }
-        let w = self.warp_index();
         if kind.strong() {
-            self.synchronise(w, home, kind);
+            self.synchronise(self.warp_index(), home, kind);
         }
+        self.record(home, size, kind, lane)
+    }
+
+    /// [`Context::watch`] without the synchronisation of strong accesses.
+    pub(crate) fn record(&mut self, home: Home, size: u32, kind: AccessKind, lane: usize) -> Result<(), Box<Stop>> {
+        let w = self.warp_index();
         let (undefined, secret) = self.stored_labels(kind, lane);
         let launch = self.launch;
         let Cluster { order, ctas, index, .. } = &mut *self.cluster;
@@ -148,7 +184,8 @@ impl Context<'_> {
             pc: self.pc,
             clock: order.now(w),
             clocks: order.of(w),
-            asynchronous: false,
+            operations: order.first_operation(),
+            proxy: false,
         };
         let size = u64::from(size);
         let mut access = |shadow: &mut Shadow, offset: u64| {
@@ -263,16 +300,14 @@ pub(crate) fn shared_object(cta: usize, offset: u32) -> u64 {
 }
 
 impl Cluster {
-    /// Checks and remembers an access of an asynchronous operation, which has the clocks that [`Order::operation`]
-    /// gave it. `issued` says who issued it.
-    #[allow(dead_code)]
+    /// Checks and remembers an access of an asynchronous operation, through the asynchronous proxy if `proxy`. `issued` says who
+    /// issued it.
     pub(crate) fn watch_asynchronous(
         &mut self,
         launch: &LaunchState<'_>,
-        clocks: &Clocks,
-        home: Home,
-        size: u64,
-        kind: AccessKind,
+        operation: &Operation,
+        (home, size, kind): (Home, u64, AccessKind),
+        proxy: bool,
         issued: Access,
     ) -> Result<(), Box<Stop>> {
         if !launch.watched || !self.order.enabled() {
@@ -280,19 +315,22 @@ impl Cluster {
         }
         let actor = Actor {
             cluster: self.index as u32,
-            warp: self.order.operations_actor(),
+            warp: operation.actor,
             lane: issued.lane as u8,
             pc: issued.pc,
-            clock: clocks.seen.last().copied().unwrap_or(0),
-            clocks,
-            asynchronous: true,
+            clock: operation.clock,
+            clocks: &operation.clocks,
+            operations: self.order.first_operation(),
+            proxy,
         };
         match home {
             Home::Shared(cta, offset) => {
                 let shared = &mut self.ctas[cta].shared;
                 let length = u64::from(shared.len());
                 shared.shadow.fit(length);
-                actor.access(&mut shared.shadow, u64::from(offset), size, kind, launch)
+                let address = u64::from(offset + SHARED_START);
+                let result = actor.access(&mut shared.shadow, u64::from(offset), size, kind, launch);
+                result.map_err(|stop| stop.address(address))
             }
             Home::Global(i, offset) => {
                 let a = &launch.global.allocations[i];

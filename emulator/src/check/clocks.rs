@@ -3,9 +3,38 @@
 //! Every warp has a vector clock: for each warp, how much of its past is ordered before now. Lanes of one warp are
 //! taken to be ordered by the program. A second vector does the same for what is visible to the *asynchronous proxy*:
 //! it only takes over from the first at a `fence.proxy.async`, and is handed on along the same synchronisation.
-//! Asynchronous operations are one more actor, behind the warps, whose clock ticks with each of them.
+//! Asynchronous operations are further actors, behind the warps: each takes the next of a ring of slots, whose clock ticks. Who
+//! waited for one operation of a slot has, for these checks, waited for the slot's earlier ones.
 
 use std::collections::HashMap;
+
+/// Actors for asynchronous operations.
+const SLOTS: usize = 64;
+
+/// An asynchronous operation as an actor.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Operation {
+    /// What is ordered before it, and itself.
+    pub(crate) clocks: Clocks,
+    pub(crate) actor: u16,
+    pub(crate) clock: u32,
+}
+
+impl Operation {
+    /// A further warp issues the operation together with those before: only what all of them have seen is ordered before it.
+    pub(crate) fn meet(&mut self, other: &Clocks) {
+        fn meet(to: &mut [u32], from: &[u32], own: usize) {
+            for (i, (a, b)) in to.iter_mut().zip(from).enumerate() {
+                if i != own {
+                    *a = (*a).min(*b);
+                }
+            }
+        }
+        meet(&mut self.clocks.seen, &other.seen, usize::from(self.actor));
+        meet(&mut self.clocks.proxy, &other.proxy, usize::from(self.actor));
+        self.clocks.clusters.retain(|c| other.clusters.binary_search(c).is_ok());
+    }
+}
 
 /// What is ordered before a moment: by generic accesses, and as the asynchronous proxy sees it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -57,18 +86,18 @@ pub(crate) struct Order {
     warps: Vec<Clocks>,
     /// What the releases on a synchronisation object (a word of shared memory) have published.
     objects: HashMap<u64, Clocks>,
-    /// The clock of asynchronous operations.
+    /// Asynchronous operations so far.
     operations: u32,
 }
 
 impl Order {
     pub(crate) fn new(warps: usize) -> Order {
         let fresh = |w: usize| {
-            let mut seen = vec![0; warps + 1];
+            let mut seen = vec![0; warps + SLOTS];
             seen[w] = 1;
             Clocks {
                 seen,
-                proxy: vec![0; warps + 1],
+                proxy: vec![0; warps + SLOTS],
                 clusters: Vec::new(),
             }
         };
@@ -133,18 +162,25 @@ impl Order {
         clocks.proxy.clone_from(&clocks.seen);
     }
 
-    /// Begins an asynchronous operation issued by a warp: what is ordered before it, with a fresh clock of its own.
-    pub(crate) fn operation(&mut self, issuer: usize) -> Clocks {
+    /// Begins an asynchronous operation issued by a warp: what is ordered before it, and a clock of its own. What the warp does
+    /// from now on is not ordered before the operation.
+    pub(crate) fn operation(&mut self, issuer: usize) -> Operation {
         self.operations += 1;
-        let mut clocks = self.warps[issuer].clone();
-        let own = self.warps.len();
-        clocks.seen[own] = self.operations;
-        clocks.proxy[own] = self.operations;
-        clocks
+        let mut clocks = self.publish(issuer);
+        let slot = self.operations as usize % SLOTS;
+        let clock = self.operations / SLOTS as u32 + 1;
+        let actor = self.warps.len() + slot;
+        clocks.seen[actor] = clock;
+        clocks.proxy[actor] = clock;
+        Operation {
+            clocks,
+            actor: actor as u16,
+            clock,
+        }
     }
 
-    /// The actor index of asynchronous operations.
-    pub(crate) fn operations_actor(&self) -> u16 {
+    /// The first actor index of asynchronous operations.
+    pub(crate) fn first_operation(&self) -> u16 {
         self.warps.len() as u16
     }
 }

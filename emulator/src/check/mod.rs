@@ -16,30 +16,16 @@ pub(crate) use shadow::Shadow;
 
 use crate::exec::Context;
 use crate::exec::barrier::FenceKind;
-use crate::fault::Stop;
 use crate::machine::memory::GlobalMemory;
 
 impl Context<'_> {
     /// A fence was executed.
     pub(crate) fn fenced(&mut self, kind: FenceKind) {
-        if kind == FenceKind::Proxy && self.launch.watched {
+        // A fence.mbarrier_init makes more visible here than its barriers; a fence.proxy.async usually follows it anyway.
+        if matches!(kind, FenceKind::Proxy | FenceKind::MbarrierInit) && self.launch.watched {
             let w = self.warp_index();
             self.cluster.order.fence_proxy(w);
         }
-    }
-
-    /// `setmaxnreg`: nothing is counted yet but the value is kept for messages.
-    pub(crate) fn set_registers(&mut self, increase: bool, count: u32) -> Result<(), Box<Stop>> {
-        let limit = self.warp.register_limit;
-        if let Some(limit) = limit
-            && (increase && count < limit || !increase && count > limit)
-        {
-            let direction = if increase { "inc" } else { "dec" };
-            let message = format!("setmaxnreg.{direction} to {count} from {limit} registers");
-            return Err(Stop::new(crate::fault::FaultKind::RegisterBudget, message));
-        }
-        self.warp.register_limit = Some(count);
-        Ok(())
     }
 }
 

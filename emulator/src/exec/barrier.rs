@@ -186,6 +186,8 @@ pub(crate) enum FenceKind {
     Wide,
     /// Generic and asynchronous accesses (`fence.proxy.async`).
     Proxy,
+    /// Initialisations of `mbarrier`s (`fence.mbarrier_init`).
+    MbarrierInit,
 }
 
 impl Operation for Fence {
@@ -311,7 +313,9 @@ fn fence(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Lowere
     if m.take("mbarrier_init") {
         let _ = m.take("release");
         let _ = m.take("cluster");
-        return l.other(Fence { kind: FenceKind::Wide });
+        return l.other(Fence {
+            kind: FenceKind::MbarrierInit,
+        });
     }
     let _ = m.take_one(&["sc", "acq_rel", "acquire", "release"]);
     let _ = m.take_one(&["sync_restrict::shared::cta", "sync_restrict::shared::cluster"]);

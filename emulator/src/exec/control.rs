@@ -1,9 +1,11 @@
 //! Control flow: `bra`, `brx.idx`, `ret`, `exit`, `trap`, `nanosleep`, `setmaxnreg`.
 
+use super::registers::{Misuse, Pool};
 use super::{Context, Operation, Outcome, Step};
 use crate::fault::{FaultKind, Stop};
 use crate::lower::types::{Modifiers, Type};
 use crate::lower::{Lowered, Lowering};
+use crate::machine::warp::Wait;
 use crate::program::{NOWHERE, Op, Register};
 use crate::syntax::ast::{Instruction, Operand};
 
@@ -78,8 +80,28 @@ struct SetRegisters {
 impl Operation for SetRegisters {
     fn run(&self, cx: &mut Context<'_>) -> Outcome {
         cx.aligned()?;
-        cx.set_registers(self.increase, self.count)?;
-        Ok(Step::Next)
+        let (warp, count) = (cx.warp.id as usize, self.count);
+        let launch = cx.launch;
+        let new = || {
+            Pool::new(
+                launch.threads(),
+                launch.target.registers,
+                launch.program.entry.register_limit,
+            )
+        };
+        let pool = cx.cta().asynchronous.register_pool.get_or_insert_with(new);
+        let misuse = |e: Misuse| Stop::new(FaultKind::RegisterBudget, e.to_string());
+        if !self.increase {
+            pool.decrease(warp, count).map_err(misuse)?;
+            return Ok(Step::Next);
+        }
+        match pool.increase(warp, count).map_err(misuse)? {
+            Ok(()) => Ok(Step::Next),
+            Err(short) => {
+                let need = pool.free + short.missing;
+                Ok(Step::Retry(Wait::Registers { need }))
+            }
+        }
     }
 }
 

@@ -14,19 +14,28 @@
 
 pub(crate) mod kernels;
 
+pub(crate) mod asynchronous;
 mod atomic;
 pub(crate) mod barrier;
+mod bulk;
 mod compare;
 mod control;
 mod convert;
+mod cp_async;
 mod float;
 mod half;
 mod integer;
 mod logic;
+pub(crate) mod mbarrier;
 pub(crate) mod memory;
+mod mma;
 mod moves;
+mod place;
+pub(crate) mod registers;
 mod special;
+mod transfer;
 mod warp;
+pub(crate) mod wgmma;
 
 use crate::Lanes;
 use crate::fault::{FaultKind, Stop};
@@ -87,6 +96,11 @@ pub(crate) trait Operation: Send + Sync {
     /// Where control may go; only for branches.
     fn targets(&self) -> Option<Vec<u32>> {
         None
+    }
+
+    /// Whether it is a `wgmma` instruction, whose register accesses have rules of their own.
+    fn is_wgmma(&self) -> bool {
+        false
     }
 
     /// Sets where the lanes of a branch meet again; only for branches.
@@ -200,6 +214,10 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Lowered {
         "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "nanosleep" | "pmevent" | "setmaxnreg" => {
             control::lower(l, i, m)?
         }
+        "mbarrier" => mbarrier::lower(l, i, m)?,
+        "ldmatrix" | "stmatrix" | "movmatrix" | "mma" => mma::lower(l, i, m)?,
+        "wgmma" => wgmma::lower(l, i, m)?,
+        "cp" => cp_async::lower(l, i, m)?,
         _ => return l.refuse("the opcode is not modelled"),
     }
     match m.left() {

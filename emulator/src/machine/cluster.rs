@@ -2,11 +2,12 @@
 
 use crate::Lanes;
 use crate::check::{Clocks, clocks::Order};
-use crate::exec::Context;
+use crate::exec::{Context, asynchronous};
 use crate::fault::{FaultKind, Stop};
 use crate::machine::launch::LaunchState;
 use crate::machine::warp::{SliceEnd, Wait, Warp};
 use crate::statistics::Counters;
+use crate::tensor::mbarrier::Mbarrier;
 
 /// Shared memory starts here in its state space: the first kilobyte belongs to the system, as on Hopper.
 pub(crate) const SHARED_START: u32 = 1024;
@@ -41,8 +42,13 @@ impl SharedMemory {
         self.words.as_mut_ptr().cast()
     }
 
+    /// The 64-bit word at an offset; 0 outside.
+    pub(crate) fn word(&self, offset: u32) -> u64 {
+        let word = self.words.get(offset as usize / 16).copied().unwrap_or_default();
+        (word >> (offset % 16 * 8)) as u64
+    }
+
     /// All bytes; byte 0 is at address [`SHARED_START`].
-    #[allow(dead_code)]
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
         let length = self.length as usize;
         // SAFETY: the words hold at least `length` bytes and any bytes are valid `u8`s.
@@ -94,6 +100,7 @@ pub(crate) struct Cta {
     pub(crate) barriers: [Barrier; BARRIERS],
     /// Warps that have not exited.
     pub(crate) live_warps: u32,
+    pub(crate) asynchronous: asynchronous::CtaState,
 }
 
 impl Cta {
@@ -129,7 +136,16 @@ pub(crate) struct ClusterBarrier {
 
 /// An asynchronous operation that has been issued and not completed.
 pub(crate) trait Pending: Send {
-    /// Performs it: moves the bytes and signals completion.
+    /// What names it.
+    fn id(&self) -> u64;
+
+    /// Whether it has yet to read its sources.
+    fn reads(&self) -> bool;
+
+    /// What it is and who issued it, if a kernel must not end before it.
+    fn needs_a_wait(&self) -> Option<(&'static str, crate::fault::Access)>;
+
+    /// Performs it, or its next step: moves the bytes and signals completion.
     fn complete(self: Box<Self>, cluster: &mut Cluster, launch: &LaunchState<'_>) -> Result<(), Box<Stop>>;
 }
 
@@ -143,6 +159,7 @@ pub(crate) struct Cluster {
     pub(crate) barrier: ClusterBarrier,
     /// Issued asynchronous operations.
     pub(crate) pending: Vec<Box<dyn Pending>>,
+    pub(crate) asynchronous: asynchronous::ClusterState,
     pub(crate) counters: Counters,
     /// State of the schedule's random numbers.
     random: u64,
@@ -172,6 +189,7 @@ impl Cluster {
             warps,
             barrier: ClusterBarrier::default(),
             pending: Vec::new(),
+            asynchronous: Default::default(),
             counters: Counters::new(launch.program.code.len()),
             random: launch.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1,
             turn: 0,
@@ -228,21 +246,17 @@ impl Cluster {
             Wait::None => true,
             Wait::Barrier { id, generation } => self.ctas[cta].barriers[id].generation != generation,
             Wait::Cluster { generation } => self.barrier.generation != generation,
-            Wait::Memory { cta, offset, value } => {
-                let shared = &self.ctas[cta].shared;
-                // SAFETY: the operation that waits has checked that the word lies in this shared memory, aligned.
-                let now = unsafe {
-                    shared
-                        .words
-                        .as_ptr()
-                        .cast::<u8>()
-                        .add(offset as usize)
-                        .cast::<u64>()
-                        .read()
-                };
-                now != value
-            }
-            Wait::Pending { at_most } => self.pending.len() <= at_most,
+            Wait::Memory { cta, offset, value } => self.ctas[cta].shared.word(offset) != value,
+            Wait::Warpgroup { group, target } => self.ctas[cta]
+                .asynchronous
+                .warpgroups
+                .get(group)
+                .is_some_and(|g| g.full() >= target),
+            Wait::Registers { need } => self.ctas[cta]
+                .asynchronous
+                .register_pool
+                .as_ref()
+                .is_some_and(|p| p.free >= need),
             Wait::Lanes { .. } | Wait::Join => false,
         }
     }
@@ -252,6 +266,7 @@ impl Cluster {
         let until = self.clock + budget;
         let count = self.warps.len();
         let mut timeouts = 0;
+        let mut idle = self.clock;
         loop {
             let mut progress = false;
             let mut live = false;
@@ -279,12 +294,21 @@ impl Cluster {
                     self.warps[w] = warp;
                     match end {
                         Ok(SliceEnd::Quantum | SliceEnd::Blocked) => {}
-                        Ok(SliceEnd::Finished) => self.warp_exited(cta),
+                        Ok(SliceEnd::Finished) => {
+                            if launch.checks.asynchronous {
+                                self.warps[w].asynchronous.finish().map_err(|stop| (stop, w, pc))?;
+                            }
+                            self.warp_exited(cta);
+                        }
                         Err(stop) => return Err((stop, w, pc)),
                     }
-                    let chance = if launch.random_schedule { self.random() % 4 } else { 0 };
-                    if chance == 0 {
-                        self.complete_pending(launch, false).map_err(|stop| (stop, w, pc))?;
+                    if launch.random_schedule {
+                        while !self.pending.is_empty() && self.random() % 8 == 0 {
+                            self.complete_one(launch).map_err(|stop| (stop, w, pc))?;
+                        }
+                    } else if matches!(end, Ok(SliceEnd::Quantum)) {
+                        // Whoever polls without a wait would poll for ever.
+                        self.complete_one(launch).map_err(|stop| (stop, w, pc))?;
                     }
                 } else {
                     self.warps[w] = warp;
@@ -292,22 +316,31 @@ impl Cluster {
             }
             self.turn = (self.turn + 1) % count.max(1);
             if !live && self.warps.iter().all(Warp::finished) {
-                self.complete_pending(launch, true).map_err(|stop| (stop, 0, 0))?;
+                if launch.checks.asynchronous {
+                    asynchronous::finish(self).map_err(|stop| (stop, 0, 0))?;
+                }
+                while !self.pending.is_empty() {
+                    self.complete_one(launch).map_err(|stop| (stop, 0, 0))?;
+                }
                 return Ok(Turn::Finished);
             }
             if progress {
-                timeouts = 0;
+                // Warps that only look again at what they wait for make no progress.
+                if self.clock > idle + 4096 {
+                    timeouts = 0;
+                }
             } else if !launch.random_schedule || self.warps.iter().all(|w| !w.could_run()) {
                 // Nobody can run. In order: let asynchronous operations land, split joins so that lanes which wait
                 // only for each other's company go on, let bounded waits give up; then it is a deadlock.
                 if !self.pending.is_empty() {
-                    self.complete_pending(launch, true).map_err(|stop| (stop, 0, 0))?;
+                    self.complete_one(launch).map_err(|stop| (stop, 0, 0))?;
                 } else if self.any_ready() {
                     continue;
                 } else if self.warps.iter_mut().any(Warp::break_join) {
                     continue;
-                } else if timeouts < 2 && self.warps.iter_mut().fold(false, |any, w| w.time_out() | any) {
+                } else if timeouts < 8 && self.warps.iter_mut().fold(false, |any, w| w.time_out() | any) {
                     timeouts += 1;
+                    idle = self.clock;
                 } else {
                     return Err(self.deadlock(launch));
                 }
@@ -324,20 +357,34 @@ impl Cluster {
             .any(|w| !w.finished() && w.waits().any(|wait| self.ready(wait, w.cta)))
     }
 
-    fn complete_pending(&mut self, launch: &LaunchState<'_>, all: bool) -> Result<(), Box<Stop>> {
-        while !self.pending.is_empty() {
-            let i = if launch.random_schedule {
-                (self.random() % self.pending.len() as u64) as usize
-            } else {
-                0
-            };
-            let pending = self.pending.remove(i);
-            pending.complete(self, launch)?;
-            if launch.random_schedule && !all && self.random() % 2 == 0 {
-                break;
-            }
+    /// Lets one pending operation land: the oldest, or with a seed any.
+    fn complete_one(&mut self, launch: &LaunchState<'_>) -> Result<(), Box<Stop>> {
+        if self.pending.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let i = if launch.random_schedule {
+            (self.random() % self.pending.len() as u64) as usize
+        } else {
+            0
+        };
+        self.pending.remove(i).complete(self, launch)
+    }
+
+    fn describe_mbarrier(&self, cta: usize, offset: u32) -> String {
+        let state = match Mbarrier::decode(self.ctas[cta].shared.word(offset)) {
+            Ok(b) => format!(
+                "phase parity {}, {} of {} arrivals pending, tx-count {}",
+                b.parity(),
+                b.pending,
+                b.expected,
+                b.tx
+            ),
+            Err(e) => e.to_string(),
+        };
+        format!(
+            "the mbarrier at shared address {:#x} of CTA rank {cta} ({state})",
+            offset + SHARED_START
+        )
     }
 
     fn deadlock(&self, launch: &LaunchState<'_>) -> (Box<Stop>, usize, u32) {
@@ -360,10 +407,9 @@ impl Cluster {
                         format!("barrier {id} ({} of {wanted} threads arrived)", b.arrived)
                     }
                     Wait::Cluster { .. } => format!("the cluster barrier ({} threads arrived)", self.barrier.arrived),
-                    Wait::Memory { offset, .. } => {
-                        format!("the mbarrier at shared address {:#x}", offset + SHARED_START)
-                    }
-                    Wait::Pending { .. } => "asynchronous operations".into(),
+                    Wait::Memory { cta, offset, .. } => self.describe_mbarrier(*cta, *offset),
+                    Wait::Warpgroup { .. } => "the other warps of its warpgroup to issue their wgmma".into(),
+                    Wait::Registers { need } => format!("setmaxnreg.inc to get {need} more registers a thread"),
                     Wait::Lanes { members } => format!("lanes {members:#010x} to arrive"),
                     Wait::Join => "its other lanes".into(),
                     Wait::None => continue,

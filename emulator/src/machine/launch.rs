@@ -52,6 +52,8 @@ pub(crate) struct LaunchState<'a> {
     pub(crate) labels: bool,
     /// Memory accesses are watched.
     pub(crate) watched: bool,
+    /// Accesses of registers are watched for `wgmma` in flight.
+    pub(crate) registers_watched: bool,
     pub(crate) seed: u64,
     /// Warps are switched at random instead of when they block.
     pub(crate) random_schedule: bool,
@@ -155,6 +157,7 @@ impl LaunchState<'_> {
                 shared: SharedMemory::new(self.shared_bytes()),
                 barriers: Default::default(),
                 live_warps: warps_per_cta,
+                asynchronous: Default::default(),
             };
             for id in 0..warps_per_cta {
                 let mut registers = template.clone();

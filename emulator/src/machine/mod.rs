@@ -226,6 +226,7 @@ impl Machine {
             checks: self.checks,
             labels: self.checks.uninitialised || self.checks.taint,
             watched: self.checks != Checks::none(),
+            registers_watched: self.checks.asynchronous && program.kinds.iter().any(|k| k.starts_with("wgmma")),
             seed: self.seed.unwrap_or(0),
             random_schedule: self.seed.is_some(),
             target: self.target,

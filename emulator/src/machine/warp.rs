@@ -7,7 +7,7 @@
 //! always progress (independent thread scheduling).
 
 use crate::Lanes;
-use crate::exec::{Context, Step};
+use crate::exec::{Context, Step, asynchronous};
 use crate::fault::{FaultKind, Stop};
 use crate::machine::cluster::Cluster;
 use crate::machine::launch::LaunchState;
@@ -25,9 +25,10 @@ pub(crate) enum Wait {
     /// A 64-bit word of shared memory (an `mbarrier`) becoming other than `value`; `offset` is from the start of
     /// the shared memory of CTA `cta` of the cluster. May time out.
     Memory { cta: usize, offset: u32, value: u64 },
-    /// At most so many pending asynchronous operations in the cluster.
-    #[allow(dead_code)]
-    Pending { at_most: usize },
+    /// All four warps of a warpgroup having issued `target` wgmma operations.
+    Warpgroup { group: usize, target: u64 },
+    /// So many registers a thread being free in the CTA's pool.
+    Registers { need: u32 },
     /// Other lanes of the warp arriving at the same instruction.
     Lanes { members: u32 },
     /// In a join.
@@ -93,10 +94,10 @@ pub(crate) struct Warp {
     pub(crate) labels: Vec<[u32; 2]>,
     pub(crate) predicate_labels: Vec<[u32; 2]>,
     slices: u32,
+    pub(crate) asynchronous: asynchronous::WarpState,
     /// The cluster barrier's generation when this warp arrived, until it waits.
     pub(crate) cluster_arrived: Option<u64>,
     /// What the last `setmaxnreg` left.
-    pub(crate) register_limit: Option<u32>,
     /// Lanes to which the running instruction gave secret memory.
     pub(crate) loaded_secret: u32,
 }
@@ -320,7 +321,7 @@ impl Warp {
         let pick = self.splits.iter().position(|s| matches!(s.wait, Wait::None));
         let Some(pick) = pick else { return Ok(SliceEnd::Blocked) };
         let split = self.splits.remove(pick);
-        let end = if launch.labels {
+        let end = if launch.labels || launch.registers_watched {
             self.run_split::<true>(split, cluster, launch, quantum)?
         } else {
             self.run_split::<false>(split, cluster, launch, quantum)?
@@ -439,13 +440,18 @@ impl Warp {
             if ins.guard != NO_PREDICATE {
                 let p = self.predicates[ins.guard as usize];
                 active &= if ins.negated { !p } else { p };
-                if CHECK {
+                if CHECK && launch.labels {
                     self.check_guard(ins.guard, mask, matches!(ins.op, Op::Branch { .. }), launch)?;
                 }
             }
             cluster.counters.threads[pc as usize] += u64::from(active.count_ones());
             if CHECK && active != 0 {
-                self.check_before(pc, active, launch)?;
+                if launch.registers_watched {
+                    self.check_in_flight(pc, launch)?;
+                }
+                if launch.labels {
+                    self.check_before(pc, active, launch)?;
+                }
             }
             match ins.op {
                 Op::Branch { target, join: meet } => {
@@ -596,7 +602,7 @@ impl Warp {
                         Step::Next => self.stage = 0,
                         Step::Yield => {
                             self.stage = 0;
-                            if CHECK {
+                            if CHECK && launch.labels {
                                 self.check_after(pc, active, launch);
                             }
                             pc += 1;
@@ -604,7 +610,7 @@ impl Warp {
                         }
                         Step::Wait(wait) => {
                             self.stage = 0;
-                            if CHECK {
+                            if CHECK && launch.labels {
                                 self.check_after(pc, active, launch);
                             }
                             pc += 1;
@@ -638,7 +644,7 @@ impl Warp {
                     }
                 }
             }
-            if CHECK {
+            if CHECK && launch.labels {
                 self.check_after(pc, active, launch);
             }
             pc += 1;

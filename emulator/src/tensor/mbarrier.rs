@@ -205,6 +205,24 @@ impl Mbarrier {
         self.arrive(count)
     }
 
+    /// Raises the pending count of the current phase, as `cp.async.mbarrier.arrive` without `.noinc` does.
+    ///
+    /// # Errors
+    /// [`MbarrierError::Overflow`].
+    pub fn add_pending(&mut self, count: u32) -> Result<(), MbarrierError> {
+        match self.pending.checked_add(count).filter(|&p| p <= LIMIT) {
+            Some(pending) => {
+                self.pending = pending;
+                Ok(())
+            }
+            None => Err(MbarrierError::Overflow {
+                count,
+                pending: self.pending,
+                expected: self.expected,
+            }),
+        }
+    }
+
     /// `expect-tx`: the phase also waits for `amount` units.
     ///
     /// # Errors

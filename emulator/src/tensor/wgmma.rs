@@ -112,11 +112,17 @@ impl Operands {
         }
     }
 
-    /// Reads A from shared memory.
+    /// Reads A from shared memory, whose first byte has address `origin`.
     ///
     /// # Errors
     /// [`OutOfBounds`] if the descriptor reaches past `shared`.
-    pub fn a_shared(&mut self, shape: &Shape, descriptor: &Descriptor, shared: &[u8]) -> Result<(), OutOfBounds> {
+    pub fn a_shared(
+        &mut self,
+        shape: &Shape,
+        descriptor: &Descriptor,
+        shared: &[u8],
+        origin: u32,
+    ) -> Result<(), OutOfBounds> {
         // A[m][k]: a K-major unit runs along a row, an MN-major unit down a column.
         let k = shape.k();
         let step = match shape.a_major {
@@ -129,17 +135,23 @@ impl Operands {
             shape.a_major,
             M,
             descriptor,
-            shared,
+            (shared, origin),
             step,
             move |mn, at| mn * k + at,
         )
     }
 
-    /// Reads B from shared memory.
+    /// Reads B from shared memory, whose first byte has address `origin`.
     ///
     /// # Errors
     /// [`OutOfBounds`] if the descriptor reaches past `shared`.
-    pub fn b_shared(&mut self, shape: &Shape, descriptor: &Descriptor, shared: &[u8]) -> Result<(), OutOfBounds> {
+    pub fn b_shared(
+        &mut self,
+        shape: &Shape,
+        descriptor: &Descriptor,
+        shared: &[u8],
+        origin: u32,
+    ) -> Result<(), OutOfBounds> {
         let n = shape.n;
         let step = match shape.b_major {
             Major::K => n,
@@ -151,7 +163,7 @@ impl Operands {
             shape.b_major,
             n,
             descriptor,
-            shared,
+            (shared, origin),
             step,
             move |mn, at| at * n + mn,
         )
@@ -193,7 +205,7 @@ fn load(
     major: Major,
     mn: usize,
     descriptor: &Descriptor,
-    shared: &[u8],
+    (shared, origin): (&[u8], u32),
     step: usize,
     position: impl Fn(usize, usize) -> usize,
 ) -> Result<(), OutOfBounds> {
@@ -205,7 +217,11 @@ fn load(
         mn,
         #[inline(always)]
         |address, row, k| {
-            let Some(bytes) = shared.get(address as usize..).and_then(|s| s.first_chunk::<16>()) else {
+            let Some(bytes) = address
+                .checked_sub(origin)
+                .and_then(|at| shared.get(at as usize..))
+                .and_then(|s| s.first_chunk::<16>())
+            else {
                 failed.get_or_insert(OutOfBounds { address });
                 return;
             };
@@ -365,9 +381,9 @@ mod tests {
         let mut acc = vec![vec![[0u64; 32]; shape.d_registers()]; 4];
         let mut work = Operands::default();
         for step in 0..2 {
-            work.a_shared(shape, &describe(a0, shape.a_major, M, step), &shared)
+            work.a_shared(shape, &describe(a0, shape.a_major, M, step), &shared, 0)
                 .unwrap();
-            work.b_shared(shape, &describe(b0, shape.b_major, n, step), &shared)
+            work.b_shared(shape, &describe(b0, shape.b_major, n, step), &shared, 0)
                 .unwrap();
             work.multiply(shape);
             for (warp, regs) in acc.iter_mut().enumerate() {
@@ -425,7 +441,7 @@ mod tests {
             base: 0,
             swizzle: Swizzle::B32,
         };
-        work.b_shared(&shape, &b, &shared).unwrap();
+        work.b_shared(&shape, &b, &shared, 0).unwrap();
         work.multiply(&shape);
         let one = u64::from(Half::F16.narrow(1f32.to_bits())) * 0x1_0001;
         for warp in 0..4 {
@@ -445,7 +461,7 @@ mod tests {
             }
         }
         assert_eq!(
-            work.b_shared(&shape, &Descriptor { start: 4096 - 16, ..b }, &shared),
+            work.b_shared(&shape, &Descriptor { start: 4096 - 16, ..b }, &shared, 0),
             Err(OutOfBounds { address: 4096 })
         );
     }
