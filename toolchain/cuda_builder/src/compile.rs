@@ -164,6 +164,7 @@ impl Compiler<'_> {
         let hash = Fingerprint::new()
             .with("toolchain", &self.toolchain.version)
             .with("sources", base)
+            .with("deny", self.deny_warnings.to_string())
             .finish();
         let known = std::fs::read(&path)
             .ok()
@@ -196,6 +197,12 @@ impl Compiler<'_> {
         if !output.status.success() {
             return Err(Error::Dependencies {
                 output: String::from_utf8_lossy(&output.stderr).into_owned(),
+            });
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        if self.deny_warnings && said.lines().any(|line| line.starts_with("warning")) {
+            return Err(Error::Dependencies {
+                output: said.into_owned(),
             });
         }
         let externs = rlibs(&String::from_utf8_lossy(&output.stdout));
