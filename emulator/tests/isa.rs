@@ -28,3 +28,27 @@ fn families_are_clean_under_all_checks_on_random_schedules() {
         );
     }
 }
+
+#[test]
+fn kernels_compiled_by_nvcc_run() {
+    run_all(
+        "nvcc",
+        Options {
+            checks: Checks::none(),
+            seed: None,
+        },
+    );
+}
+
+#[test]
+fn kernels_compiled_by_nvcc_are_clean_under_all_checks() {
+    for seed in 0..4 {
+        run_all(
+            "nvcc",
+            Options {
+                checks: Checks::all(),
+                seed: Some(seed),
+            },
+        );
+    }
+}

@@ -13,6 +13,7 @@
 //! // in u32: iota 64        0, 1, 2, …
 //! // out u32: 2 4 6         a buffer that must hold these values afterwards
 //! // out f32 ulp 2: 1.5 2   within two units in the last place
+//! // inout u32: 1 2 -> 3 4   a buffer with values before and after
 //! // scratch u32: 64        a buffer of so many elements that nobody looks at
 //! // arg u32: 7             a scalar
 //! // fault: race            the launch must end in this fault
@@ -127,7 +128,7 @@ pub fn run(path: &Path, options: Options) -> Result<(), String> {
             }
             ["fault"] => fault = Some(rest.into()),
             ["line"] => line = Some(rest.parse().unwrap()),
-            [kind @ ("in" | "out" | "arg" | "scratch" | "secret"), ty, ..] => {
+            [kind @ ("in" | "out" | "inout" | "arg" | "scratch" | "secret"), ty, ..] => {
                 let ulp = words.iter().position(|w| *w == "ulp").map_or("0", |i| words[i + 1]);
                 arguments.push((format!("{kind} {ulp}"), ty.into(), rest.into()));
             }
@@ -158,6 +159,19 @@ pub fn run(path: &Path, options: Options) -> Result<(), String> {
             "scratch" => {
                 let n: usize = text.parse().unwrap();
                 let at = machine.allocate(n * value(ty, "0").len()).map_err(|e| e.to_string())?;
+                at.0.to_le_bytes().to_vec()
+            }
+            "inout" => {
+                let (before, after) = text.split_once("->").unwrap();
+                let (before, after) = (values(ty, before), values(ty, after));
+                let at = machine.allocate(before.len()).map_err(|e| e.to_string())?;
+                machine.write(at, &before).map_err(|e| e.to_string())?;
+                expected.push(Expected {
+                    ty: ty.clone(),
+                    ulp: ulp.parse().unwrap(),
+                    bytes: after,
+                    at,
+                });
                 at.0.to_le_bytes().to_vec()
             }
             _ => {
