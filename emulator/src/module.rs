@@ -29,7 +29,6 @@ pub(crate) struct Symbols {
     placed: Vec<(usize, usize)>,
     placed_index: HashMap<Box<str>, u32>,
     pub(crate) files: Vec<(u32, String)>,
-    pub(crate) target: Vec<Box<str>>,
     pub(crate) address_size: u32,
 }
 
@@ -41,18 +40,16 @@ impl Symbols {
             placed: Vec::new(),
             placed_index: HashMap::new(),
             files: Vec::new(),
-            target: file.target.clone(),
             address_size: file.address_size,
             file,
         };
         for (i, item) in symbols.file.items.iter().enumerate() {
             match item {
-                Item::Function(function) => {
+                Item::Function(function)
                     // A definition wins over its forward declarations.
-                    if function.body.is_some() || !symbols.functions.contains_key(&function.name) {
+                    if (function.body.is_some() || !symbols.functions.contains_key(&function.name)) => {
                         symbols.functions.insert(function.name.clone(), i);
                     }
-                }
                 Item::Variable(variable) => {
                     for (k, declared) in variable.declared.iter().enumerate() {
                         symbols.variables.insert(declared.name.clone(), (i, k));

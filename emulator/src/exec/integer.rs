@@ -8,7 +8,6 @@ use crate::syntax::ast::Instruction;
 
 /// Arithmetic that the types of all widths share.
 pub(crate) trait Integer: Copy + PartialOrd {
-    const BITS: u32;
     fn add(self, b: Self) -> Self;
     fn sub(self, b: Self) -> Self;
     fn mul(self, b: Self) -> Self;
@@ -22,7 +21,6 @@ pub(crate) trait Integer: Copy + PartialOrd {
 macro_rules! integers {
     ($($t:ty, $wide:ty, $wide_unsigned:ty, $unsigned:ty);*) => { $(
         impl Integer for $t {
-            const BITS: u32 = <$t>::BITS;
             #[inline(always)]
             fn add(self, b: Self) -> Self { self.wrapping_add(b) }
             #[inline(always)]
@@ -323,9 +321,9 @@ pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>
             }
             let f: Option<Map2> = match (kind, ty) {
                 (0, Type::U32) => Some(map2!(|a: u32, b: u32| (u24(a) * u24(b)) as u32)),
-                (1, Type::U32) => Some(map2!(|a: u32, b: u32| (u24(a) * u24(b) >> 16) as u32)),
+                (1, Type::U32) => Some(map2!(|a: u32, b: u32| ((u24(a) * u24(b)) >> 16) as u32)),
                 (0, Type::S32) => Some(map2!(|a: i32, b: i32| (s24(a) * s24(b)) as i32)),
-                (1, Type::S32) => Some(map2!(|a: i32, b: i32| (s24(a) * s24(b) >> 16) as i32)),
+                (1, Type::S32) => Some(map2!(|a: i32, b: i32| ((s24(a) * s24(b)) >> 16) as i32)),
                 _ => None,
             };
             let Some(f) = f else {
@@ -438,7 +436,7 @@ pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>
                     if a >= 32 {
                         0
                     } else {
-                        crate::lower::types::ones(b.min(32)) << a & 0xFFFF_FFFF
+                        (crate::lower::types::ones(b.min(32)) << a) & 0xFFFF_FFFF
                     }
                 }),
                 ("bmsk", Some(1), Type::B32) => {

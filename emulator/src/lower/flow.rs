@@ -37,7 +37,7 @@ pub(crate) fn joins(code: &[Ins], flow: &dyn Fn(usize) -> Flow) -> Vec<u32> {
     let exit = blocks;
     let mut successors: Vec<Vec<usize>> = vec![Vec::new(); blocks + 1];
     let mut predecessors: Vec<Vec<usize>> = vec![Vec::new(); blocks + 1];
-    for b in 0..blocks {
+    for (b, reaches) in successors.iter_mut().enumerate().take(blocks) {
         let last = starts.get(b + 1).copied().unwrap_or(length) - 1;
         let mut to = Vec::new();
         match flow(last) {
@@ -59,7 +59,7 @@ pub(crate) fn joins(code: &[Ins], flow: &dyn Fn(usize) -> Flow) -> Vec<u32> {
         for &s in &to {
             predecessors[s].push(b);
         }
-        successors[b] = to;
+        *reaches = to;
     }
     // Post-order of the reversed graph from the exit, iteratively.
     let mut order = Vec::with_capacity(blocks + 1);

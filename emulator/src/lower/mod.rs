@@ -66,7 +66,6 @@ pub(crate) struct Lowering<'a> {
     name: String,
     order_matters: bool,
     used_registers: u32,
-    pub(crate) target: Vec<Box<str>>,
 }
 
 /// Lowers an entry.
@@ -103,7 +102,6 @@ pub(crate) fn lower(symbols: &Symbols, function: &Function) -> Lowered<Program> 
         name: format!("entry {}", function.name),
         order_matters: false,
         used_registers: 0,
-        target: symbols.target.clone(),
     };
     if symbols.address_size != 64 {
         return l.refuse("only .address_size 64 is modelled");

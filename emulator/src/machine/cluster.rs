@@ -303,7 +303,7 @@ impl Cluster {
                         Err(stop) => return Err((stop, w, pc)),
                     }
                     if launch.random_schedule {
-                        while !self.pending.is_empty() && self.random() % 8 == 0 {
+                        while !self.pending.is_empty() && self.random().is_multiple_of(8) {
                             self.complete_one(launch).map_err(|stop| (stop, w, pc))?;
                         }
                     } else if matches!(end, Ok(SliceEnd::Quantum)) {
@@ -334,9 +334,7 @@ impl Cluster {
                 // only for each other's company go on, let bounded waits give up; then it is a deadlock.
                 if !self.pending.is_empty() {
                     self.complete_one(launch).map_err(|stop| (stop, 0, 0))?;
-                } else if self.any_ready() {
-                    continue;
-                } else if self.warps.iter_mut().any(Warp::break_join) {
+                } else if self.any_ready() || self.warps.iter_mut().any(Warp::break_join) {
                     continue;
                 } else if timeouts < 8 && self.warps.iter_mut().fold(false, |any, w| w.time_out() | any) {
                     timeouts += 1;

@@ -227,7 +227,9 @@ pub(crate) fn run(state: &LaunchState<'_>, budget: u64, threads: usize) -> Resul
     let next = AtomicU64::new(0);
     let spent = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
-    let outcome: Mutex<(Counters, Option<(u64, Box<Fault>)>)> = Mutex::new((Counters::default(), None));
+    // Of several faults the one of the first cluster counts.
+    type Outcome = (Counters, Option<(u64, Box<Fault>)>);
+    let outcome: Mutex<Outcome> = Mutex::default();
     let report = |index: u64, fault: Box<Fault>| {
         stop.store(true, Ordering::Relaxed);
         let mut outcome = outcome.lock().unwrap_or_else(|e| e.into_inner());

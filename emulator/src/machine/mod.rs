@@ -271,14 +271,14 @@ impl Machine {
                 format!("1 to {limit} threads, z up to 64"),
             );
         }
-        if let Some(required) = entry.required_block {
-            if launch.block != required {
-                return refuse(
-                    "block",
-                    format!("{:?}", launch.block),
-                    format!("the entry's .reqntid, {required:?}"),
-                );
-            }
+        if let Some(required) = entry.required_block
+            && launch.block != required
+        {
+            return refuse(
+                "block",
+                format!("{:?}", launch.block),
+                format!("the entry's .reqntid, {required:?}"),
+            );
         }
         if let Some(largest) = entry.largest_block {
             let most: u64 = largest.iter().map(|&n| u64::from(n)).product();
@@ -295,16 +295,16 @@ impl Machine {
             let allowed = format!("1 to {} CTAs on {}", self.target.cluster_ctas, self.target.name);
             return refuse("cluster", format!("{:?}", launch.cluster), allowed);
         }
-        if let Some(required) = entry.required_cluster {
-            if launch.cluster != required {
-                return refuse(
-                    "cluster",
-                    format!("{:?}", launch.cluster),
-                    format!("the entry's, {required:?}"),
-                );
-            }
+        if let Some(required) = entry.required_cluster
+            && launch.cluster != required
+        {
+            return refuse(
+                "cluster",
+                format!("{:?}", launch.cluster),
+                format!("the entry's, {required:?}"),
+            );
         }
-        if (0..3).any(|i| launch.grid[i] % launch.cluster[i] != 0) {
+        if (0..3).any(|i| !launch.grid[i].is_multiple_of(launch.cluster[i])) {
             return refuse(
                 "grid",
                 format!("{:?}", launch.grid),

@@ -329,7 +329,7 @@ impl Warp {
         if end == SliceEnd::Quantum && self.joins.len() > self.free.len() {
             // A split that spins must not keep lanes in a join for ever that could end the spinning.
             self.slices += 1;
-            if self.slices % 256 == 0 {
+            if self.slices.is_multiple_of(256) {
                 self.break_join();
             }
         }

@@ -393,11 +393,8 @@ impl<'s> Parser<'s> {
             return self.fail("a directive");
         };
         let mut operands = Vec::new();
-        loop {
-            match self.peek() {
-                Some(Token::Integer(_) | Token::Text(_) | Token::Name(_)) => operands.push(self.operand(DEPTH)?),
-                _ => break,
-            }
+        while let Some(Token::Integer(_) | Token::Text(_) | Token::Name(_)) = self.peek() {
+            operands.push(self.operand(DEPTH)?);
             if !self.take(b',') {
                 break;
             }

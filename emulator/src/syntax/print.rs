@@ -72,10 +72,10 @@ impl Display for Operand {
 
 impl Display for Directive {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        if &*self.name == "attribute" {
-            if let [Operand::Text(text)] = &self.operands[..] {
-                return write!(f, ".attribute({text})");
-            }
+        if &*self.name == "attribute"
+            && let [Operand::Text(text)] = &self.operands[..]
+        {
+            return write!(f, ".attribute({text})");
         }
         write!(f, ".{}", self.name)?;
         if !self.operands.is_empty() {
