@@ -103,7 +103,13 @@ impl Change {
             return Ok(());
         }
         let plain = matches!(self.action, Action::Init | Action::Invalidate);
-        let kind = if plain { AccessKind::Write } else { AccessKind::Atomic };
+        // To the checks an operation on a live object is a read of what its initialisation wrote.
+        let kind = if plain {
+            AccessKind::Write
+        } else {
+            update(cx.cluster, cta, offset, |_| Ok(())).map_err(|s| s.lane(lane as u32))?;
+            AccessKind::StrongRead
+        };
         cx.record(Home::Shared(cta, offset), 8, kind, lane)?;
         if matches!(
             self.action,

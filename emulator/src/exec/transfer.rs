@@ -174,7 +174,7 @@ pub(crate) fn issue(
                 cx.launch,
                 Home::Shared(cta, offset),
                 8,
-                AccessKind::Atomic,
+                AccessKind::StrongRead,
                 false,
             )?;
         }
