@@ -26,6 +26,8 @@ pub mod tile;
 pub mod attention;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "device_tests"))]
 pub mod device_tests;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "linear"))]
+pub mod linear;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "reduce"))]
 pub mod reduce;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]

@@ -1,0 +1,87 @@
+//! Activations in f32, at every argument from −∞ to ∞.
+
+use super::params::*;
+use cuda_std::math::{ex2, fma, rcp};
+
+const LOG2_E: f32 = core::f32::consts::LOG2_E;
+/// What [`LOG2_E`] lacks of log₂ e.
+const LOG2_E_LOW: f32 = 1.925_963_1e-8;
+
+/// `eˣ`, relative error below 2⁻²¹: the product with log₂ e is carried to twice the precision.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let high = x * LOG2_E;
+    let low = fma(x, LOG2_E_LOW, fma(x, LOG2_E, -high));
+    let power = ex2(high);
+    // At ±∞ and beyond the range the correction is NaN, or meets 0 or ∞: the power alone is right.
+    let corrected = fma(power, low * core::f32::consts::LN_2, power);
+    if high.abs() < 126.0 { corrected } else { power }
+}
+
+/// `x / (1 + e^negated)`, and 0 where that is −∞ · 0.
+#[inline(always)]
+fn times_sigmoid(x: f32, negated: f32) -> f32 {
+    let value = x * rcp(1.0 + exp(negated));
+    if x == f32::NEG_INFINITY { 0.0 } else { value }
+}
+
+/// `x · sigmoid(x)`.
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    times_sigmoid(x, -x)
+}
+
+/// `x/2 · (1 + tanh u)` with `u = √(2/π)·(x + 0.044715 x³)`, as `x · sigmoid(2u)`, which does not cancel.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    const LINEAR: f32 = -1.595_769_1;
+    const CUBIC: f32 = -0.071_354_814;
+    times_sigmoid(x, x * fma(CUBIC, x * x, LINEAR))
+}
+
+/// `x · Φ(x) = x/2 · erfc(−x/√2)`.
+///
+/// erfc by a Chebyshev fit of `ln(erfc(z)·eᶻ²/t)` in `t = 1/(1 + z/2)` for `z ≥ 0`, relative error 1.2·10⁻⁷ (Press et
+/// al., *Numerical Recipes*, 6.2.2), and by `2 − erfc(−z)` elsewhere.
+#[inline(always)]
+pub fn gelu_erf(x: f32) -> f32 {
+    let z = x.abs() * core::f32::consts::FRAC_1_SQRT_2;
+    let t = rcp(fma(0.5, z, 1.0));
+    let mut p = fma(t, 0.170_872_77, -0.822_152_23);
+    p = fma(t, p, 1.488_515_9);
+    p = fma(t, p, -1.135_203_9);
+    p = fma(t, p, 0.278_868_06);
+    p = fma(t, p, -0.186_288_06);
+    p = fma(t, p, 0.096_784_18);
+    p = fma(t, p, 0.374_091_96);
+    p = fma(t, p, 1.000_023_7);
+    p = fma(t, p, -1.265_512_2);
+    let tail = t * exp(fma(-z, z, p));
+    let erfc = if x < 0.0 { tail } else { 2.0 - tail };
+    let value = 0.5 * x * erfc;
+    if x == f32::NEG_INFINITY { 0.0 } else { value }
+}
+
+/// The activation with this code, of eight values.
+#[inline(always)]
+pub fn activate(activation: u32, z: [f32; 8]) -> [f32; 8] {
+    match activation {
+        // A NaN is not below 0.
+        ACTIVATION_RELU => each(z, |z| if z < 0.0 { 0.0 } else { z }),
+        ACTIVATION_SILU => each(z, silu),
+        ACTIVATION_GELU_ERF => each(z, gelu_erf),
+        ACTIVATION_GELU_TANH => each(z, gelu_tanh),
+        _ => z,
+    }
+}
+
+/// `f` of eight values. (`array::map` is not always inlined on this target.)
+#[inline(always)]
+fn each(mut z: [f32; 8], f: impl Fn(f32) -> f32) -> [f32; 8] {
+    let mut i = 0;
+    while i < 8 {
+        z[i] = f(z[i]);
+        i += 1;
+    }
+    z
+}

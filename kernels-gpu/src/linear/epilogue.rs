@@ -1,0 +1,226 @@
+//! What follows the product: factor, bias, activation, gate, residual, stores. Eight columns of a row at a time.
+
+use super::activation::activate;
+use super::params::*;
+use crate::tile::element::{Bf16, Element, F16};
+use cuda_std::global;
+
+/// The operands of one problem of a batch.
+#[derive(Clone, Copy)]
+pub struct Epilogue {
+    n: u64,
+    bias: Operand,
+    residual: Operand,
+    y: Operand,
+    pre_activation: Operand,
+    alpha: f32,
+    activation: u32,
+    gated: bool,
+}
+
+impl Epilogue {
+    /// The epilogue of problem `batch`.
+    #[inline(always)]
+    pub fn new(params: &LinearParams, batch: u64) -> Self {
+        let of = |operand: Operand| Operand {
+            address: operand.address + operand.batch_stride * batch * size(operand.dtype),
+            ..operand
+        };
+        let present = |operand: Operand| if operand.address == 0 { operand } else { of(operand) };
+        Self {
+            n: params.n,
+            bias: present(params.bias),
+            residual: present(params.residual),
+            y: of(params.y),
+            pre_activation: present(params.pre_activation),
+            alpha: params.alpha,
+            activation: params.activation,
+            gated: params.gated != 0,
+        }
+    }
+
+    /// Finishes and writes columns `column` to `column + 7` of a row, those that there are. `column` is a multiple of
+    /// 8; `z` is the product there, `up` that of the second half of a gated layer.
+    ///
+    /// # Safety
+    /// - The operands are those that the host described, and `row` is a row of them.
+    /// - No other thread finishes these elements.
+    #[inline(always)]
+    pub unsafe fn finish(&self, row: u64, column: u64, z: [f32; 8], up: [f32; 8]) {
+        if column >= self.n {
+            return;
+        }
+        let count = if self.n - column < 8 { (self.n - column) as u32 } else { 8 };
+        // SAFETY: forwarded to the caller; columns below n, or n to 2n when gated.
+        unsafe {
+            let mut value = self.pre_activate(row, column, count, z);
+            value = activate(self.activation, value);
+            if self.gated {
+                let up = self.pre_activate(row, self.n + column, count, up);
+                value = zip(value, up, |gate, up| gate * up);
+            }
+            if self.residual.address != 0 {
+                let residual = load(&self.residual, row, column, count);
+                value = zip(value, residual, |value, residual| value + residual);
+            }
+            store(&self.y, row, column, count, value);
+        }
+    }
+
+    /// What enters the activation, stored if asked for. `column` counts the weight's columns.
+    #[inline(always)]
+    unsafe fn pre_activate(&self, row: u64, column: u64, count: u32, product: [f32; 8]) -> [f32; 8] {
+        let mut z = zip(product, product, |z, _| z * self.alpha);
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if self.bias.address != 0 {
+                z = zip(z, load(&self.bias, 0, column, count), |z, bias| z + bias);
+            }
+            if self.pre_activation.address != 0 {
+                store(&self.pre_activation, row, column, count, z);
+            }
+        }
+        z
+    }
+}
+
+/// Bytes of an element.
+#[inline(always)]
+const fn size(dtype: u32) -> u64 {
+    if dtype == DTYPE_F32 { 4 } else { 2 }
+}
+
+#[inline(always)]
+fn zip(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+    let mut result = [0.0; 8];
+    let mut i = 0;
+    while i < 8 {
+        result[i] = f(a[i], b[i]);
+        i += 1;
+    }
+    result
+}
+
+/// `count` elements from `(row, column)` as f32; the others are 0.
+#[inline(always)]
+unsafe fn load(operand: &Operand, row: u64, column: u64, count: u32) -> [f32; 8] {
+    // 16 bytes at a time only where the column is a multiple of 8 too: the second half of a pair may not be.
+    let vector = operand.aligned != 0 && count == 8 && column % 8 == 0;
+    let at = row * operand.row_stride + column;
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        match operand.dtype {
+            DTYPE_F32 => load_as::<f32>(operand.address, at, count, vector),
+            DTYPE_F16 => load_as::<F16>(operand.address, at, count, vector),
+            _ => load_as::<Bf16>(operand.address, at, count, vector),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load_as<T: Element>(address: u64, at: u64, count: u32, vector: bool) -> [f32; 8] {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let from = (address as *const T).add(at as usize);
+        if vector {
+            return T::load8(from);
+        }
+        let mut values = [0.0; 8];
+        let mut i = 0;
+        while i < 8 {
+            if (i as u32) < count {
+                values[i] = global::ld(from.add(i)).to_f32();
+            }
+            i += 1;
+        }
+        values
+    }
+}
+
+/// Stores `count` elements from `(row, column)`.
+#[inline(always)]
+unsafe fn store(operand: &Operand, row: u64, column: u64, count: u32, values: [f32; 8]) {
+    let vector = operand.aligned != 0 && count == 8 && column % 8 == 0;
+    let at = row * operand.row_stride + column;
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        match operand.dtype {
+            DTYPE_F32 => store_as::<f32>(operand.address, at, count, vector, values),
+            DTYPE_F16 => store_as::<F16>(operand.address, at, count, vector, values),
+            _ => store_as::<Bf16>(operand.address, at, count, vector, values),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store_as<T: Element>(address: u64, at: u64, count: u32, vector: bool, values: [f32; 8]) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let to = (address as *mut T).add(at as usize);
+        if vector {
+            return T::store8(to, values);
+        }
+        let mut i = 0;
+        while i < 8 {
+            if (i as u32) < count {
+                global::st(to.add(i), T::from_f32(values[i]));
+            }
+            i += 1;
+        }
+    }
+}
+
+/// Where a tile's columns lie among the weight's: a tile of a gated layer takes gates and factors in turn, eight
+/// columns each, so that a thread finds both for its outputs.
+#[derive(Clone, Copy)]
+pub struct Columns {
+    n: u64,
+    first: u64,
+    gated: bool,
+}
+
+impl Columns {
+    /// The columns of tile `tile`, which is `width` wide (a multiple of 16).
+    #[inline(always)]
+    pub fn new(params: &LinearParams, tile: u32, width: u32) -> Self {
+        let gated = params.gated != 0;
+        let outputs = if gated { width / 2 } else { width };
+        Self {
+            n: params.n,
+            first: tile as u64 * outputs as u64,
+            gated,
+        }
+    }
+
+    /// The output column that the tile's column `column` belongs to, and the weight's column that it is.
+    #[inline(always)]
+    pub fn of(self, column: u32) -> (u64, u64) {
+        if self.gated {
+            let output = self.first + (column / 16 * 8 + column % 8) as u64;
+            (output, output + if column / 8 % 2 == 1 { self.n } else { 0 })
+        } else {
+            let output = self.first + column as u64;
+            (output, output)
+        }
+    }
+}
+
+/// The tile of block `index`: tiles of eight rows of tiles after one another, so that blocks that run together share
+/// operands in L2.
+#[inline(always)]
+pub fn tile_of(params: &LinearParams, index: u32) -> (u32, u32) {
+    const GROUP: u32 = 8;
+    // SAFETY: there is a tile, so there are tiles along both axes.
+    unsafe { core::hint::assert_unchecked(params.tiles_n != 0) };
+    // Below 2³¹ · 8.
+    let per_group = GROUP as u64 * params.tiles_n as u64;
+    // SAFETY: a product of positive factors.
+    unsafe { core::hint::assert_unchecked(per_group != 0) };
+    let group = (index as u64 / per_group) as u32;
+    let within = (index as u64 % per_group) as u32;
+    let first = group * GROUP;
+    let rows = if params.tiles_m - first < GROUP { params.tiles_m - first } else { GROUP };
+    // SAFETY: the group begins before the last row of tiles.
+    unsafe { core::hint::assert_unchecked(rows != 0) };
+    (first + within % rows, within / rows)
+}
