@@ -17,6 +17,11 @@ pub enum LinearMode {
     Tiled,
 }
 
+impl LinearMode {
+    /// All of them.
+    pub const ALL: [LinearMode; 3] = [LinearMode::Auto, LinearMode::Fma, LinearMode::Tiled];
+}
+
 /// A kernel and its grid.
 pub(super) struct Plan {
     pub(super) entry: String,
