@@ -14,13 +14,7 @@ const OPERAND: u32 = ANY_TILE * ANY_DEPTH * 4;
 /// Copies an operand's tile to shared memory as `[k][row]`, zeros outside. `place` maps a row of the tile to its
 /// offset and whether it exists.
 #[inline(always)]
-unsafe fn fill<T: Element>(
-    target: u32,
-    source: u64,
-    k_stride: u64,
-    k_left: u64,
-    place: impl Fn(u32) -> (u64, bool),
-) {
+unsafe fn fill<T: Element>(target: u32, source: u64, k_stride: u64, k_left: u64, place: impl Fn(u32) -> (u64, bool)) {
     let mut i = 0;
     while i < ANY_TILE * ANY_DEPTH / ANY_THREADS {
         let element = thread::thread_idx_x() + i * ANY_THREADS;
@@ -108,7 +102,11 @@ unsafe fn linear<T: Element>(params: &LinearParams) {
         let groups = if params.gated != 0 { 4 } else { 8 };
         let mut unit = thread::thread_idx_x();
         while unit < ANY_TILE * groups {
-            let (row, group) = if groups == 4 { (unit / 4, unit % 4 * 16) } else { (unit / 8, unit % 8 * 8) };
+            let (row, group) = if groups == 4 {
+                (unit / 4, unit % 4 * 16)
+            } else {
+                (unit / 8, unit % 8 * 8)
+            };
             if first_row + (row as u64) < params.m {
                 let at = base + (row * ANY_TILE + group) * 4;
                 // The factors of a pair lie behind the gates; without a gate this reads a neighbour and ignores it.

@@ -50,7 +50,11 @@ impl Epilogue {
         if column >= self.n {
             return;
         }
-        let count = if self.n - column < 8 { (self.n - column) as u32 } else { 8 };
+        let count = if self.n - column < 8 {
+            (self.n - column) as u32
+        } else {
+            8
+        };
         // SAFETY: forwarded to the caller; columns below n, or n to 2n when gated.
         unsafe {
             let mut value = self.pre_activate(row, column, count, z);
@@ -219,7 +223,11 @@ pub fn tile_of(params: &LinearParams, index: u32) -> (u32, u32) {
     let group = (index as u64 / per_group) as u32;
     let within = (index as u64 % per_group) as u32;
     let first = group * GROUP;
-    let rows = if params.tiles_m - first < GROUP { params.tiles_m - first } else { GROUP };
+    let rows = if params.tiles_m - first < GROUP {
+        params.tiles_m - first
+    } else {
+        GROUP
+    };
     // SAFETY: the group begins before the last row of tiles.
     unsafe { core::hint::assert_unchecked(rows != 0) };
     (first + within % rows, within / rows)

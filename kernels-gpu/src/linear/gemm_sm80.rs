@@ -64,9 +64,16 @@ unsafe fn copy_16(target: u32, source: u64, bytes: u32) {
             } else {
                 let mut i = 0;
                 while i < 4 {
-                    let low = if 4 * i as u32 + 2 <= bytes { global::ld((source as *const u16).add(2 * i)) } else { 0 };
-                    let high =
-                        if 4 * i as u32 + 4 <= bytes { global::ld((source as *const u16).add(2 * i + 1)) } else { 0 };
+                    let low = if 4 * i as u32 + 2 <= bytes {
+                        global::ld((source as *const u16).add(2 * i))
+                    } else {
+                        0
+                    };
+                    let high = if 4 * i as u32 + 4 <= bytes {
+                        global::ld((source as *const u16).add(2 * i + 1))
+                    } else {
+                        0
+                    };
                     words[i] = low as u32 | (high as u32) << 16;
                     i += 1;
                 }
@@ -133,7 +140,9 @@ impl<const CHUNKS: usize, const ALONG: bool> Loader<CHUNKS, ALONG> {
             i += 1;
         }
         let first = place(row).0;
-        let step = place(row + Self::row_of(if ALONG { 2 } else { 1 })).0.wrapping_sub(first);
+        let step = place(row + Self::row_of(if ALONG { 2 } else { 1 }))
+            .0
+            .wrapping_sub(first);
         Self {
             source: base.wrapping_add(first.wrapping_add(k as u64 * k_stride).wrapping_mul(2)),
             row_step: step.wrapping_mul(2),
@@ -328,14 +337,22 @@ unsafe fn linear<T: Mma, const MT: usize, const NT: usize, const X_ALONG: bool, 
         let mut unit = lane;
         while unit < 16 * MT as u32 * outputs {
             // NT and groups are powers of two.
-            let (row, group) = if gated { (unit / NT as u32, unit % NT as u32 * 2) } else { (unit / groups, unit % groups) };
+            let (row, group) = if gated {
+                (unit / NT as u32, unit % NT as u32 * 2)
+            } else {
+                (unit / groups, unit % groups)
+            };
             let y_row = first_row + (warp_row + row) as u64;
             if y_row < params.m {
                 let column = columns.of(warp_n * (16 * NT as u32) + group * 8).0;
                 let at = staging + row * pitch;
                 let swizzle = row % 8 % groups;
                 let z = staged(at + (group ^ swizzle) * 32);
-                let up = if gated { staged(at + ((group + 1) ^ swizzle) * 32) } else { z };
+                let up = if gated {
+                    staged(at + ((group + 1) ^ swizzle) * 32)
+                } else {
+                    z
+                };
                 epilogue.finish(y_row, column, z, up);
             }
             unit += 32;

@@ -83,7 +83,11 @@ impl Plan {
     fn tiled(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
         // Both sizes give the same bits. The large one needs enough tiles to occupy the device.
         let tiles = geometry.m.div_ceil(128) * geometry.columns().div_ceil(128) * geometry.batch;
-        let tile = if tiles >= device.properties().multiprocessors as u64 { 128 } else { 64 };
+        let tile = if tiles >= device.properties().multiprocessors as u64 {
+            128
+        } else {
+            64
+        };
         let entry = format!("linear_tiled{tile}_{}_{}", lay.name(), geometry.dtype);
         Plan::of_tiles(geometry, entry, tile as u64, tiled_shared(tile))
     }
@@ -91,9 +95,8 @@ impl Plan {
     fn of_tiles(geometry: &Geometry, entry: String, tile: u64, shared: u32) -> Result<Plan> {
         let outputs = if geometry.gated { tile / 2 } else { tile };
         let (tiles_m, tiles_n) = (geometry.m.div_ceil(tile), geometry.n.div_ceil(outputs));
-        let narrow = |argument, tiles: u64| {
-            u32::try_from(tiles).map_err(|_| Error::range(argument, tiles * tile, "below 2^37"))
-        };
+        let narrow =
+            |argument, tiles: u64| u32::try_from(tiles).map_err(|_| Error::range(argument, tiles * tile, "below 2^37"));
         Ok(Plan {
             entry,
             grid: [tiles_m.saturating_mul(tiles_n), 1, geometry.batch],

@@ -90,7 +90,13 @@ impl<'a> Problem<'a> {
         let batch = match w.rank() {
             2 => None,
             3 => Some(w.extent(0)),
-            _ => return Err(Error::shape("w", w.shape(), "two axes, or three for a batch, are needed")),
+            _ => {
+                return Err(Error::shape(
+                    "w",
+                    w.shape(),
+                    "two axes, or three for a batch, are needed",
+                ));
+            }
         };
         let w = match (layer.layout, batch) {
             (WeightLayout::Nk, _) => w.clone(),
