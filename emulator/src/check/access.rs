@@ -3,11 +3,13 @@
 use super::Clocks;
 use super::clocks::{Operation, Order};
 use super::shadow::{Record, STRONG, Shadow, Word};
+use crate::Lanes;
 use crate::exec::Context;
 use crate::exec::memory::{AccessKind, Home};
 use crate::fault::{Access, FaultKind, Stop};
 use crate::machine::cluster::{Cluster, SHARED_START};
 use crate::machine::launch::LaunchState;
+use crate::machine::warp::lanes;
 
 /// Who makes an access, and what is ordered before it.
 struct Actor<'c> {
@@ -70,6 +72,7 @@ impl Actor<'_> {
         found(kind, message, self.lane).other(launch.access(record))
     }
 
+    #[inline]
     /// Checks and remembers the access of some bytes of one word.
     fn word(&self, word: &mut Word, bytes: u8, kind: AccessKind, launch: &LaunchState<'_>) -> Result<(), Box<Stop>> {
         let strong = kind.strong();
@@ -218,6 +221,66 @@ impl Context<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// [`Context::record`] of all active lanes at once, at offsets in one piece of memory.
+    pub(crate) fn record_all(
+        &mut self,
+        home: Home,
+        offsets: &Lanes,
+        size: u64,
+        kind: AccessKind,
+    ) -> Result<(), Box<Stop>> {
+        let w = self.warp_index();
+        let [undefined, secret] = self.stored_masks(kind);
+        let (launch, mask) = (self.launch, self.mask);
+        let Cluster { order, ctas, index, .. } = &mut *self.cluster;
+        let mut actor = Actor {
+            cluster: *index as u32,
+            warp: w as u16,
+            lane: 0,
+            pc: self.pc,
+            clock: order.now(w),
+            clocks: order.of(w),
+            operations: order.first_operation(),
+            proxy: false,
+        };
+        let mut loaded = 0;
+        let mut all = |shadow: &mut Shadow| {
+            for lane in lanes(mask) {
+                let offset = offsets[lane];
+                actor.lane = lane as u8;
+                actor.access(shadow, offset, size, kind, launch)?;
+                if kind.writes() {
+                    if undefined >> lane & 1 != 0 {
+                        shadow.undefine(offset, size);
+                    }
+                    if launch.checks.taint {
+                        shadow.taint(offset, size, secret >> lane & 1 != 0);
+                    }
+                } else if launch.checks.taint && shadow.is_secret(offset, size) {
+                    loaded |= 1 << lane;
+                }
+            }
+            Ok(())
+        };
+        let result = match home {
+            Home::Shared(cta, _) => {
+                let shared = &mut ctas[cta].shared;
+                let length = u64::from(shared.len());
+                shared.shadow.fit(length);
+                all(&mut shared.shadow)
+            }
+            Home::Global(i, _) => {
+                let a = &launch.global.allocations[i];
+                let mut shadow = a.shadow.lock().unwrap_or_else(|e| e.into_inner());
+                shadow.fit(a.length);
+                all(&mut shadow)
+            }
+            _ => Ok(()),
+        };
+        self.warp.loaded_secret |= loaded;
+        result
     }
 
     /// A strong access synchronises with the strong accesses of the same word before it.

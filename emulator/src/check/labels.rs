@@ -12,6 +12,16 @@ const UNDEFINED: usize = 0;
 const SECRET: usize = 1;
 
 impl Context<'_> {
+    /// The lanes that store something undefined, and those that store something secret.
+    pub(super) fn stored_masks(&self, kind: AccessKind) -> [u32; 2] {
+        if !kind.writes() || self.warp.labels.is_empty() {
+            return [0, 0];
+        }
+        let program = self.launch.program;
+        let reads = program.list(program.info[self.pc as usize].reads);
+        [UNDEFINED, SECRET].map(|which| reads.iter().fold(0, |m, r| m | self.warp.labels[*r as usize][which]))
+    }
+
     /// Whether what a lane stores is undefined, and whether it is secret.
     pub(super) fn stored_labels(&self, kind: AccessKind, lane: usize) -> (bool, bool) {
         if !kind.writes() || self.warp.labels.is_empty() {

@@ -282,7 +282,8 @@ impl Context<'_> {
         }
     }
 
-    /// The contiguous memory around an address: its first address, its length, its bytes. Only what needs no checks.
+    /// The contiguous memory around an address: its first address, its length, its bytes, and what it is. Not for strong
+    /// accesses under checks, which synchronise one by one.
     fn window(
         &mut self,
         space: AccessSpace,
@@ -290,18 +291,19 @@ impl Context<'_> {
         size: u64,
         kind: AccessKind,
         lane: usize,
-    ) -> Option<(u64, u64, *mut u8)> {
-        if self.launch.watched {
+    ) -> Option<(u64, u64, *mut u8, Home)> {
+        if self.launch.watched && kind.strong() {
             return None;
         }
         match self.resolve(space, address, size, kind, lane).ok()? {
             (_, Home::Global(index, _)) => {
                 let a = &self.launch.global.allocations[index];
-                Some((a.start, a.length, a.pointer()))
+                Some((a.start, a.length, a.pointer(), Home::Global(index, 0)))
             }
             (_, Home::Shared(cta, offset)) => {
                 let shared = &mut self.cluster.ctas[cta].shared;
-                Some((address - u64::from(offset), u64::from(shared.len()), shared.pointer()))
+                let start = address - u64::from(offset);
+                Some((start, u64::from(shared.len()), shared.pointer(), Home::Shared(cta, 0)))
             }
             _ => None,
         }
@@ -427,7 +429,7 @@ impl Operation for Load {
             cx.count_conflicts(self.address, self.offset, total);
         }
         let addresses = *cx.register(self.address);
-        if self.fast(cx, &addresses, total) {
+        if self.fast(cx, &addresses, total)? {
             return Ok(Step::Next);
         }
         for lane in cx.lanes() {
@@ -449,16 +451,22 @@ impl Operation for Load {
 
 impl Load {
     /// All lanes at once, when they read from one piece of memory; whether it was so.
-    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> bool {
+    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> Result<bool, Box<Stop>> {
         let first = cx.mask.trailing_zeros() as usize;
         let by = self.offset as u64;
         let address = addresses[first].wrapping_add(by);
-        let Some((start, length, pointer)) = cx.window(self.space, address, total, self.kind, first) else {
-            return false;
+        let Some((start, length, pointer, home)) = cx.window(self.space, address, total, self.kind, first) else {
+            return Ok(false);
         };
         let Some(offsets) = offsets(addresses, by, total, cx.mask, start, length) else {
-            return false;
+            return Ok(false);
         };
+        if cx.launch.watched {
+            cx.record_all(home, &offsets, total, self.kind).map_err(|stop| {
+                let lane = stop.lane.unwrap_or(0) as usize;
+                stop.address(addresses[lane].wrapping_add(by))
+            })?;
+        }
         for (k, &d) in self.to.iter().enumerate() {
             let at = |i: usize| {
                 // SAFETY: `offsets` proved that `total` bytes from here are within the window, aligned.
@@ -486,7 +494,7 @@ impl Load {
                 }
             }
         }
-        true
+        Ok(true)
     }
 }
 
@@ -509,7 +517,7 @@ impl Operation for Store {
             cx.count_conflicts(self.address, self.offset, total);
         }
         let addresses = *cx.register(self.address);
-        if self.fast(cx, &addresses, total) {
+        if self.fast(cx, &addresses, total)? {
             return Ok(Step::Next);
         }
         for lane in cx.lanes() {
@@ -527,16 +535,22 @@ impl Operation for Store {
 
 impl Store {
     /// All lanes at once, when they write to one piece of memory; whether it was so.
-    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> bool {
+    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> Result<bool, Box<Stop>> {
         let first = cx.mask.trailing_zeros() as usize;
         let by = self.offset as u64;
         let address = addresses[first].wrapping_add(by);
-        let Some((start, length, pointer)) = cx.window(self.space, address, total, self.kind, first) else {
-            return false;
+        let Some((start, length, pointer, home)) = cx.window(self.space, address, total, self.kind, first) else {
+            return Ok(false);
         };
         let Some(offsets) = offsets(addresses, by, total, cx.mask, start, length) else {
-            return false;
+            return Ok(false);
         };
+        if cx.launch.watched {
+            cx.record_all(home, &offsets, total, self.kind).map_err(|stop| {
+                let lane = stop.lane.unwrap_or(0) as usize;
+                stop.address(addresses[lane].wrapping_add(by))
+            })?;
+        }
         for (k, &a) in self.from.iter().enumerate() {
             let a = &cx.warp.registers[a as usize];
             macro_rules! all {
@@ -554,7 +568,7 @@ impl Store {
                 _ => all!(8),
             }
         }
-        true
+        Ok(true)
     }
 }
 
