@@ -214,8 +214,13 @@ pub(crate) struct WarpState {
     pub(crate) in_flight: VecDeque<(u64, Arc<[Register]>)>,
     /// Bit set of the registers in `in_flight`.
     flying: Vec<u64>,
-    /// Bit set of the registers accessed since the last `wgmma.fence`.
-    touched: Vec<u64>,
+    /// Bit set of the registers that hold what a `wgmma` left there.
+    results: Vec<u64>,
+    /// Bit sets of the registers of those read, and of all registers written, since the last `wgmma.fence`.
+    read: Vec<u64>,
+    written: Vec<u64>,
+    /// There was a `wgmma.fence`.
+    pub(crate) fenced: bool,
 }
 
 fn set(bits: &mut Vec<u64>, register: Register) {
@@ -226,6 +231,12 @@ fn set(bits: &mut Vec<u64>, register: Register) {
     bits[word] |= 1 << (register % 64);
 }
 
+fn clear(bits: &mut [u64], register: Register) {
+    if let Some(word) = bits.get_mut(register as usize / 64) {
+        *word &= !(1 << (register % 64));
+    }
+}
+
 fn has(bits: &[u64], register: Register) -> bool {
     bits.get(register as usize / 64)
         .is_some_and(|w| w >> (register % 64) & 1 != 0)
@@ -233,10 +244,15 @@ fn has(bits: &[u64], register: Register) -> bool {
 
 impl WarpState {
     /// Notes accesses of an ordinary instruction; the register among them that a `wgmma` in flight uses.
-    pub(crate) fn touch(&mut self, registers: &[Register]) -> Option<Register> {
+    pub(crate) fn touch(&mut self, registers: &[Register], write: bool) -> Option<Register> {
         let mut hit = None;
         for &r in registers {
-            set(&mut self.touched, r);
+            if write {
+                set(&mut self.written, r);
+                clear(&mut self.results, r);
+            } else if has(&self.results, r) {
+                set(&mut self.read, r);
+            }
             if !self.in_flight.is_empty() && has(&self.flying, r) {
                 hit = Some(r);
             }
@@ -246,12 +262,18 @@ impl WarpState {
 
     /// `wgmma.fence`.
     pub(crate) fn fence(&mut self) {
-        self.touched.fill(0);
+        self.read.fill(0);
+        self.written.fill(0);
+        self.fenced = true;
     }
 
-    /// A register of a `wgmma` that was accessed since the last fence.
-    pub(crate) fn unfenced(&self, registers: &[Register]) -> Option<Register> {
-        registers.iter().copied().find(|&r| has(&self.touched, r))
+    /// Whether since the last fence a register of a `wgmma` was written, or the result of an earlier `wgmma` there was read. Writes of
+    /// accumulators that it only writes (`dead`) do not count: compilers put the zeros of `scale-d = 0`, which nobody reads, behind the
+    /// fence.
+    pub(crate) fn unfenced(&self, registers: &[Register], dead: bool) -> bool {
+        registers
+            .iter()
+            .any(|&r| has(&self.read, r) || !dead && has(&self.written, r))
     }
 
     /// A `wgmma` was issued.
@@ -259,9 +281,9 @@ impl WarpState {
         for &r in &registers[..] {
             set(&mut self.flying, r);
             // From here on the accesses that count are those while it is in flight.
-            if let Some(word) = self.touched.get_mut(r as usize / 64) {
-                *word &= !(1 << (r % 64));
-            }
+            clear(&mut self.read, r);
+            clear(&mut self.written, r);
+            set(&mut self.results, r);
         }
         self.in_flight.push_back((sequence, registers.clone()));
     }
@@ -376,8 +398,8 @@ impl Warp {
             return Ok(());
         }
         let info = &program.info[pc as usize];
-        for list in [program.list(info.reads), program.list(info.writes)] {
-            if self.asynchronous.touch(list).is_some() {
+        for (list, write) in [(program.list(info.reads), false), (program.list(info.writes), true)] {
+            if self.asynchronous.touch(list, write).is_some() {
                 let message =
                     "the instruction accesses a register that a wgmma in flight uses: wgmma.wait_group must come first";
                 return Err(Stop::new(FaultKind::InFlight, message));

@@ -363,23 +363,26 @@ impl Operation for MmaAsync {
 }
 
 impl MmaAsync {
-    /// Accumulators and fragments must not have been accessed since the last `wgmma.fence`. What accumulators held does not matter
-    /// when they are only written: compilers put the dead zeros of `scale-d = 0` behind the fence.
+    /// There must have been a `wgmma.fence`, and none of the registers may have been accessed since.
     fn check_registers(&self, cx: &Context<'_>, scale: bool) -> Result<(), Box<Stop>> {
         let state = &cx.warp.asynchronous;
+        let refuse = |message: String| Err(Stop::new(FaultKind::InFlight, message));
+        if !state.fenced {
+            return refuse("there is no wgmma.fence before the warp's first wgmma".into());
+        }
         let accumulators = &self.instruction.accumulators[..];
         let fragments = match &self.a {
             A::Registers(list) => &list[..],
             A::Descriptor(_) => &[],
         };
-        for (list, what) in [
-            (if scale { accumulators } else { &[] }, "an accumulator"),
-            (fragments, "a fragment of A"),
+        for (list, dead, what) in [
+            (accumulators, !scale, "an accumulator"),
+            (fragments, false, "a fragment of A"),
         ] {
-            if state.unfenced(list).is_some() {
-                let message =
-                    format!("{what} was accessed since the last wgmma.fence; a fence must come before this wgmma");
-                return Err(Stop::new(FaultKind::InFlight, message));
+            if state.unfenced(list, dead) {
+                return refuse(format!(
+                    "{what} was accessed since the last wgmma.fence; a fence must come before this wgmma"
+                ));
             }
         }
         Ok(())
