@@ -10,9 +10,12 @@
     allow(unused_features, reason = "not every unit uses every feature")
 )]
 
+pub mod activation;
 pub mod params;
+pub mod philox;
 #[cfg(target_arch = "nvptx64")]
 pub mod pipeline;
+pub mod row;
 pub mod tile;
 
 #[cfg(any(
@@ -28,8 +31,18 @@ pub mod attention;
 pub mod device_tests;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "linear"))]
 pub mod linear;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "elementwise"))]
+pub mod elementwise;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "embedding"))]
+pub mod embedding;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "norm"))]
+pub mod norm;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "reduce"))]
 pub mod reduce;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "sampling"))]
+pub mod sampling;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "softmax"))]
+pub mod softmax;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;
 

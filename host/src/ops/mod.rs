@@ -1,11 +1,25 @@
 //! Ops: validate, choose a kernel, launch. One file an op family, mirroring `kernels-gpu`.
 
+mod elementwise;
+mod embedding;
 mod linear;
+mod norm;
 mod reduce;
+mod rows;
+mod sampling;
+mod softmax;
 mod vector_add;
 
+pub use elementwise::{
+    activation, activation_backward, add, add_into, add_scaled, cast, contiguous, copy, gated, gated_backward, gelu,
+    gelu_tanh, relu, scale, silu, swiglu, swiglu_backward,
+};
+pub use embedding::{check_indices, embedding, embedding_backward, embedding_backward_into};
 pub use linear::{Linear, LinearMode, linear};
+pub use norm::{Norm, Normed, layer_norm, rms_norm};
 pub use reduce::{ReduceAxis, ReduceKind, reduce};
+pub use sampling::{Sample, argmax, sample};
+pub use softmax::{Softmax, log_softmax, softmax};
 pub use vector_add::vector_add;
 
 pub use crate::reference::{activation::Activation, linear::WeightLayout};

@@ -1,0 +1,190 @@
+//! What the row ops share: a tensor as a matrix of rows, and which kernel takes rows of a length.
+
+use kernels_gpu::row::{BLOCK_COLUMNS, EXCHANGE_BYTES, WARP_COLUMNS, WARP_ROWS, WIDE_COLUMNS};
+
+use super::contiguous;
+use crate::{AnyTensor, DType, Error, Result};
+
+/// A tensor viewed as rows: its last axis, and all others together.
+pub(crate) struct Rows {
+    /// `[rows, columns]`, dense along the columns.
+    pub view: AnyTensor,
+    pub rows: u64,
+    pub columns: u64,
+    /// Elements from one row to the next.
+    pub stride: u64,
+}
+
+impl Rows {
+    /// Views `tensor` as rows. Where its strides do not allow that, it is copied.
+    pub fn of(argument: &'static str, tensor: &AnyTensor) -> Result<Rows> {
+        let Some((&columns, outer)) = tensor.shape().split_last() else {
+            return Err(Error::shape(
+                argument,
+                tensor.shape(),
+                "at least one axis is needed: the row",
+            ));
+        };
+        if columns > i32::MAX as u64 {
+            return Err(Error::shape(
+                argument,
+                tensor.shape(),
+                format!("rows of at most {} elements", i32::MAX),
+            ));
+        }
+        let rows = outer.iter().product();
+        let matrix = [rows, columns];
+        let dense = |view: &AnyTensor| columns <= 1 || view.strides()[1] == 1;
+        let view = match tensor.reshape(&matrix) {
+            Ok(view) if dense(&view) => view,
+            _ => {
+                tracing::debug!("{argument}: {tensor:?} has no dense rows and is copied");
+                contiguous(tensor)?.reshape(&matrix)?
+            }
+        };
+        Ok(Rows {
+            rows,
+            columns,
+            stride: view.strides()[0],
+            view,
+        })
+    }
+
+    /// As [`Rows::of`] of a tensor that is written: it is not copied.
+    pub fn written(argument: &'static str, tensor: &AnyTensor) -> Result<Rows> {
+        let columns = tensor.shape().last().copied().unwrap_or(1);
+        let outer: u64 = tensor.shape().iter().rev().skip(1).product();
+        let view = tensor.reshape(&[outer, columns])?;
+        if columns > 1 && view.strides()[1] != 1 {
+            return Err(Error::layout(argument, "is written, so its last axis must be dense"));
+        }
+        Rows::of(argument, &view)
+    }
+
+    /// Whether every row starts at a multiple of 16 bytes.
+    pub fn aligned(&self) -> bool {
+        self.view.address() % 16 == 0 && (self.rows <= 1 || self.stride * self.view.dtype().size() % 16 == 0)
+    }
+
+    /// Address of the first row.
+    pub fn address(&self) -> u64 {
+        self.view.address()
+    }
+}
+
+/// The kernels that take rows of one range of lengths. The length alone decides, so that a row's bits do not depend on
+/// how many rows there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Width {
+    Warp,
+    Block,
+    Wide,
+    Long,
+}
+
+impl Width {
+    pub fn of(columns: u64) -> Width {
+        match columns {
+            0..=WARP_COLUMNS => Width::Warp,
+            0..=BLOCK_COLUMNS => Width::Block,
+            0..=WIDE_COLUMNS => Width::Wide,
+            _ => Width::Long,
+        }
+    }
+
+    /// As [`Width::of`], of kernels that hold two rows and have no form for [`Width::Wide`].
+    pub fn of_pair(columns: u64) -> Width {
+        match Width::of(columns) {
+            Width::Wide => Width::Long,
+            width => width,
+        }
+    }
+
+    /// Part of the kernels' names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Width::Warp => "warp",
+            Width::Block => "block",
+            Width::Wide => "wide",
+            Width::Long => "long",
+        }
+    }
+
+    /// Blocks for so many rows; they loop where there are more.
+    pub fn grid(self, rows: u64) -> [u64; 3] {
+        let blocks = match self {
+            Width::Warp => rows.div_ceil(WARP_ROWS as u64),
+            _ => rows,
+        };
+        [blocks.min(1 << 30), 1, 1]
+    }
+
+    /// Dynamic shared memory.
+    pub fn shared(self) -> u64 {
+        match self {
+            Width::Warp => 0,
+            _ => EXCHANGE_BYTES,
+        }
+    }
+}
+
+/// Checks that a tensor has one of the dtypes that row kernels compute in.
+pub(crate) fn check_float(argument: &'static str, tensor: &AnyTensor) -> Result<()> {
+    if matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        return Ok(());
+    }
+    Err(Error::Dtype {
+        argument,
+        dtype: tensor.dtype(),
+        allowed: "f32, f16 or bf16".into(),
+    })
+}
+
+/// Checks that a tensor has a dtype.
+pub(crate) fn check_dtype(argument: &'static str, tensor: &AnyTensor, dtype: DType) -> Result<()> {
+    if tensor.dtype() == dtype {
+        return Ok(());
+    }
+    Err(Error::Dtype {
+        argument,
+        dtype: tensor.dtype(),
+        allowed: format!("{dtype} is needed"),
+    })
+}
+
+/// Checks that a tensor has the dtype and shape of `like`.
+pub(crate) fn check_like(argument: &'static str, tensor: &AnyTensor, like: &AnyTensor, of: &str) -> Result<()> {
+    check_dtype(argument, tensor, like.dtype())?;
+    if tensor.shape() != like.shape() {
+        return Err(Error::shape(
+            argument,
+            tensor.shape(),
+            format!("the shape of {of}, {:?}, is needed", like.shape()),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a vector of one value a column, and makes it dense.
+pub(crate) fn column_vector(
+    argument: &'static str,
+    tensor: Option<&AnyTensor>,
+    columns: u64,
+    dtype: DType,
+) -> Result<Option<AnyTensor>> {
+    let Some(tensor) = tensor else { return Ok(None) };
+    check_dtype(argument, tensor, dtype)?;
+    if tensor.shape() != [columns] {
+        return Err(Error::shape(
+            argument,
+            tensor.shape(),
+            format!("[{columns}] is needed, one value a column"),
+        ));
+    }
+    contiguous(tensor).map(Some)
+}
+
+/// Address of a tensor that may be missing.
+pub(crate) fn address(tensor: Option<&AnyTensor>) -> u64 {
+    tensor.map_or(0, AnyTensor::address)
+}

@@ -1,0 +1,407 @@
+//! Elementwise kernels over matrices with row strides: activations, gated pairs, sums, conversions, copies.
+//!
+//! Block `(i, j)` takes vectors of rows `j, j + gridDim.y, …`; a dense tensor is one long row, a bias a row of stride 0.
+
+use crate::kernel_params;
+
+/// Threads of a block.
+pub const THREADS: u32 = 256;
+/// Edge of the square tile of the transposing copy.
+pub const TILE: u64 = 32;
+/// Axes of a strided copy.
+pub const AXES: usize = 5;
+
+kernel_params! {
+    /// Arguments of the elementwise kernels. What an operand means is said at the kernel.
+    pub struct ElementwiseParams {
+        /// First operand.
+        pub a: u64,
+        /// Second operand, or 0.
+        pub b: u64,
+        /// Third operand, or 0.
+        pub c: u64,
+        /// Result.
+        pub out: u64,
+        /// Second result, or 0.
+        pub out2: u64,
+        /// Rows.
+        pub rows: u64,
+        /// Elements of a row.
+        pub columns: u64,
+        /// Elements from one row of `a` to the next; 0 repeats the row.
+        pub a_stride: u64,
+        /// Of `b`.
+        pub b_stride: u64,
+        /// Of `c`.
+        pub c_stride: u64,
+        /// Of `out`.
+        pub out_stride: u64,
+        /// Of `out2`.
+        pub out2_stride: u64,
+        /// Factor of `a`.
+        pub alpha: f32,
+        /// Factor of `b`.
+        pub beta: f32,
+        /// Which activation.
+        pub activation: u32,
+        /// 1 when every row starts at a multiple of 16 bytes.
+        pub aligned: u32,
+    }
+
+    /// Arguments of the `copy_strided_*` kernels.
+    pub struct CopyParams {
+        /// Source.
+        pub x: u64,
+        /// Target.
+        pub out: u64,
+        /// Elements.
+        pub len: u64,
+        /// Extents, slowest axis first, 1 where there is none.
+        pub shape: [u64; 5],
+        /// Strides of the source, elements.
+        pub x_strides: [u64; 5],
+        /// Strides of the target, elements.
+        pub out_strides: [u64; 5],
+    }
+
+    /// Arguments of the `transpose_*` kernels: `out[b, j, i] = x[b, i, j]`.
+    pub struct TransposeParams {
+        /// Source, `batch × rows × columns`.
+        pub x: u64,
+        /// Target, `batch × columns × rows`.
+        pub out: u64,
+        /// Matrices.
+        pub batch: u64,
+        /// Rows of the source.
+        pub rows: u64,
+        /// Columns of the source.
+        pub columns: u64,
+        /// Elements from one matrix of the source to the next.
+        pub x_batch_stride: u64,
+        /// From one row of the source to the next.
+        pub x_stride: u64,
+        /// From one matrix of the target to the next.
+        pub out_batch_stride: u64,
+        /// From one row of the target to the next.
+        pub out_stride: u64,
+    }
+}
+
+#[cfg(target_arch = "nvptx64")]
+mod device {
+    use super::*;
+    use crate::activation;
+    use crate::row::{Vector, WIDTH, map, zip};
+    use crate::tile::element::{Bf16, Element, F16};
+    use cuda_std::{barrier::syncthreads, global, global::Value, kernel, shared::Shared, thread};
+
+    /// A matrix whose rows may repeat.
+    #[derive(Clone, Copy)]
+    struct Operand {
+        address: u64,
+        stride: u64,
+    }
+
+    impl Operand {
+        #[inline(always)]
+        fn at<E: Value>(self, row: u64, column: u64) -> u64 {
+            self.address + (row * self.stride + column) * size_of::<E>() as u64
+        }
+
+        /// Eight elements; zeros beyond the row. `LAST` of them may be written by this thread later.
+        #[inline(always)]
+        unsafe fn load<E: Element>(self, row: u64, column: u64, p: &ElementwiseParams) -> Vector {
+            let at = self.at::<E>(row, column) as *const E;
+            // SAFETY: within the row; aligned where the parameters say so.
+            unsafe {
+                if p.aligned != 0 && column + WIDTH as u64 <= p.columns {
+                    return E::load8(at);
+                }
+                let mut values = [0.0; 8];
+                let mut i = 0;
+                while i < 8 {
+                    if column + (i as u64) < p.columns {
+                        values[i] = global::ld(at.add(i)).to_f32();
+                    }
+                    i += 1;
+                }
+                values
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store<E: Element>(self, row: u64, column: u64, p: &ElementwiseParams, values: Vector) {
+            let at = self.at::<E>(row, column) as *mut E;
+            // SAFETY: within the row; aligned where the parameters say so.
+            unsafe {
+                if p.aligned != 0 && column + WIDTH as u64 <= p.columns {
+                    return E::store8(at, values);
+                }
+                let mut i = 0;
+                while i < 8 {
+                    if column + (i as u64) < p.columns {
+                        global::st(at.add(i), E::from_f32(values[i]));
+                    }
+                    i += 1;
+                }
+            }
+        }
+    }
+
+    /// Visits the vectors of this thread.
+    #[inline(always)]
+    fn each(p: &ElementwiseParams, visit: impl Fn(u64, u64)) {
+        let mut row = thread::block_idx_y() as u64;
+        while row < p.rows {
+            let mut column = thread::global_idx_x() * WIDTH as u64;
+            while column < p.columns {
+                visit(row, column);
+                column += thread::grid_stride_x() * WIDTH as u64;
+            }
+            row += thread::grid_dim_y() as u64;
+        }
+    }
+
+    macro_rules! operands {
+        ($p:ident: $($name:ident $stride:ident),*) => {
+            $(let $name = Operand { address: $p.$name, stride: $p.$stride };)*
+        };
+    }
+
+    #[inline(always)]
+    unsafe fn activate<E: Element>(p: ElementwiseParams) {
+        operands!(p: a a_stride, out out_stride);
+        each(&p, |row, column| {
+            // SAFETY: the host gives the extents; each element is one thread's.
+            unsafe {
+                let x = a.load::<E>(row, column, &p);
+                out.store::<E>(row, column, &p, map(x, |x| activation::value(p.activation, x)));
+            }
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn activate_backward<E: Element>(p: ElementwiseParams) {
+        operands!(p: a a_stride, b b_stride, out out_stride);
+        each(&p, |row, column| {
+            // SAFETY: as above.
+            unsafe {
+                let (x, dy) = (a.load::<E>(row, column, &p), b.load::<E>(row, column, &p));
+                out.store::<E>(
+                    row,
+                    column,
+                    &p,
+                    zip(x, dy, |x, dy| dy * activation::derivative(p.activation, x)),
+                );
+            }
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn gate<E: Element>(p: ElementwiseParams) {
+        operands!(p: a a_stride, b b_stride, out out_stride);
+        each(&p, |row, column| {
+            // SAFETY: as above.
+            unsafe {
+                let (gate, up) = (a.load::<E>(row, column, &p), b.load::<E>(row, column, &p));
+                out.store::<E>(
+                    row,
+                    column,
+                    &p,
+                    zip(gate, up, |gate, up| activation::value(p.activation, gate) * up),
+                );
+            }
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn gate_backward<E: Element>(p: ElementwiseParams) {
+        operands!(p: a a_stride, b b_stride, c c_stride, out out_stride, out2 out2_stride);
+        each(&p, |row, column| {
+            // SAFETY: as above.
+            unsafe {
+                let (gate, up) = (a.load::<E>(row, column, &p), b.load::<E>(row, column, &p));
+                let dy = c.load::<E>(row, column, &p);
+                let dgate = zip(zip(dy, up, |dy, up| dy * up), gate, |dy, gate| {
+                    dy * activation::derivative(p.activation, gate)
+                });
+                let dup = zip(dy, gate, |dy, gate| dy * activation::value(p.activation, gate));
+                out.store::<E>(row, column, &p, dgate);
+                out2.store::<E>(row, column, &p, dup);
+            }
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn combine<E: Element>(p: ElementwiseParams) {
+        operands!(p: a a_stride, b b_stride, out out_stride);
+        each(&p, |row, column| {
+            // SAFETY: as above.
+            unsafe {
+                let mut sum = map(a.load::<E>(row, column, &p), |a| a * p.alpha);
+                if p.b != 0 {
+                    sum = zip(sum, b.load::<E>(row, column, &p), |sum, b| {
+                        cuda_std::math::fma(b, p.beta, sum)
+                    });
+                }
+                out.store::<E>(row, column, &p, sum);
+            }
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn convert<From: Element, To: Element>(p: ElementwiseParams) {
+        operands!(p: a a_stride, out out_stride);
+        each(&p, |row, column| {
+            // SAFETY: as above.
+            unsafe { out.store::<To>(row, column, &p, a.load::<From>(row, column, &p)) }
+        });
+    }
+
+    macro_rules! per_dtype {
+        ($doc:literal $body:ident: $($name:ident $element:ty),*) => {
+            kernel! {$(
+                #[doc = $doc]
+                ///
+                /// # Safety
+                /// - The operands have the extents that the parameters say. A result may be an operand, element
+                ///   for element, but not overlap it otherwise.
+                #[launch(threads = THREADS, barriers = 0)]
+                pub fn $name(params: ElementwiseParams) {
+                    $body::<$element>(params)
+                }
+            )*}
+        };
+    }
+
+    per_dtype! { "`out = act(a)`."
+    activate: activation_f32 f32, activation_f16 F16, activation_bf16 Bf16 }
+    per_dtype! { "`out = b · act'(a)`: `b` is the gradient of `act(a)`."
+    activate_backward: activation_backward_f32 f32, activation_backward_f16 F16, activation_backward_bf16 Bf16 }
+    per_dtype! { "`out = act(a) · b`."
+    gate: gated_f32 f32, gated_f16 F16, gated_bf16 Bf16 }
+    per_dtype! { "Gradients of `act(a) · b`, by `a` in `out` and by `b` in `out2`; `c` is the gradient of the product."
+    gate_backward: gated_backward_f32 f32, gated_backward_f16 F16, gated_backward_bf16 Bf16 }
+    per_dtype! { "`out = alpha · a + beta · b`, without the second term where there is no `b`."
+    combine: add_f32 f32, add_f16 F16, add_bf16 Bf16 }
+
+    macro_rules! conversions {
+        ($($name:ident $from:ty, $to:ty;)*) => {
+            kernel! {$(
+                /// `out = a` in another dtype, rounded to nearest even.
+                ///
+                /// # Safety
+                /// - The operands have the extents that the parameters say and do not overlap.
+                #[launch(threads = THREADS, barriers = 0)]
+                pub fn $name(params: ElementwiseParams) {
+                    convert::<$from, $to>(params)
+                }
+            )*}
+        };
+    }
+
+    conversions! {
+        cast_f32_f16 f32, F16;
+        cast_f32_bf16 f32, Bf16;
+        cast_f16_f32 F16, f32;
+        cast_f16_bf16 F16, Bf16;
+        cast_bf16_f32 Bf16, f32;
+        cast_bf16_f16 Bf16, F16;
+    }
+
+    /// Copies between any strides, one element a thread.
+    #[inline(always)]
+    unsafe fn copy<V: Value>(p: CopyParams) {
+        let mut i = thread::global_idx_x();
+        while i < p.len {
+            let (mut rest, mut from, mut to) = (i, 0, 0);
+            let mut axis = AXES;
+            while axis > 0 {
+                axis -= 1;
+                let extent = p.shape[axis];
+                // SAFETY: an axis of no extent leaves no elements.
+                unsafe { core::hint::assert_unchecked(extent != 0) };
+                let index = rest % extent;
+                rest /= extent;
+                from += index * p.x_strides[axis];
+                to += index * p.out_strides[axis];
+            }
+            // SAFETY: the host gives the extents.
+            unsafe {
+                global::st(
+                    (p.out as *mut V).add(to as usize),
+                    global::ld_nc((p.x as *const V).add(from as usize)),
+                )
+            };
+            i += thread::grid_stride_x();
+        }
+    }
+
+    /// Transposes through a tile in shared memory whose rows are one element longer, so that columns spread over banks.
+    #[inline(always)]
+    unsafe fn transpose<V: Value>(p: TransposeParams) {
+        const PITCH: u32 = TILE as u32 + 1;
+        let (lane, first) = (thread::thread_idx_x() % 32, thread::thread_idx_x() / 32);
+        let tile = Shared::<V>::dynamic(0);
+        let (row0, column0) = (thread::block_idx_y() as u64 * TILE, thread::block_idx_x() as u64 * TILE);
+        let mut matrix = thread::block_idx_z() as u64;
+        while matrix < p.batch {
+            // SAFETY: the host gives the extents and the shared memory of one tile.
+            unsafe {
+                let mut i = first;
+                while i < TILE as u32 {
+                    let (row, column) = (row0 + i as u64, column0 + lane as u64);
+                    if row < p.rows && column < p.columns {
+                        let at = matrix * p.x_batch_stride + row * p.x_stride + column;
+                        tile.add(i * PITCH + lane)
+                            .write(global::ld_nc((p.x as *const V).add(at as usize)));
+                    }
+                    i += THREADS / 32;
+                }
+                syncthreads();
+                let mut i = first;
+                while i < TILE as u32 {
+                    let (row, column) = (row0 + lane as u64, column0 + i as u64);
+                    if row < p.rows && column < p.columns {
+                        let at = matrix * p.out_batch_stride + column * p.out_stride + row;
+                        global::st((p.out as *mut V).add(at as usize), tile.add(lane * PITCH + i).read());
+                    }
+                    i += THREADS / 32;
+                }
+                syncthreads();
+            }
+            matrix += thread::grid_dim_z() as u64;
+        }
+    }
+
+    macro_rules! copies {
+        ($($copy:ident $transpose:ident $type:ty;)*) => {
+            kernel! {$(
+                /// Copies elements of this width between any strides.
+                ///
+                /// # Safety
+                /// - Source and target have the extents that the parameters say and do not overlap.
+                #[launch(threads = THREADS, barriers = 0)]
+                pub fn $copy(params: CopyParams) {
+                    copy::<$type>(params)
+                }
+
+                /// Transposes matrices of elements of this width; dynamic shared memory of a tile of 32 × 33 of them.
+                ///
+                /// # Safety
+                /// - Source and target have the extents that the parameters say and do not overlap.
+                #[launch(threads = THREADS)]
+                pub fn $transpose(params: TransposeParams) {
+                    transpose::<$type>(params)
+                }
+            )*}
+        };
+    }
+
+    copies! {
+        copy_strided_b8 transpose_b8 u8;
+        copy_strided_b16 transpose_b16 u16;
+        copy_strided_b32 transpose_b32 u32;
+        copy_strided_b64 transpose_b64 u64;
+    }
+}

@@ -1,0 +1,210 @@
+//! RMSNorm and LayerNorm of rows, with the residual sum in front, and their gradients.
+//!
+//! `y = (s − μ)·r·w + b` with `s = x + residual` rounded as stored, `r = 1/√(mean((s − μ)²) + ε)`, and `μ` the mean
+//! of `s` (LayerNorm) or 0 (RMSNorm). The mean square is taken around the mean, in a second pass over registers.
+
+use crate::kernel_params;
+
+/// Rows that one team of the fused backward adds up at least.
+pub const BACKWARD_ROWS: u64 = 16;
+/// Most teams of the fused backward, each of which leaves one row of partial sums.
+pub const BACKWARD_TEAMS: u64 = 528;
+
+kernel_params! {
+    /// Arguments of the `norm_*` kernels. Addresses are 0 for what is not wanted.
+    pub struct NormParams {
+        /// Input, `rows × columns`.
+        pub x: u64,
+        /// Added to the input.
+        pub residual: u64,
+        /// Factor, `columns`.
+        pub weight: u64,
+        /// Summand, `columns`.
+        pub bias: u64,
+        /// Output.
+        pub y: u64,
+        /// `x + residual`, out.
+        pub sum: u64,
+        /// Rows.
+        pub rows: u64,
+        /// Elements from one row of `x` to the next.
+        pub x_stride: u64,
+        /// Of `residual`.
+        pub residual_stride: u64,
+        /// Of `y`.
+        pub y_stride: u64,
+        /// Of `sum`.
+        pub sum_stride: u64,
+        /// Elements of a row.
+        pub columns: u32,
+        /// 1 for LayerNorm.
+        pub centered: u32,
+        /// ε.
+        pub epsilon: f32,
+        /// 1 / columns.
+        pub reciprocal: f32,
+        /// 1 when every row and the weights start at multiples of 16 bytes.
+        pub aligned: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+#[cfg(target_arch = "nvptx64")]
+mod device {
+    use super::NormParams;
+    use crate::row::*;
+    use crate::tile::element::{Bf16, Element, F16};
+    use cuda_std::{kernel, math};
+
+    /// What a row is normalised by.
+    #[derive(Clone, Copy)]
+    struct Statistics {
+        /// The mean, in two parts: the f32 sum over columns, rounded, and what is left of it around that.
+        mean: f32,
+        rest: f32,
+        /// Reciprocal of the deviation.
+        scale: f32,
+    }
+
+    impl Statistics {
+        /// Of a row whose sum is `total`. `load` gives the vector at a column once more.
+        #[inline(always)]
+        unsafe fn new<T: Team, const VECTORS: usize>(
+            p: &NormParams,
+            held: &Held<VECTORS>,
+            total: f32,
+            turn: &mut u32,
+            load: impl Fn(u32) -> Vector,
+        ) -> Statistics {
+            let mut mean = 0.0;
+            if p.centered != 0 {
+                // SAFETY: the team is together, as the row is the same for all of it.
+                mean = unsafe { sum::<T>(total, turn) } * p.reciprocal;
+            }
+            let (mut left, mut square) = (0.0, 0.0);
+            each::<T, VECTORS>(p.columns, |k, column| {
+                let s = held.get(k, || load(column));
+                let d = inside(map(s, |s| s - mean), column, p.columns, 0.0);
+                left += add_up(d);
+                square += add_up(map(d, |d| d * d));
+            });
+            let mut rest = 0.0;
+            // SAFETY: as above.
+            let square = if p.centered != 0 {
+                let (left, square) = unsafe { sum_pair::<T>(left, square, turn) };
+                rest = left * p.reciprocal;
+                square * p.reciprocal - rest * rest
+            } else {
+                unsafe { sum::<T>(square, turn) * p.reciprocal }
+            };
+            // The subtraction may go below zero by a rounding; a NaN stays.
+            let square = if square < 0.0 { 0.0 } else { square };
+            Statistics {
+                mean,
+                rest,
+                scale: 1.0 / math::sqrt_rn(square + p.epsilon),
+            }
+        }
+
+        /// `x̂` of an element.
+        #[inline(always)]
+        fn unit(self, s: f32) -> f32 {
+            ((s - self.mean) - self.rest) * self.scale
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn forward<E: Element, T: Team, const VECTORS: usize>(p: NormParams) {
+        let mut turn = 0;
+        let mut row = T::first();
+        while row < p.rows {
+            let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
+            let (x, residual) = (matrix(p.x, p.x_stride), matrix(p.residual, p.residual_stride));
+            let (y, stored) = (matrix(p.y, p.y_stride), matrix(p.sum, p.sum_stride));
+            let (weight, bias) = (matrix(p.weight, 0), matrix(p.bias, 0));
+            // SAFETY: the host gives the extents of all tensors; each element is one thread's.
+            unsafe {
+                let load = |column| {
+                    let mut s = x.load::<E>(column, 0.0);
+                    if p.residual != 0 {
+                        s = zip(s, residual.load::<E>(column, 0.0), |x, r| E::from_f32(x + r).to_f32());
+                    }
+                    s
+                };
+                let mut held = Held::<VECTORS>::new();
+                let mut total = 0.0;
+                each::<T, VECTORS>(p.columns, |k, column| {
+                    let s = load(column);
+                    if p.sum != 0 {
+                        stored.store::<E>(column, s);
+                    }
+                    total += add_up(s);
+                    held.keep(k, s);
+                });
+                let statistics = Statistics::new::<T, VECTORS>(&p, &held, total, &mut turn, load);
+                each::<T, VECTORS>(p.columns, |k, column| {
+                    let s = held.get(k, || load(column));
+                    let mut out = map(s, |s| statistics.unit(s));
+                    if p.weight != 0 {
+                        out = zip(out, weight.load::<E>(column, 0.0), |out, w| out * w);
+                    }
+                    if p.bias != 0 {
+                        out = zip(out, bias.load::<E>(column, 0.0), |out, b| out + b);
+                    }
+                    y.store::<E>(column, out);
+                });
+            }
+            row += T::step();
+        }
+    }
+
+    macro_rules! forwards {
+        ($($warp:ident $block:ident $wide:ident $long:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - The tensors have the extents that the parameters say; outputs overlap nothing.
+                #[launch(threads = WARP_THREADS)]
+                pub fn $warp(params: NormParams) {
+                    forward::<$element, Warp, 4>(params)
+                }
+
+                /// Rows of up to [`BLOCK_COLUMNS`](crate::row::BLOCK_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = BLOCK_THREADS)]
+                pub fn $block(params: NormParams) {
+                    forward::<$element, Block<BLOCK_THREADS>, 4>(params)
+                }
+
+                /// Rows of up to [`WIDE_COLUMNS`](crate::row::WIDE_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = WIDE_THREADS)]
+                pub fn $wide(params: NormParams) {
+                    forward::<$element, Block<WIDE_THREADS>, 4>(params)
+                }
+
+                /// Rows of any length.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = WIDE_THREADS)]
+                pub fn $long(params: NormParams) {
+                    forward::<$element, Block<WIDE_THREADS>, 0>(params)
+                }
+            )*}
+        };
+    }
+
+    use crate::row::{BLOCK_THREADS, WARP_THREADS, WIDE_THREADS};
+    forwards! {
+        norm_warp_f32 norm_block_f32 norm_wide_f32 norm_long_f32 f32
+        norm_warp_f16 norm_block_f16 norm_wide_f16 norm_long_f16 F16
+        norm_warp_bf16 norm_block_bf16 norm_wide_bf16 norm_long_bf16 Bf16
+    }
+}

@@ -1,0 +1,11 @@
+//! The row ops against the f64 reference, on every device and tier.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod elementwise;
+mod embedding;
+mod norm;
+mod sampling;
+mod softmax;
+mod support;
