@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use host::{Device, DeviceKind, DeviceOptions, EmulatorOptions, Tier};
 
+mod bench;
 mod info;
 mod run;
 mod tensors;
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Show devices, driver, tiers and the kernels of this build.
     Info(info::InfoArgs),
+    /// Measure the kernels beside the ceilings of the same GPU.
+    Bench(bench::BenchArgs),
     /// Apply one op to the named tensors of a safetensors file.
     Run(run::RunArgs),
 }
@@ -108,6 +111,7 @@ pub type Outcome = Result<(), Failure>;
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Info(args) => info::info(args),
+        Command::Bench(args) => bench::bench(args),
         Command::Run(args) => run::run(args),
     };
     match outcome {

@@ -126,12 +126,12 @@ unsafe fn forward<E: Half, C: Participants, const S: usize, const O: usize, cons
     // SAFETY: whole warpgroups take each arm; register counts add up to the block's.
     unsafe {
         if warpgroup == 0 {
-            if W == 2 { register::setmaxnreg_dec::<24>() } else { register::setmaxnreg_dec::<32>() }
+            if W == 2 { register::setmaxnreg_dec::<24>() } else { register::setmaxnreg_dec::<40>() }
             if thread::thread_idx_x() == 0 {
                 produce(&shared, params, address);
             }
         } else {
-            if W == 2 { register::setmaxnreg_inc::<240>() } else { register::setmaxnreg_inc::<160>() }
+            if W == 2 { register::setmaxnreg_inc::<240>() } else { register::setmaxnreg_inc::<152>() }
             consume::<E, C, S, O, W, EXTENDED>(&shared, params, warpgroup - 1);
         }
     }
@@ -575,13 +575,13 @@ macro_rules! kernels {
 
 // The same tiles as `params::SM90` and `params::SM90_EXTENDED`.
 kernels! {
-    "attention_forward_d64": 128 keys, 64 dim, 3 warpgroups, 512 threads, 12 warps, extended false:
+    "attention_forward_d64": 112 keys, 64 dim, 3 warpgroups, 512 threads, 12 warps, extended false:
         attention_forward_f16_d64 attention_forward_bf16_d64;
     "attention_forward_d64": 128 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
         attention_forward_extended_f16_d64 attention_forward_extended_bf16_d64;
     "attention_forward_d96": 128 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
         attention_forward_f16_d96 attention_forward_bf16_d96;
-    "attention_forward_d96": 96 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
+    "attention_forward_d96": 80 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
         attention_forward_extended_f16_d96 attention_forward_extended_bf16_d96;
     "attention_forward_d128": 128 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
         attention_forward_f16_d128 attention_forward_bf16_d128;
@@ -591,8 +591,8 @@ kernels! {
         attention_forward_f16_d192 attention_forward_bf16_d192;
     "attention_forward_d192": 64 keys, 192 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
         attention_forward_extended_f16_d192 attention_forward_extended_bf16_d192;
-    "attention_forward_d256": 80 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+    "attention_forward_d256": 64 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
         attention_forward_f16_d256 attention_forward_bf16_d256;
-    "attention_forward_d256": 48 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
+    "attention_forward_d256": 32 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
         attention_forward_extended_f16_d256 attention_forward_extended_bf16_d256;
 }

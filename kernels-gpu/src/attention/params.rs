@@ -113,20 +113,20 @@ impl Tiles {
 
 /// The Hopper kernels `attention_forward_*`, by head dim.
 pub const SM90: [Tiles; 5] = [
-    Tiles::new(64, 192, 128),
+    Tiles::new(64, 192, 112),
     Tiles::new(96, 128, 128),
     Tiles::new(128, 128, 128),
     Tiles::new(192, 128, 112),
-    Tiles::new(256, 128, 80),
+    Tiles::new(256, 128, 64),
 ];
 
 /// The Hopper kernels `attention_forward_extended_*`, which need registers for softcap and ALiBi.
 pub const SM90_EXTENDED: [Tiles; 5] = [
     Tiles::new(64, 128, 128),
-    Tiles::new(96, 128, 96),
+    Tiles::new(96, 128, 80),
     Tiles::new(128, 128, 80),
     Tiles::new(192, 128, 64),
-    Tiles::new(256, 128, 48),
+    Tiles::new(256, 128, 32),
 ];
 
 /// Columns of a panel: 128 bytes of 16-bit elements.
