@@ -3,6 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use emulator::tensor::mma::{self, Accumulator};
+use emulator::tensor::{Descriptor, Element, Major, Swizzle, wgmma};
 use emulator::{Checks, Launch, Machine, Module, Target};
 
 /// Index arithmetic, comparisons and a fused multiply-add in a loop of 64 turns.
@@ -106,5 +108,72 @@ fn speed(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, speed);
+/// Operations of the tensor instructions alone: an element is one multiplication or addition.
+fn tensor(c: &mut Criterion) {
+    let mut group = c.benchmark_group("tensor");
+    let shape = wgmma::Shape {
+        n: 256,
+        a: Element::Bf16,
+        b: Element::Bf16,
+        d: Accumulator::F32,
+        negate_a: false,
+        negate_b: false,
+        a_major: Major::K,
+        b_major: Major::K,
+    };
+    let shared: Vec<u8> = (0..64 << 10)
+        .map(|i| {
+            if i % 2 == 0 {
+                (i * 7) as u8
+            } else {
+                0x3c + (i % 5) as u8
+            }
+        })
+        .collect();
+    let at = |start| Descriptor {
+        start,
+        leading: 16,
+        stride: 1024,
+        base: 0,
+        swizzle: Swizzle::B128,
+    };
+    let mut work = wgmma::Operands::default();
+    let mut accumulators = vec![vec![[0u64; 32]; shape.d_registers()]; 4];
+    group.throughput(Throughput::Elements(shape.flops()));
+    group.bench_function("wgmma m64n256k16 bf16", |b| {
+        b.iter(|| {
+            work.a_shared(&shape, &at(0), &shared, 0).expect("inside");
+            work.b_shared(&shape, &at(0x4000), &shared, 0).expect("inside");
+            work.multiply(&shape);
+            for (warp, registers) in accumulators.iter_mut().enumerate() {
+                for (i, lanes) in registers.iter_mut().enumerate() {
+                    work.accumulate(&shape, warp, i, true, lanes);
+                }
+            }
+        });
+    });
+    for (name, a, k) in [
+        ("mma m16n8k16 f16", Element::F16, 16),
+        ("mma m16n8k8 tf32", Element::Tf32, 8),
+    ] {
+        let shape = mma::Shape {
+            m: 16,
+            k,
+            a,
+            b: a,
+            c: Accumulator::F32,
+            d: Accumulator::F32,
+        };
+        let operand = vec![[0x3c00_3c00; 32]; shape.a_registers()];
+        let c = vec![[0; 32]; 4];
+        let mut d = c.clone();
+        group.throughput(Throughput::Elements(shape.flops()));
+        group.bench_function(name, |b| {
+            b.iter(|| mma::mma(&shape, &operand, &operand[..shape.b_registers()], black_box(&c), &mut d));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, speed, tensor);
 criterion_main!(benches);
