@@ -46,7 +46,7 @@ unsafe fn fill<T: Element>(target: u32, source: u64, k_stride: u64, k_left: u64,
 #[inline(always)]
 unsafe fn linear<T: Element>(params: &LinearParams) {
     let batch = thread::block_idx_z() as u64;
-    let (tile_m, tile_n) = tile_of(params, thread::block_idx_x());
+    let (tile_m, tile_n) = tile_of::<8>(params, thread::block_idx_x());
     let columns = Columns::new(params, tile_n, ANY_TILE);
     let first_row = tile_m as u64 * ANY_TILE as u64;
     let size = size_of::<T>() as u64;

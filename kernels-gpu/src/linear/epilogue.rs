@@ -209,11 +209,10 @@ impl Columns {
     }
 }
 
-/// The tile of block `index`: tiles of eight rows of tiles after one another, so that blocks that run together share
-/// operands in L2.
+/// Tile number `index` of a problem: the tiles of `GROUP` rows of tiles, column by column, and then the next rows, so
+/// that blocks that run together share operands in L2.
 #[inline(always)]
-pub fn tile_of(params: &LinearParams, index: u32) -> (u32, u32) {
-    const GROUP: u32 = 8;
+pub fn tile_of<const GROUP: u32>(params: &LinearParams, index: u32) -> (u32, u32) {
     // SAFETY: there is a tile, so there are tiles along both axes.
     unsafe { core::hint::assert_unchecked(params.tiles_n != 0) };
     // Below 2³¹ · 8.

@@ -200,7 +200,7 @@ unsafe fn linear<T: Mma, const MT: usize, const NT: usize, const X_ALONG: bool, 
     let x_bytes = MT as u32 * 2048;
     let stage_bytes = (MT + NT) as u32 * 2048;
     let batch = thread::block_idx_z() as u64;
-    let (tile_m, tile_n) = tile_of(params, thread::block_idx_x());
+    let (tile_m, tile_n) = tile_of::<8>(params, thread::block_idx_x());
     let columns = Columns::new(params, tile_n, 32 * NT as u32);
     let first_row = tile_m as u64 * (32 * MT as u64);
     let x_base = params.x + batch * params.x_batch_stride * 2;

@@ -1,6 +1,6 @@
 //! Arguments of the linear kernels, and the tile sizes that the host computes grids from.
 
-use crate::kernel_params;
+use crate::{kernel_params, params::TensorMap};
 
 /// [`LinearParams::activation`]: nothing.
 pub const ACTIVATION_IDENTITY: u32 = 0;
@@ -43,7 +43,60 @@ pub const fn tiled_shared(tile: u32) -> u32 {
     if stages > accumulators { stages } else { accumulators }
 }
 
+/// Threads of a block of `linear_streaming_*`.
+pub const STREAMING_THREADS: u32 = 256;
+/// Rows that a block takes, 16-bit types.
+pub const STREAMING_ROWS: u32 = 16;
+/// Rows that a block takes, f32.
+pub const STREAMING_F32_ROWS: u32 = 8;
+/// Columns that a block takes of a weight `[n, k]`.
+pub const STREAMING_NK_COLUMNS: u32 = 16;
+/// Columns that a block takes of a 16-bit weight `[k, n]`.
+pub const STREAMING_KN_COLUMNS: u32 = 64;
+/// Columns that a block takes of an f32 weight `[k, n]`.
+pub const STREAMING_KN_F32_COLUMNS: u32 = 128;
+
+/// Dynamic shared memory of `linear_streaming_*` for tiles of this size: a sum for each warp.
+pub const fn streaming_shared(rows: u32, columns: u32) -> u32 {
+    STREAMING_THREADS / 32 * rows * columns * 4
+}
+
+/// Threads of a block of `linear_hopper*`: one warpgroup loads, two compute.
+pub const HOPPER_THREADS: u32 = 384;
+/// Rows of its tiles.
+pub const HOPPER_ROWS: u32 = 128;
+/// Depth of a stage.
+pub const HOPPER_DEPTH: u32 = 64;
+/// Bytes through which eight warps pass 16 rows of 64 accumulators each.
+pub const HOPPER_STAGING: u32 = 8 * 16 * 64 * 4;
+
+/// Stages of `linear_hopper*` with tiles of so many columns.
+pub const fn hopper_stages(columns: u32) -> u32 {
+    if columns == 256 { 4 } else { 6 }
+}
+
+/// Dynamic shared memory of `linear_hopper*` with tiles of so many columns: stages, staging, barriers.
+pub const fn hopper_shared(columns: u32) -> u32 {
+    let stages = hopper_stages(columns);
+    stages * (HOPPER_ROWS + columns) * HOPPER_DEPTH * 2 + HOPPER_STAGING + stages * 16
+}
+
 kernel_params! {
+    /// Arguments of the Hopper kernels.
+    pub struct HopperParams {
+        /// `x` as (k, m, batch), box 64 × 128 × 1.
+        pub x_map: TensorMap,
+        /// The weight. `[n, k]`: (k, n, batch), box 64 × columns × 1; gated: (k, 8, 2, n / 8, batch), box
+        /// 64 × 8 × 2 × columns / 16 × 1. `[k, n]`: (n, k, batch), box 64 × 64 × 1.
+        pub w_map: TensorMap,
+        /// The arguments of all linear kernels.
+        pub linear: LinearParams,
+        /// Tiles of all problems.
+        pub tiles: u32,
+        /// Steps along k.
+        pub steps: u32,
+    }
+
     /// A matrix of the epilogue: bias, residual, output or pre-activation.
     pub struct Operand {
         /// Address; 0 when there is none.

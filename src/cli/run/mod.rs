@@ -11,6 +11,7 @@ use super::{
 };
 
 mod basic;
+mod linear;
 
 /// Arguments of `run`.
 #[derive(Args)]
@@ -46,6 +47,13 @@ enum Op {
         #[command(flatten)]
         options: basic::ReduceOptions,
     },
+    /// y = act(x·W + bias) + residual. Tensors: x [.., K], w, bias, residual (the last two optional) → y.
+    Linear {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: linear::LinearOptions,
+    },
 }
 
 /// Runs one op.
@@ -53,6 +61,7 @@ pub fn run(args: RunArgs) -> Outcome {
     match args.op {
         Op::VectorAdd { files } => files.apply(|_, inputs| basic::vector_add(inputs)),
         Op::Reduce { files, options } => files.apply(|_, inputs| basic::reduce(inputs, &options)),
+        Op::Linear { files, options } => files.apply(|_, inputs| linear::linear(inputs, &options)),
     }
 }
 

@@ -1,9 +1,15 @@
 //! Which kernel computes a layer.
 
-use kernels_gpu::linear::{ANY_SHARED, ANY_TILE, tiled_shared};
+use kernels_gpu::linear::{
+    ANY_SHARED, ANY_TILE, HOPPER_DEPTH, HOPPER_ROWS, STREAMING_F32_ROWS, STREAMING_KN_COLUMNS,
+    STREAMING_KN_F32_COLUMNS, STREAMING_NK_COLUMNS, STREAMING_ROWS, hopper_shared, streaming_shared, tiled_shared,
+};
 
 use super::problem::Geometry;
-use crate::{DType, Device, Error, Result, Tier};
+use crate::{
+    DType, Device, Error, Result, Tier,
+    tensor_map::{Swizzle, TensorMapRequest},
+};
 
 /// A kind of kernel. Within one kind, a row's bits do not depend on the number of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -15,12 +21,20 @@ pub enum LinearMode {
     Fma,
     /// Tensor cores by `mma.sync`: 16-bit types (bf16 from sm_80 on), operands aligned to 16 bytes.
     Tiled,
+    /// The weights pass once for every 16 rows (8 in f32), at memory speed: for few rows.
+    Streaming,
+    /// Tensor cores by `wgmma` and loads by TMA: 16-bit types on Hopper.
+    Hopper,
 }
 
 impl LinearMode {
     /// All of them.
-    pub const ALL: [LinearMode; 3] = [LinearMode::Auto, LinearMode::Fma, LinearMode::Tiled];
+    pub const ALL: [LinearMode; 5] =
+        [LinearMode::Auto, LinearMode::Fma, LinearMode::Tiled, LinearMode::Streaming, LinearMode::Hopper];
 }
+
+/// Rows up to which streaming the weights wins.
+const STREAMED_ROWS: u64 = 16;
 
 /// A kernel and its grid.
 pub(super) struct Plan {
@@ -29,6 +43,8 @@ pub(super) struct Plan {
     pub(super) shared: u64,
     pub(super) tiles_m: u32,
     pub(super) tiles_n: u32,
+    /// Maps of x and of the weight, for the Hopper kernels.
+    pub(super) maps: Option<[TensorMapRequest; 2]>,
 }
 
 /// How x and the weight lie, where tensor cores can take them.
@@ -54,16 +70,34 @@ impl Lay {
 
 impl Plan {
     pub(super) fn new(geometry: &Geometry, mode: LinearMode, device: &Device) -> Result<Plan> {
-        let tiled = geometry.tiled(device.tier());
-        match (mode, tiled) {
-            (LinearMode::Fma, _) => Plan::fma(geometry),
-            (LinearMode::Auto | LinearMode::Tiled, Ok(lay)) => Plan::tiled(geometry, lay, device),
-            (LinearMode::Tiled, Err(why)) => Err(Error::Unsupported {
-                what: format!("linear in mode Tiled: {why}"),
-                tier: Some(device.tier()),
-            }),
-            (LinearMode::Auto, Err(why)) => {
-                if geometry.dtype != DType::F32 && geometry.m > 1 {
+        let tier = device.tier();
+        let refuse = |why: String| Error::Unsupported {
+            what: format!("linear in mode {mode:?}: {why}"),
+            tier: Some(tier),
+        };
+        match mode {
+            LinearMode::Fma => Plan::fma(geometry),
+            LinearMode::Tiled => Plan::tiled(geometry, geometry.tiled(tier).map_err(refuse)?, device),
+            LinearMode::Streaming => Plan::streaming(geometry, geometry.streaming(tier).map_err(refuse)?),
+            LinearMode::Hopper => Plan::hopper(geometry, geometry.hopper(tier).map_err(refuse)?, device),
+            LinearMode::Auto => Plan::fastest(geometry, device),
+        }
+    }
+
+    fn fastest(geometry: &Geometry, device: &Device) -> Result<Plan> {
+        let tier = device.tier();
+        if geometry.m <= STREAMED_ROWS
+            && let Ok(lay) = geometry.streaming(tier)
+        {
+            return Plan::streaming(geometry, lay);
+        }
+        if let Ok(lay) = geometry.hopper(tier) {
+            return Plan::hopper(geometry, lay, device);
+        }
+        match geometry.tiled(tier) {
+            Ok(lay) => Plan::tiled(geometry, lay, device),
+            Err(why) => {
+                if geometry.dtype != DType::F32 && geometry.k > 0 {
                     static ONCE: std::sync::Once = std::sync::Once::new();
                     ONCE.call_once(|| {
                         tracing::warn!("a linear layer runs by FMA instead of on tensor cores: {why} (said once)");
@@ -75,9 +109,8 @@ impl Plan {
     }
 
     fn fma(geometry: &Geometry) -> Result<Plan> {
-        let tile = ANY_TILE as u64;
         let entry = format!("linear_any_{}", geometry.dtype);
-        Plan::of_tiles(geometry, entry, tile, ANY_SHARED)
+        Plan::of_tiles(geometry, entry, [ANY_TILE, ANY_TILE], ANY_SHARED)
     }
 
     fn tiled(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
@@ -89,20 +122,66 @@ impl Plan {
             64
         };
         let entry = format!("linear_tiled{tile}_{}_{}", lay.name(), geometry.dtype);
-        Plan::of_tiles(geometry, entry, tile as u64, tiled_shared(tile))
+        Plan::of_tiles(geometry, entry, [tile, tile], tiled_shared(tile))
     }
 
-    fn of_tiles(geometry: &Geometry, entry: String, tile: u64, shared: u32) -> Result<Plan> {
-        let outputs = if geometry.gated { tile / 2 } else { tile };
-        let (tiles_m, tiles_n) = (geometry.m.div_ceil(tile), geometry.n.div_ceil(outputs));
-        let narrow =
-            |argument, tiles: u64| u32::try_from(tiles).map_err(|_| Error::range(argument, tiles * tile, "below 2^37"));
+    fn streaming(geometry: &Geometry, lay: Lay) -> Result<Plan> {
+        let f32 = geometry.dtype == DType::F32;
+        let rows = if f32 { STREAMING_F32_ROWS } else { STREAMING_ROWS };
+        let columns = match (lay, f32) {
+            (Lay::Nk, _) => STREAMING_NK_COLUMNS,
+            (_, true) => STREAMING_KN_F32_COLUMNS,
+            (_, false) => STREAMING_KN_COLUMNS,
+        };
+        let entry = format!("linear_streaming_{}_{}", lay.name(), geometry.dtype);
+        let plan = Plan::of_tiles(geometry, entry, [rows, columns], streaming_shared(rows, columns))?;
+        let grid = [plan.tiles_n as u64, plan.tiles_m as u64, geometry.batch];
+        Ok(Plan { grid, ..plan })
+    }
+
+    fn hopper(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
+        let multiprocessors = device.properties().multiprocessors as u64;
+        let tiles = |columns: u32| {
+            geometry.m.div_ceil(HOPPER_ROWS as u64) * geometry.columns().div_ceil(columns as u64) * geometry.batch
+        };
+        // Both widths give the same bits. Time is rounds of tiles times what a tile takes; the narrow one loads more
+        // bytes a product.
+        let time = |columns: u32, percent: u64| {
+            tiles(columns).div_ceil(multiprocessors).saturating_mul(columns as u64 * percent)
+        };
+        let columns = if time(256, 100) <= time(128, 115) { 256 } else { 128 };
+        let entry = format!("linear_hopper{columns}_{}_{}", lay.name(), geometry.dtype);
+        let plan = Plan::of_tiles(geometry, entry, [HOPPER_ROWS, columns], hopper_shared(columns))?;
+        let tiles = plan.tiles(geometry);
+        if tiles > i32::MAX as u64 {
+            return Err(Error::range("m", geometry.m, "fewer than 2^31 tiles of the product"));
+        }
+        Ok(Plan {
+            grid: [tiles.min(multiprocessors), 1, 1],
+            maps: Some(geometry.maps(lay, columns)),
+            ..plan
+        })
+    }
+
+    /// Tiles of all problems.
+    pub(super) fn tiles(&self, geometry: &Geometry) -> u64 {
+        self.tiles_m as u64 * self.tiles_n as u64 * geometry.batch
+    }
+
+    /// A block a tile of so many rows and columns of the weight.
+    fn of_tiles(geometry: &Geometry, entry: String, [rows, columns]: [u32; 2], shared: u32) -> Result<Plan> {
+        let outputs = if geometry.gated { columns / 2 } else { columns };
+        let tiles = |argument, extent: u64, tile: u32| {
+            u32::try_from(extent.div_ceil(tile as u64)).map_err(|_| Error::range(argument, extent, "below 2^35"))
+        };
+        let (tiles_m, tiles_n) = (tiles("m", geometry.m, rows)?, tiles("n", geometry.n, outputs)?);
         Ok(Plan {
             entry,
-            grid: [tiles_m.saturating_mul(tiles_n), 1, geometry.batch],
+            grid: [tiles_m as u64 * tiles_n as u64, 1, geometry.batch],
             shared: shared as u64,
-            tiles_m: narrow("m", tiles_m)?,
-            tiles_n: narrow("n", tiles_n)?,
+            tiles_m,
+            tiles_n,
+            maps: None,
         })
     }
 }
@@ -149,5 +228,103 @@ impl Geometry {
                  both dense across it, and aligned to 16 bytes"
             )),
         }
+    }
+
+    /// How the streaming kernels take the operands, or why they cannot.
+    fn streaming(&self, tier: Tier) -> Result<Lay, String> {
+        let vector = 16 / self.dtype.size();
+        if self.dtype != DType::F32 {
+            let lay = self.tiled(tier)?;
+            if lay == Lay::Tn {
+                return Err("x must be dense along k".into());
+            }
+            if self.k % 8 != 0 {
+                return Err(format!("k = {} must be a multiple of 8", self.k));
+            }
+            if lay == Lay::Kn && self.columns() % 8 != 0 {
+                return Err(format!("{} columns of w must be a multiple of 8", self.columns()));
+            }
+            return Ok(lay);
+        }
+        let aligned = |(stride, extent): (u64, u64)| extent == 1 || stride % vector == 0;
+        let [w_address, w_n, w_k, w_batch] = self.w;
+        let [x_address, x_row, x_k, x_batch] = self.x;
+        let batch = aligned((w_batch, self.batch));
+        if self.k == 0 || x_k != 1 || w_address % 16 != 0 || !batch {
+            return Err("x must be dense along k, and w aligned to 16 bytes".into());
+        }
+        let x_vectors =
+            x_address % 16 == 0 && aligned((x_row, self.m)) && aligned((x_batch, self.batch)) && self.k % vector == 0;
+        if w_k == 1 && aligned((w_n, self.columns())) && x_vectors {
+            return Ok(Lay::Nk);
+        }
+        if w_n == 1 && aligned((w_k, self.k)) && self.columns() % vector == 0 && (!self.gated || self.n % 8 == 0) {
+            return Ok(Lay::Kn);
+        }
+        Err("rows of x and w must be dense and aligned to 16 bytes".into())
+    }
+
+    /// How TMA takes the operands, or why it cannot.
+    fn hopper(&self, tier: Tier) -> Result<Lay, String> {
+        if tier != Tier::Sm90a {
+            return Err("wgmma exists on sm_90a alone".into());
+        }
+        let lay = self.tiled(tier)?;
+        let limit = 1 << 31;
+        match lay {
+            Lay::Tn => Err("x must be dense along k".into()),
+            Lay::Kn if self.gated => Err("gated pairs need a weight that is dense along k".into()),
+            Lay::Nk if self.gated && self.n % 8 != 0 => Err(format!("n = {} must be a multiple of 8", self.n)),
+            _ if self.m >= limit || self.columns() >= limit || self.k >= limit || self.batch >= limit => {
+                Err("extents must be below 2^31".into())
+            }
+            lay => Ok(lay),
+        }
+    }
+
+    /// Tensor maps of x and of the weight for tiles of so many columns.
+    fn maps(&self, lay: Lay, columns: u32) -> [TensorMapRequest; 2] {
+        // A stride over an extent of 1 is never taken, but has to obey the rules.
+        let bytes = |stride: u64, extent: u64| if extent == 1 { 16 } else { stride * 2 };
+        let request = |address, extents: &[u64], strides: &[u64], box_extents: &[u32]| TensorMapRequest {
+            dtype: self.dtype,
+            address,
+            extents: extents.to_vec(),
+            strides: strides.to_vec(),
+            box_extents: box_extents.to_vec(),
+            swizzle: Swizzle::B128,
+        };
+        let [x_address, x_row, _, x_batch] = self.x;
+        let [w_address, w_n, w_k, w_batch] = self.w;
+        let (m, n, k, batch) = (self.m, self.columns(), self.k, self.batch);
+        let w_batches = if w_batch == 0 { 1 } else { batch };
+        let x = request(
+            x_address,
+            &[k, m, batch],
+            &[bytes(x_row, m), bytes(x_batch, batch)],
+            &[HOPPER_DEPTH, HOPPER_ROWS, 1],
+        );
+        let w_batch_bytes = bytes(w_batch, w_batches);
+        let w = match (lay, self.gated) {
+            (Lay::Nk, true) => request(
+                w_address,
+                &[k, 8, 2, self.n / 8, w_batches],
+                &[w_n * 2, self.n * w_n * 2, 8 * w_n * 2, w_batch_bytes],
+                &[HOPPER_DEPTH, 8, 2, columns / 16, 1],
+            ),
+            (Lay::Nk, false) => request(
+                w_address,
+                &[k, n, w_batches],
+                &[bytes(w_n, n), w_batch_bytes],
+                &[HOPPER_DEPTH, columns, 1],
+            ),
+            _ => request(
+                w_address,
+                &[n, k, w_batches],
+                &[bytes(w_k, k), w_batch_bytes],
+                &[64, HOPPER_DEPTH, 1],
+            ),
+        };
+        [x, w]
     }
 }

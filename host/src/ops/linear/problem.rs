@@ -2,7 +2,7 @@
 
 use kernels_gpu::linear::{
     ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU, ACTIVATION_SILU, DTYPE_BF16,
-    DTYPE_F16, DTYPE_F32, LinearParams, Operand,
+    DTYPE_F16, DTYPE_F32, HOPPER_DEPTH, HopperParams, LinearParams, Operand,
 };
 
 use super::{Linear, plan::Plan};
@@ -292,8 +292,19 @@ impl<'a> Problem<'a> {
             .writes("y", y)
             .writes_if("pre-activation", z)
             .prepare()?;
-        // SAFETY: LinearParams is the argument of all linear kernels; shapes, strides and alignment are those of the
-        // tensors named above, and the plan took a kernel that their layout allows.
+        let Some([x_map, w_map]) = &plan.maps else {
+            // SAFETY: LinearParams is the argument of all linear kernels but Hopper's; shapes, strides and alignment are
+            // those of the tensors named above, and the plan took a kernel that their layout allows.
+            return unsafe { launch.launch(&params) };
+        };
+        let params = HopperParams {
+            x_map: device.backend().encode_tensor_map(x_map)?,
+            w_map: device.backend().encode_tensor_map(w_map)?,
+            linear: params,
+            tiles: plan.tiles(&geometry) as u32,
+            steps: geometry.k.div_ceil(HOPPER_DEPTH as u64) as u32,
+        };
+        // SAFETY: as above, for the Hopper kernels and HopperParams; the maps describe x and w.
         unsafe { launch.launch(&params) }
     }
 }

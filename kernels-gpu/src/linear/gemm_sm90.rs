@@ -1,0 +1,236 @@
+//! `linear_hopper*`: products by wgmma, for 16-bit types that TMA can load.
+//!
+//! One warpgroup loads, one thread of it, by TMA into a ring of stages 64 deep; two compute 64 rows each of a tile of
+//! 128 rows and 128 or 256 columns of the weight. Blocks stay and take tile after tile, and the next tile's loads run
+//! ahead under the epilogue, which the accumulators reach through shared memory, each warp its own 16 rows, 64
+//! columns at a time.
+//!
+//! A weight `[n, k]` is the K-major operand of wgmma, `[k, n]` the transposed one. The eight-column turns of gated
+//! pairs are two axes of the tensor map.
+
+use super::epilogue::{Columns, Epilogue, tile_of};
+use super::params::*;
+use crate::pipeline::{Cursor, OneThread, Ring, Warps};
+use crate::tile::layout::{Swizzle, TileLayout};
+use core::mem::offset_of;
+use cuda_std::{
+    barrier,
+    launch::ParamAddress,
+    mbarrier, register, shared, thread, tma, warp,
+    wgmma::{self, Acc, Bf16, F16, InFlight, MmaShape},
+};
+
+/// Eight warps compute.
+type Stages<const N: u32> = Ring<N, OneThread, Warps<8>>;
+
+/// The kernel: tiles of 128 rows and `2·R` columns of the weight, through `STAGES` stages. `KN` says that the weight
+/// is dense along n.
+///
+/// # Safety
+/// - `params`, at `address`, describes tensors of the device and their maps; the launch has [`HOPPER_THREADS`] threads
+///   and [`hopper_shared`] bytes.
+#[inline(always)]
+unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN: bool>(
+    params: &HopperParams,
+    address: ParamAddress,
+) where
+    InFlight<R>: MmaShape,
+{
+    let width = 2 * R as u32;
+    let x_tile = const { TileLayout::new(64, HOPPER_DEPTH, 2, Swizzle::B128) };
+    let w_tile = const {
+        if KN {
+            TileLayout::new(HOPPER_DEPTH, 2 * R as u32, 2, Swizzle::B128)
+        } else {
+            TileLayout::new(2 * R as u32, HOPPER_DEPTH, 2, Swizzle::B128)
+        }
+    };
+    let x_bytes = HOPPER_ROWS * HOPPER_DEPTH * 2;
+    let stage_bytes = x_bytes + w_tile.bytes();
+    let base = shared::dynamic_base();
+    let staging = base + STAGES * stage_bytes;
+    let ring = Stages::<STAGES>::new(staging + HOPPER_STAGING);
+    let linear = &params.linear;
+    let warp_idx = thread::warp_idx();
+    let tiles_of_problem = linear.tiles_m * linear.tiles_n;
+    let steps = params.steps;
+    // SAFETY: the caller's description of tensors and maps; all threads meet at the barrier; the ring's participants
+    // are one thread and the eight warps of two warpgroups.
+    unsafe {
+        core::hint::assert_unchecked(tiles_of_problem != 0);
+        if thread::thread_idx_x() == 0 {
+            ring.init();
+            mbarrier::fence_init();
+        }
+        barrier::syncthreads();
+        let mut at = Cursor::<STAGES>::start();
+        let mut tile = thread::block_idx_x();
+        if warp_idx < 4 {
+            register::setmaxnreg_dec::<40>();
+            if thread::thread_idx_x() == 0 {
+                let x_map = address.tensor_map(offset_of!(HopperParams, x_map));
+                let w_map = address.tensor_map(offset_of!(HopperParams, w_map));
+                while tile < params.tiles {
+                    let batch = (tile / tiles_of_problem) as i32;
+                    let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
+                    let w_batch = if linear.w_batch_stride == 0 { 0 } else { batch };
+                    let row = (tile_m * HOPPER_ROWS) as i32;
+                    let mut step = 0;
+                    while step < steps {
+                        ring.wait_empty(at);
+                        ring.expect(at, stage_bytes);
+                        let full = ring.full(at);
+                        let x = base + at.stage() * stage_bytes;
+                        let w = x + x_bytes;
+                        let k = (step * HOPPER_DEPTH) as i32;
+                        tma::load_3d(x, x_map, [k, row, batch], full);
+                        if KN {
+                            let mut panel = 0;
+                            while panel < 2 * R as u32 / 64 {
+                                let column = (tile_n * 2 * R as u32 + panel * 64) as i32;
+                                tma::load_3d(w + panel * w_tile.panel_bytes(), w_map, [column, k, w_batch], full);
+                                panel += 1;
+                            }
+                        } else if linear.gated != 0 {
+                            let group = (tile_n * (R as u32 / 8)) as i32;
+                            tma::load_5d(w, w_map, [k, 0, 0, group, w_batch], full);
+                        } else {
+                            tma::load_3d(w, w_map, [k, (tile_n * 2 * R as u32) as i32, w_batch], full);
+                        }
+                        at = at.next();
+                        step += 1;
+                    }
+                    tile += thread::grid_dim_x();
+                }
+            }
+        } else {
+            register::setmaxnreg_inc::<232>();
+            let group = warp_idx / 4 - 1;
+            let lane = thread::lane_id();
+            let gated = linear.gated != 0;
+            let warp_row = group * 64 + warp_idx % 4 * 16;
+            let own = staging + (warp_idx - 4) * 4096;
+            // The second warpgroup begins two stages behind the first: while one is in its epilogue, the other has the
+            // tensor cores to itself.
+            if group == 1 && steps > 2 && tile < params.tiles {
+                ring.wait_full(at.next().next());
+            }
+            while tile < params.tiles {
+                let mut d = Acc::<R>::ZERO.start();
+                let mut step = 0;
+                let mut previous = at;
+                while step < steps {
+                    ring.wait_full(at);
+                    let x = base + at.stage() * stage_bytes;
+                    let a = x_tile.k_major(x + group * x_tile.bytes());
+                    let b = if KN { w_tile.mn_major(x + x_bytes) } else { w_tile.k_major(x + x_bytes) };
+                    wgmma::fence();
+                    let mut i = 0;
+                    while i < HOPPER_DEPTH / 16 {
+                        let b = b.advance(if KN { w_tile.mn_step(i) } else { w_tile.k_step(i) });
+                        d = d.mma_shared::<T, false, KN>(a.advance(x_tile.k_step(i)), b, step > 0 || i > 0);
+                        i += 1;
+                    }
+                    wgmma::commit_group();
+                    // The step before has read its stage.
+                    wgmma::wait_group::<1>();
+                    if step > 0 {
+                        ring.release(previous);
+                    }
+                    previous = at;
+                    at = at.next();
+                    step += 1;
+                }
+                let d = d.wait::<0>().0;
+                ring.release(previous);
+
+                let batch = (tile / tiles_of_problem) as u64;
+                let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
+                let columns = Columns::new(linear, tile_n, width);
+                let epilogue = Epilogue::new(linear, batch);
+                let first_row = tile_m as u64 * HOPPER_ROWS as u64 + warp_row as u64;
+                let (row, pair) = (lane / 4, lane % 4);
+                let chunks = opaque(width / 64);
+                let mut chunk = 0;
+                while chunk < chunks {
+                    // Registers have constant numbers, so each chunk has its own stores; the rest is one loop.
+                    let mut c = 0;
+                    while c < R / 32 {
+                        if chunk == c as u32 {
+                            let mut j = 0;
+                            while j < 8 {
+                                let to = own + row * 256 + (j as u32 ^ row) * 32 + pair * 8;
+                                let r = 32 * c + 4 * j;
+                                shared::st(to, [d[r], d[r + 1]]);
+                                shared::st(to + 8 * 256, [d[r + 2], d[r + 3]]);
+                                j += 1;
+                            }
+                        }
+                        c += 1;
+                    }
+                    barrier::syncwarp(warp::FULL);
+                    let outputs = if gated { 4 } else { 8 };
+                    let mut unit = lane;
+                    while unit < 16 * outputs {
+                        let (row, eight) = if gated { (unit / 4, unit % 4 * 2) } else { (unit / 8, unit % 8) };
+                        let y_row = first_row + row as u64;
+                        if y_row < linear.m {
+                            let from = own + row * 256;
+                            let z = staged(from + (eight ^ (row % 8)) * 32);
+                            let up = if gated { staged(from + ((eight + 1) ^ (row % 8)) * 32) } else { z };
+                            epilogue.finish(y_row, columns.of(chunk * 64 + eight * 8).0, z, up);
+                        }
+                        unit += 32;
+                    }
+                    barrier::syncwarp(warp::FULL);
+                    chunk += 1;
+                }
+                tile += thread::grid_dim_x();
+            }
+        }
+    }
+}
+
+/// A number that the compiler does not know, so that the loop up to it stays a loop.
+#[inline(always)]
+fn opaque(value: u32) -> u32 {
+    let result: u32;
+    // SAFETY: copies a register.
+    unsafe { core::arch::asm!("mov.u32 {0}, {1};", out(reg32) result, in(reg32) value, options(nostack)) };
+    result
+}
+
+/// Eight floats of shared memory.
+#[inline(always)]
+unsafe fn staged(address: u32) -> [f32; 8] {
+    // SAFETY: forwarded to the caller.
+    let [a, b]: [[f32; 4]; 2] = unsafe { [shared::ld(address), shared::ld(address + 16)] };
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+}
+
+/// Entries, by columns of a tile and layout of the weight.
+macro_rules! entries {
+    ($($name:ident: $type:ty, $columns:literal, $kn:literal;)*) => {
+        cuda_std::kernel! {$(
+            /// A linear layer of 16-bit elements by wgmma; any number of blocks share the tiles of all problems.
+            ///
+            /// # Safety
+            /// - `params` describes tensors of this element type and layout, and their maps.
+            #[launch(threads = HOPPER_THREADS, min_blocks = 1, tensor_core = 1, param_align = 64)]
+            pub fn $name(params: HopperParams, address: ParamAddress) {
+                linear::<$type, { $columns / 2 }, { hopper_stages($columns) }, $kn>(&params, address)
+            }
+        )*}
+    };
+}
+
+entries! {
+    linear_hopper256_nk_f16: F16, 256, false;
+    linear_hopper256_kn_f16: F16, 256, true;
+    linear_hopper256_nk_bf16: Bf16, 256, false;
+    linear_hopper256_kn_bf16: Bf16, 256, true;
+    linear_hopper128_nk_f16: F16, 128, false;
+    linear_hopper128_kn_f16: F16, 128, true;
+    linear_hopper128_nk_bf16: Bf16, 128, false;
+    linear_hopper128_kn_bf16: Bf16, 128, true;
+}
