@@ -13,8 +13,14 @@ use ferroflash::{Activation, AnyTensor, DType, Device, Graph, LinearMode, Result
 fn random(device: &Device, dtype: DType, shape: &[u64], seed: u64, scale: f32) -> Result<AnyTensor> {
     let drawn = host::reference::data::normal::<f32>(seed, 1 << 20);
     let bytes: Vec<u8> = match dtype {
-        DType::F16 => drawn.iter().flat_map(|v| ferroflash::f16::from_f32(v * scale).to_le_bytes()).collect(),
-        DType::BF16 => drawn.iter().flat_map(|v| ferroflash::bf16::from_f32(v * scale).to_le_bytes()).collect(),
+        DType::F16 => drawn
+            .iter()
+            .flat_map(|v| ferroflash::f16::from_f32(v * scale).to_le_bytes())
+            .collect(),
+        DType::BF16 => drawn
+            .iter()
+            .flat_map(|v| ferroflash::bf16::from_f32(v * scale).to_le_bytes())
+            .collect(),
         _ => drawn.iter().flat_map(|v| (v * scale).to_le_bytes()).collect(),
     };
     let len = shape.iter().product::<u64>() * dtype.size();
@@ -30,13 +36,17 @@ fn prepare(device: &Device, words: &[&str]) -> Result<(Graph, u32)> {
         "bf16" => DType::BF16,
         _ => DType::F32,
     };
-    let mode = LinearMode::ALL.into_iter().find(|mode| format!("{mode:?}") == words[6]).expect("a mode");
+    let mode = LinearMode::ALL
+        .into_iter()
+        .find(|mode| format!("{mode:?}") == words[6])
+        .expect("a mode");
     let gated = words[5] == "swiglu";
     let columns = if gated { 2 * n } else { n };
     let x = random(device, dtype, &[m, k], 1, 1.0)?;
     let scale = (k as f32).sqrt().recip();
-    let w: Vec<AnyTensor> =
-        (0..copies).map(|i| random(device, dtype, &[columns, k], 2 + i, scale)).collect::<Result<_>>()?;
+    let w: Vec<AnyTensor> = (0..copies)
+        .map(|i| random(device, dtype, &[columns, k], 2 + i, scale))
+        .collect::<Result<_>>()?;
     let bias = random(device, dtype, &[columns], 99, 1.0)?;
     let y = AnyTensor::empty(device, dtype, &[m, n])?;
     let run = |w: &AnyTensor| -> Result<()> {

@@ -123,7 +123,11 @@ unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN:
                     ring.wait_full(at);
                     let x = base + at.stage() * stage_bytes;
                     let a = x_tile.k_major(x + group * x_tile.bytes());
-                    let b = if KN { w_tile.mn_major(x + x_bytes) } else { w_tile.k_major(x + x_bytes) };
+                    let b = if KN {
+                        w_tile.mn_major(x + x_bytes)
+                    } else {
+                        w_tile.k_major(x + x_bytes)
+                    };
                     wgmma::fence();
                     let mut i = 0;
                     while i < HOPPER_DEPTH / 16 {
@@ -172,12 +176,20 @@ unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN:
                     let outputs = if gated { 4 } else { 8 };
                     let mut unit = lane;
                     while unit < 16 * outputs {
-                        let (row, eight) = if gated { (unit / 4, unit % 4 * 2) } else { (unit / 8, unit % 8) };
+                        let (row, eight) = if gated {
+                            (unit / 4, unit % 4 * 2)
+                        } else {
+                            (unit / 8, unit % 8)
+                        };
                         let y_row = first_row + row as u64;
                         if y_row < linear.m {
                             let from = own + row * 256;
                             let z = staged(from + (eight ^ (row % 8)) * 32);
-                            let up = if gated { staged(from + ((eight + 1) ^ (row % 8)) * 32) } else { z };
+                            let up = if gated {
+                                staged(from + ((eight + 1) ^ (row % 8)) * 32)
+                            } else {
+                                z
+                            };
                             epilogue.finish(y_row, columns.of(chunk * 64 + eight * 8).0, z, up);
                         }
                         unit += 32;

@@ -79,7 +79,11 @@ unsafe fn finish(params: &LinearParams, tile: &Tile, rows: u32, columns: u32, sp
             let y_row = tile.first_row + row as u64;
             if y_row < params.m {
                 let z = sum(columns, rows, splits, row, column);
-                let up = if gated { sum(columns, rows, splits, row, column + 8) } else { z };
+                let up = if gated {
+                    sum(columns, rows, splits, row, column + 8)
+                } else {
+                    z
+                };
                 epilogue.finish(y_row, tile.columns.of(column).0, z, up);
             }
             unit += STREAMING_THREADS;
@@ -111,14 +115,22 @@ unsafe fn sum(columns: u32, rows: u32, splits: u32, row: u32, column: u32) -> [f
 #[inline(always)]
 unsafe fn weights(address: u64, exists: bool) -> [u32; 4] {
     // SAFETY: forwarded to the caller.
-    if exists { unsafe { global::ld_nc_no_allocate(address as *const [u32; 4]) } } else { [0; 4] }
+    if exists {
+        unsafe { global::ld_nc_no_allocate(address as *const [u32; 4]) }
+    } else {
+        [0; 4]
+    }
 }
 
 /// Bytes of x, or zeros.
 #[inline(always)]
 unsafe fn inputs<T: global::Value>(address: u64, exists: bool, zero: T) -> T {
     // SAFETY: forwarded to the caller.
-    if exists { unsafe { global::ld_nc(address as *const T) } } else { zero }
+    if exists {
+        unsafe { global::ld_nc(address as *const T) }
+    } else {
+        zero
+    }
 }
 
 /// `STEPS` steps along k of one warp for a weight `[n, k]`, 32 deep and `distance` bytes apart.
@@ -347,7 +359,13 @@ unsafe fn nk_f32(params: &LinearParams) {
             while c < 2 {
                 let total = warp::reduce_sum::<32>(acc[c][row]);
                 if lane == 0 {
-                    let at = partial(STREAMING_NK_COLUMNS, STREAMING_F32_ROWS, 0, row as u32, warp_idx + 8 * c as u32);
+                    let at = partial(
+                        STREAMING_NK_COLUMNS,
+                        STREAMING_F32_ROWS,
+                        0,
+                        row as u32,
+                        warp_idx + 8 * c as u32,
+                    );
                     shared::st(at, total);
                 }
                 c += 1;
@@ -390,7 +408,13 @@ unsafe fn kn_f32(params: &LinearParams) {
         }
         let mut row = 0;
         while row < STREAMING_F32_ROWS as usize {
-            let at = partial(STREAMING_KN_F32_COLUMNS, STREAMING_F32_ROWS, split, row as u32, 4 * lane);
+            let at = partial(
+                STREAMING_KN_F32_COLUMNS,
+                STREAMING_F32_ROWS,
+                split,
+                row as u32,
+                4 * lane,
+            );
             shared::st(at, acc[row]);
             row += 1;
         }

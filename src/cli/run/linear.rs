@@ -52,7 +52,11 @@ pub fn linear(inputs: &Inputs, options: &LinearOptions) -> Result<Outputs, Failu
         Weight::Nk => WeightLayout::Nk,
         Weight::Kn => WeightLayout::Kn,
     });
-    layer = if gated { layer.gated(activation) } else { layer.activation(activation) };
+    layer = if gated {
+        layer.gated(activation)
+    } else {
+        layer.activation(activation)
+    };
     if let Some(bias) = inputs.optional("bias") {
         layer = layer.bias(bias);
     }

@@ -29,8 +29,13 @@ pub enum LinearMode {
 
 impl LinearMode {
     /// All of them.
-    pub const ALL: [LinearMode; 5] =
-        [LinearMode::Auto, LinearMode::Fma, LinearMode::Tiled, LinearMode::Streaming, LinearMode::Hopper];
+    pub const ALL: [LinearMode; 5] = [
+        LinearMode::Auto,
+        LinearMode::Fma,
+        LinearMode::Tiled,
+        LinearMode::Streaming,
+        LinearMode::Hopper,
+    ];
 }
 
 /// Rows up to which streaming the weights wins.
@@ -147,7 +152,9 @@ impl Plan {
         // Both widths give the same bits. Time is rounds of tiles times what a tile takes; the narrow one loads more
         // bytes a product.
         let time = |columns: u32, percent: u64| {
-            tiles(columns).div_ceil(multiprocessors).saturating_mul(columns as u64 * percent)
+            tiles(columns)
+                .div_ceil(multiprocessors)
+                .saturating_mul(columns as u64 * percent)
         };
         let columns = if time(256, 100) <= time(128, 115) { 256 } else { 128 };
         let entry = format!("linear_hopper{columns}_{}_{}", lay.name(), geometry.dtype);
