@@ -56,6 +56,16 @@ mod device {
         type State: Copy;
         const IDENTITY: Self::State;
         fn take(state: Self::State, value: f32, column: u64) -> Self::State;
+        /// Takes the first `width` of `values`, which stand at `column` and after it.
+        #[inline(always)]
+        fn take_vector(mut state: Self::State, values: [f32; LANES], width: usize, column: u64) -> Self::State {
+            let mut i = 0;
+            while i < width {
+                state = Self::take(state, values[i], column + i as u64);
+                i += 1;
+            }
+            state
+        }
         fn join(a: Self::State, b: Self::State) -> Self::State;
         unsafe fn shuffle(state: Self::State, lanes: u32) -> Self::State;
         unsafe fn stage(state: Self::State, slot: u32);
@@ -111,10 +121,34 @@ mod device {
         -larger(-a, -b)
     });
 
-    /// The maximum, NaN if either is (`max.NaN` needs sm_80).
+    /// The maximum, NaN if either is.
+    #[cfg(not(tier = "sm_75"))]
+    #[inline(always)]
+    fn larger(a: f32, b: f32) -> f32 {
+        cuda_std::math::fmax_nan(a, b)
+    }
+
+    /// The maximum, NaN if either is; `max.NaN` needs sm_80.
+    #[cfg(tier = "sm_75")]
     #[inline(always)]
     fn larger(a: f32, b: f32) -> f32 {
         if a > b || a != a { a } else { b }
+    }
+
+    /// Values of 16 bytes of the narrowest type.
+    const LANES: usize = 8;
+
+    /// 16 bytes of a row as f32, the first `16 / size` of the array.
+    #[inline(always)]
+    unsafe fn load16<E: Element>(address: u64) -> [f32; LANES] {
+        unsafe {
+            if size_of::<E>() == 4 {
+                let [a, b, c, d]: [f32; 4] = global::ld_nc_no_allocate(address as *const [f32; 4]);
+                [a, b, c, d, 0.0, 0.0, 0.0, 0.0]
+            } else {
+                E::load8_nc(address as *const E)
+            }
+        }
     }
 
     struct Argmax;
@@ -133,6 +167,30 @@ mod device {
         #[inline(always)]
         fn take(state: Self::State, value: f32, column: u64) -> Self::State {
             Self::join(state, (value, column))
+        }
+        /// Compares one maximum of the vector; where in it the maximum stands is looked up only when it wins, which gets
+        /// rare soon.
+        #[inline(always)]
+        fn take_vector(state: Self::State, values: [f32; LANES], width: usize, column: u64) -> Self::State {
+            let mut best = values[0];
+            let mut i = 1;
+            while i < width {
+                best = larger(best, values[i]);
+                i += 1;
+            }
+            let stays = best <= state.0 || state.0 != state.0;
+            if stays && state.1 != u64::MAX {
+                return state;
+            }
+            let mut at = 0;
+            i = width;
+            while i > 0 {
+                i -= 1;
+                if values[i] == best || values[i] != values[i] {
+                    at = i as u64;
+                }
+            }
+            Self::join(state, (best, column + at))
         }
         #[inline(always)]
         fn join(a: Self::State, b: Self::State) -> Self::State {
@@ -185,28 +243,24 @@ mod device {
         aligned: bool,
     ) -> R::State {
         const UNROLL: usize = 4;
-        const WIDTH: u64 = 8;
         let bytes = size_of::<E>() as u64;
+        let width = 16 / bytes;
         let mut states = [R::IDENTITY; UNROLL];
-        let vectors = (end - begin) / WIDTH;
+        let vectors = (end - begin) / width;
         let mut vector = lane;
         if aligned {
             while vector + (UNROLL as u64 - 1) * lanes < vectors {
-                let mut loaded = [[0.0; WIDTH as usize]; UNROLL];
+                let mut loaded = [[0.0; LANES]; UNROLL];
                 let mut u = 0;
                 while u < UNROLL {
-                    let column = begin + (vector + u as u64 * lanes) * WIDTH;
-                    loaded[u] = unsafe { E::load8_nc((row + column * bytes) as *const E) };
+                    let column = begin + (vector + u as u64 * lanes) * width;
+                    loaded[u] = unsafe { load16::<E>(row + column * bytes) };
                     u += 1;
                 }
                 u = 0;
                 while u < UNROLL {
-                    let column = begin + (vector + u as u64 * lanes) * WIDTH;
-                    let mut i = 0;
-                    while i < WIDTH as usize {
-                        states[u] = R::take(states[u], loaded[u][i], column + i as u64);
-                        i += 1;
-                    }
+                    let column = begin + (vector + u as u64 * lanes) * width;
+                    states[u] = R::take_vector(states[u], loaded[u], width as usize, column);
                     u += 1;
                 }
                 vector += UNROLL as u64 * lanes;
@@ -215,7 +269,7 @@ mod device {
         // What is left, and rows at odd addresses: the same lanes and the same states, one vector or element at a time.
         let mut turn = 0;
         while vector < vectors {
-            let column = begin + vector * WIDTH;
+            let column = begin + vector * width;
             let mut state = states[0];
             let mut u = 1;
             while u < UNROLL {
@@ -224,21 +278,17 @@ mod device {
                 }
                 u += 1;
             }
-            let mut values = [0.0; WIDTH as usize];
+            let mut values = [0.0; LANES];
             if aligned {
-                values = unsafe { E::load8_nc((row + column * bytes) as *const E) };
+                values = unsafe { load16::<E>(row + column * bytes) };
             } else {
                 let mut i = 0;
-                while i < WIDTH as usize {
+                while i < width as usize {
                     values[i] = unsafe { global::ld_nc((row + (column + i as u64) * bytes) as *const E).to_f32() };
                     i += 1;
                 }
             }
-            let mut i = 0;
-            while i < WIDTH as usize {
-                state = R::take(state, values[i], column + i as u64);
-                i += 1;
-            }
+            state = R::take_vector(state, values, width as usize, column);
             u = 0;
             while u < UNROLL {
                 if turn == u {
@@ -249,7 +299,7 @@ mod device {
             turn = (turn + 1) % UNROLL;
             vector += lanes;
         }
-        let rest = begin + vectors * WIDTH + lane;
+        let rest = begin + vectors * width + lane;
         if rest < end {
             let value = unsafe { global::ld_nc((row + rest * bytes) as *const E).to_f32() };
             states[0] = R::take(states[0], value, rest);
@@ -350,7 +400,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - `x` and the outputs have the extents that the parameters say; outputs overlap nothing.
-                #[launch(threads = THREADS, barriers = 2)]
+                #[launch(threads = THREADS, min_blocks = 2, barriers = 2)]
                 pub fn $long(params: ReduceParams) {
                     long_rows::<$reduction, $element>(params)
                 }

@@ -59,7 +59,7 @@ pub fn info(args: InfoArgs) -> Outcome {
     let report = collect(args.kernels)?;
     if args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::Failed(error.to_string()))?;
-        println!("{text}");
+        say!("{text}");
     } else {
         print(&report);
     }
@@ -70,18 +70,16 @@ fn collect(load: bool) -> Result<Report, Failure> {
     let mut devices = Vec::new();
     let mut opened = Vec::new();
     let mut no_gpu_because = None;
-    for ordinal in 0.. {
-        match Device::cuda(ordinal) {
-            Ok(device) => {
+    match host::backend::cuda::devices() {
+        Ok(gpus) => {
+            for ordinal in 0..gpus.len() as u32 {
+                let device = Device::cuda(ordinal)?;
                 devices.push(describe(&device));
                 opened.push(device);
             }
-            Err(Error::NoDevice { reason }) => {
-                no_gpu_because = (ordinal == 0).then_some(reason);
-                break;
-            }
-            Err(error) => return Err(error.into()),
         }
+        Err(Error::NoDevice { reason }) => no_gpu_because = Some(reason),
+        Err(error) => return Err(error.into()),
     }
     let emulator = Device::emulator()?;
     devices.push(describe(&emulator));
@@ -144,9 +142,9 @@ fn describe(device: &Device) -> DeviceReport {
 }
 
 fn print(report: &Report) {
-    println!("ferroflash {}", report.version);
+    say!("ferroflash {}", report.version);
     for device in &report.devices {
-        println!(
+        say!(
             "  {:<10} {} · compute {} · tier {} · {} multiprocessors · {:.1} GiB{}",
             device.device,
             device.name,
@@ -162,17 +160,24 @@ fn print(report: &Report) {
         );
     }
     if let Some(reason) = &report.no_gpu_because {
-        println!("  no GPU: {reason}");
+        say!("  no GPU: {reason}");
     }
     let tiers: Vec<&str> = Tier::ALL.iter().map(|tier| tier.name()).collect();
-    println!("{} kernel images for tiers {}", report.kernels.len(), tiers.join(", "));
-    println!(
+    say!("{} kernel images for tiers {}", report.kernels.len(), tiers.join(", "));
+    say!(
         "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}",
-        "kernel", "tier", "threads", "params", "PTX", "regs", "shared", "local"
+        "kernel",
+        "tier",
+        "threads",
+        "params",
+        "PTX",
+        "regs",
+        "shared",
+        "local"
     );
     let number = |value: Option<u32>| value.map_or("–".to_owned(), |value| value.to_string());
     for kernel in &report.kernels {
-        println!(
+        say!(
             "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}",
             kernel.entry,
             kernel.tier,

@@ -4,6 +4,16 @@
 
 use std::process::ExitCode;
 
+/// Prints a line; a reader that has gone away (`ferroflash info | head`) ends the program quietly.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write;
+        if writeln!(std::io::stdout(), $($argument)*).is_err() {
+            std::process::exit(0);
+        }
+    }};
+}
+
 use clap::{Args, Parser, Subcommand};
 use host::{Device, DeviceKind, DeviceOptions, EmulatorOptions, Tier};
 

@@ -20,8 +20,8 @@ pub fn vector_add(a: &AnyTensor, b: &AnyTensor) -> Result<AnyTensor> {
                 allowed: "f32".into(),
             });
         }
-        if !tensor.is_contiguous() {
-            return Err(Error::layout(argument, "must be dense"));
+        if !tensor.is_contiguous() || !tensor.address().is_multiple_of(16) {
+            return Err(Error::layout(argument, "must be dense and aligned to 16 bytes"));
         }
     }
     if a.shape() != b.shape() {

@@ -64,7 +64,7 @@ struct Report {
 /// Measures and prints.
 pub fn bench(args: BenchArgs) -> Outcome {
     if args.list {
-        SUITES.iter().for_each(|(name, _)| println!("{name}"));
+        SUITES.iter().for_each(|(name, _)| say!("{name}"));
         return Ok(());
     }
     let known: Vec<&str> = SUITES.iter().map(|(name, _)| *name).collect();
@@ -83,10 +83,16 @@ pub fn bench(args: BenchArgs) -> Outcome {
     }
     let harness = Harness::new(&device, args.quick);
     let copy = harness.copy_bandwidth()?;
-    println!("{device}: copy {copy:.3} TB/s (read and written bytes)");
-    println!(
+    say!("{device}: copy {copy:.3} TB/s (read and written bytes)");
+    say!(
         "{:<44} {:>10} {:>10} {:>10} {:>8} {:>8} {:>6}",
-        "case", "p50 µs", "p95 µs", "min µs", "TB/s", "TFLOP/s", "copy%"
+        "case",
+        "p50 µs",
+        "p95 µs",
+        "min µs",
+        "TB/s",
+        "TFLOP/s",
+        "copy%"
     );
     let mut rows = Vec::new();
     for (op, cases) in SUITES
@@ -95,7 +101,7 @@ pub fn bench(args: BenchArgs) -> Outcome {
     {
         for case in cases(&device)? {
             let row = measure(&harness, op, case, copy)?;
-            println!(
+            say!(
                 "{:<44} {:>10.2} {:>10.2} {:>10.2} {:>8.3} {:>8.1} {:>6.1}",
                 format!("{op} {}", row.case),
                 row.timing.p50,

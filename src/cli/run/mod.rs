@@ -77,7 +77,7 @@ impl Files {
             .iter()
             .map(|(name, tensor)| format!("{name} {tensor:?}"))
             .collect();
-        println!("{} ← {} ({device})", self.output.display(), names.join(", "));
+        say!("{} ← {} ({device})", self.output.display(), names.join(", "));
         Ok(())
     }
 }
