@@ -3,9 +3,15 @@
 pub mod mask;
 pub mod params;
 #[cfg(target_arch = "nvptx64")]
+pub mod rows;
+#[cfg(target_arch = "nvptx64")]
 pub mod schedule;
 #[cfg(target_arch = "nvptx64")]
 pub mod softmax;
 
+#[cfg(all(target_arch = "nvptx64", unit = "attention_forward_f32"))]
+pub mod forward_f32;
+#[cfg(any(tier = "sm_75", tier = "sm_80"))]
+pub mod forward_mma;
 #[cfg(tier = "sm_90a")]
 pub mod forward_sm90;

@@ -17,6 +17,13 @@ pub use elementwise::{
 pub use embedding::{check_indices, embedding, embedding_backward, embedding_backward_into};
 pub use linear::{Linear, LinearMode, linear};
 pub use norm::{Norm, Normed, layer_norm, rms_norm};
+mod attention;
+mod reduce;
+mod vector_add;
+
+pub use attention::{
+    Attention, AttentionCall, AttentionOptions, Causal, Layout, attention, flash_attn, flash_attn_varlen,
+};
 pub use reduce::{ReduceAxis, ReduceKind, reduce};
 pub use sampling::{Sample, argmax, sample};
 pub use softmax::{Softmax, log_softmax, softmax};

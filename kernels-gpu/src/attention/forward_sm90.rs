@@ -10,8 +10,8 @@
 //! tensor, and the tail of a packed sequence is cleared in shared memory.
 
 use super::{
-    mask::Mask,
     params::{AttentionParams, PANEL, flags},
+    rows::{Rows, store_row},
     schedule::{self, Tile},
     softmax::OnlineSoftmax,
 };
@@ -20,7 +20,6 @@ use core::{arch::asm, marker::PhantomData, mem::offset_of};
 use cuda_std::{
     barrier, global, kernel,
     launch::ParamAddress,
-    math::{ex2, rcp},
     mbarrier, register,
     shared::{dynamic_base, st},
     thread, tma,
@@ -212,63 +211,6 @@ unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: u32>
     }
 }
 
-/// What a computing thread knows of its two rows.
-struct Rows {
-    /// Row of register 0 in the sequence; the other is 8 further.
-    first: i32,
-    /// First column of register 0 in a tile.
-    column: i32,
-    mask: Mask,
-    scale: f32,
-    softcap: f32,
-    slope: f32,
-}
-
-impl Rows {
-    /// Softcap and ALiBi: raw scores become natural logits.
-    #[inline(always)]
-    fn extend<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
-        let position = self.first + self.mask.shift - first_key - self.column;
-        let mut i = 0;
-        while i < S {
-            let mut x = scores[i] * self.scale;
-            if self.softcap > 0.0 {
-                // tanh by exponential and reciprocal: tanh.approx is good to 11 bits only.
-                let e = ex2(x * (2.0 * core::f32::consts::LOG2_E) / self.softcap);
-                x = self.softcap * (1.0 - 2.0 * rcp(1.0 + e));
-            }
-            let ahead = position + (i as i32 / 2 % 2) * 8 - (i as i32 / 4 * 8 + i as i32 % 2);
-            let distance = if ahead < 0 { -ahead } else { ahead };
-            scores[i] = x - self.slope * distance as f32;
-            i += 1;
-        }
-    }
-
-    /// Masked scores become −∞.
-    #[inline(always)]
-    fn mask<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
-        let mut h = 0;
-        while h < 2 {
-            let row = self.first + 8 * h as i32;
-            let (begin, end) = (self.mask.begin(row), self.mask.end(row));
-            let width = if end > begin { (end - begin) as u32 } else { 0 };
-            let origin = first_key + self.column - begin;
-            let mut i = 0;
-            while i < S / 4 {
-                let mut j = 0;
-                while j < 2 {
-                    let inside = ((origin + (8 * i + j) as i32) as u32) < width;
-                    let at = 4 * i + 2 * h + j;
-                    scores[at] = if inside { scores[at] } else { f32::NEG_INFINITY };
-                    j += 1;
-                }
-                i += 1;
-            }
-            h += 1;
-        }
-    }
-}
-
 /// `Q·Kᵀ` of this warpgroup's 64 rows with a tile of keys, issued and committed.
 #[inline(always)]
 unsafe fn issue_qk<E: Half, C: Participants, const S: usize, const O: usize, const W: u32>(q: u32, k: u32) -> InFlight<S>
@@ -362,20 +304,7 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
             let tile = Tile::at(index, params, rows);
             let (begin, end) = tile.key_tiles(rows, keys);
             let first = tile.row + group * 64;
-            let slope = if EXTENDED && params.alibi_slopes != 0 {
-                let at = tile.batch as u64 * params.alibi_batch_stride + tile.head as u64;
-                global::ld_nc((params.alibi_slopes + at * 4) as *const f32)
-            } else {
-                0.0
-            };
-            let own = Rows {
-                first: (first + warp * 16 + lane / 4) as i32,
-                column: (lane % 4 * 2) as i32,
-                mask: tile.mask,
-                scale: params.scale,
-                softcap: params.softcap,
-                slope,
-            };
+            let own = Rows::new::<EXTENDED>(params, &tile, first + warp * 16);
             let mut out = Acc::<O>::ZERO;
             let mut softmax = OnlineSoftmax::new();
             if begin < end {
@@ -476,7 +405,7 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
             while h < 2 {
                 let row = first_row + 8 * h as u32;
                 if row < tile.seq_q {
-                    store_row::<E, O>(params, &tile, row, h, &out.0, finished.factor[h], finished.lse[h]);
+                    store_row(params, &tile, row, h, &out.0, finished.factor[h], finished.lse[h], E::pack);
                 }
                 h += 1;
             }
@@ -515,39 +444,6 @@ unsafe fn clear_tail<C: Participants, const S: usize, const O: usize, const W: u
         }
         barrier::fence_proxy_async_shared();
         barrier::sync(TOGETHER, 128 * W);
-    }
-}
-
-/// Writes a thread's part of a row and, once a quad, its LSE.
-#[inline(always)]
-unsafe fn store_row<E: Half, const O: usize>(
-    params: &AttentionParams,
-    tile: &Tile,
-    row: u32,
-    h: usize,
-    out: &[f32; O],
-    factor: f32,
-    lse: f32,
-) {
-    let lane = thread::lane_id();
-    let sequence = if params.flags & flags::VARLEN != 0 { 0 } else { tile.batch as u64 };
-    let row = (tile.start_q + row) as u64;
-    let start = sequence * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2];
-    // SAFETY: the row exists; columns below the value dim are its own.
-    unsafe {
-        let mut i = 0;
-        while i < O / 4 {
-            let column = 8 * i as u32 + lane % 4 * 2;
-            if column < params.value_dim {
-                let word = E::pack(out[4 * i + 2 * h] * factor, out[4 * i + 2 * h + 1] * factor);
-                global::st((params.out + (start + column as u64) * 2) as *mut u32, word);
-            }
-            i += 1;
-        }
-        if params.lse != 0 && lane % 4 == 0 {
-            let at = sequence * params.lse_strides[0] + tile.head as u64 * params.lse_strides[1] + row;
-            global::st((params.lse + at * 4) as *mut f32, lse);
-        }
     }
 }
 

@@ -59,9 +59,9 @@ kernel_params! {
         pub heads_q: u32,
         /// Query heads of one key head.
         pub group: u32,
-        /// Rows of Q (of the longest sequence, when packed).
+        /// Rows of each sequence of Q, or of the packed Q.
         pub seq_q: u32,
-        /// Keys (of the longest sequence, when packed).
+        /// Keys of each sequence, or of the packed K.
         pub seq_kv: u32,
         /// Elements of a query row.
         pub head_dim: u32,
@@ -81,19 +81,19 @@ kernel_params! {
         pub softcap: f32,
         /// Heads whose tiles follow each other, so that their keys stay in L2.
         pub section: u32,
-        /// Blocks of query rows of a head.
+        /// Blocks of query rows of a head, in the longest sequence.
         pub row_blocks: u32,
         /// Zero; keeps the size a multiple of 64.
         pub reserved: u32,
     }
 }
 
-/// The tile of a Hopper kernel.
+/// The tile of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiles {
     /// Head dim, padded.
     pub dim: u32,
-    /// Query rows: 64 a computing warpgroup.
+    /// Query rows.
     pub rows: u32,
     /// Keys.
     pub keys: u32,
@@ -104,12 +104,43 @@ impl Tiles {
         Tiles { dim, rows, keys }
     }
 
-    /// Dynamic shared memory: Q, two stages of K and of V, barriers.
+    /// Dynamic shared memory of a Hopper kernel: Q, two stages of K and of V, barriers.
     pub const fn shared_bytes(self) -> u32 {
         let width = self.dim.div_ceil(PANEL) * PANEL * 2;
         width * (self.rows + 4 * self.keys) + 128
     }
+
+    /// Dynamic shared memory of a kernel of 16-bit elements on sm_75 and sm_80: Q, K and V.
+    pub const fn shared_bytes_mma(self) -> u32 {
+        2 * self.dim * (self.rows + 2 * self.keys)
+    }
+
+    /// Dynamic shared memory of an f32 kernel: Q, K or V, weights; rows are padded.
+    pub const fn shared_bytes_f32(self) -> u32 {
+        4 * ((self.dim + 4) * (self.rows + self.keys) + self.rows * (self.keys + 4))
+    }
 }
+
+/// The sm_80 kernels for f16 and bf16, plain and extended.
+pub const MMA_SM80: [Tiles; 5] = [
+    Tiles::new(64, 128, 64),
+    Tiles::new(96, 128, 64),
+    Tiles::new(128, 128, 64),
+    Tiles::new(192, 128, 64),
+    Tiles::new(256, 64, 64),
+];
+
+/// The sm_75 kernels for f16, plain and extended: 64 KB of shared memory is all there is.
+pub const MMA_SM75: [Tiles; 5] = [
+    Tiles::new(64, 64, 64),
+    Tiles::new(96, 64, 64),
+    Tiles::new(128, 64, 64),
+    Tiles::new(192, 64, 32),
+    Tiles::new(256, 64, 32),
+];
+
+/// The f32 kernels of all tiers, plain and extended.
+pub const F32: [Tiles; 3] = [Tiles::new(64, 64, 32), Tiles::new(128, 64, 32), Tiles::new(256, 32, 16)];
 
 /// The Hopper kernels `attention_forward_*`, by head dim.
 pub const SM90: [Tiles; 5] = [

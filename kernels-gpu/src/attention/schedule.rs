@@ -63,11 +63,17 @@ impl Tile {
         if params.flags & flags::VARLEN != 0 {
             // SAFETY: both arrays have `batch + 1` entries.
             unsafe {
-                let at = |array: u64, index: u32| global::ld_nc((array + index as u64 * 4) as *const u32);
-                start_q = at(params.cu_seqlens_q, batch);
-                start_k = at(params.cu_seqlens_k, batch);
-                seq_q = at(params.cu_seqlens_q, batch + 1) - start_q;
-                seq_kv = at(params.cu_seqlens_k, batch + 1) - start_k;
+                let at = |array: u64, index: u32, tokens: u32| {
+                    let bound = global::ld_nc((array + index as u64 * 4) as *const u32);
+                    if bound < tokens { bound } else { tokens }
+                };
+                start_q = at(params.cu_seqlens_q, batch, params.seq_q);
+                start_k = at(params.cu_seqlens_k, batch, params.seq_kv);
+                let (end_q, end_k) =
+                    (at(params.cu_seqlens_q, batch + 1, params.seq_q), at(params.cu_seqlens_k, batch + 1, params.seq_kv));
+                // Bounds that do not ascend, or leave the tensors, make a sequence shorter: never an access outside.
+                seq_q = if end_q > start_q { end_q - start_q } else { 0 };
+                seq_kv = if end_k > start_k { end_k - start_k } else { 0 };
             }
         }
         let bound = |flag: u32, keys: u32| if params.flags & flag != 0 { keys as i32 } else { UNBOUNDED };

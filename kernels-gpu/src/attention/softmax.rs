@@ -87,8 +87,10 @@ impl OnlineSoftmax {
         while row < 2 {
             // SAFETY: forwarded to the caller.
             let sum = unsafe { warp::reduce_sum::<4>(self.sum[row]) };
-            let base = scaled(self.maximum[row], scale);
             let sink = sink * LOG2_E;
+            // A row without keys has no exponent of its own: the sink's, if there is one, must not underflow beside it.
+            let absent = sum == 0.0 && sink > f32::NEG_INFINITY;
+            let base = if absent { sink } else { scaled(self.maximum[row], scale) };
             // The larger of the two exponents keeps both powers finite.
             let top = fmax(base, sink);
             let keys = ex2(base - top);

@@ -1,0 +1,88 @@
+//! What can be asked of attention.
+
+use kernels_gpu::attention::{mask::UNBOUNDED, params::flags};
+
+use crate::{AnyTensor, Error, Result};
+
+/// Which axis of a dense tensor counts tokens and which counts heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `[batch, tokens, heads, head dim]`, as flash-attn has it.
+    #[default]
+    Bshd,
+    /// `[batch, heads, tokens, head dim]`, as PyTorch has it.
+    Bhsd,
+}
+
+/// Which diagonal bounds what a query sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Causal {
+    /// No bound.
+    #[default]
+    No,
+    /// The last query sees the last key: row `i` sees keys up to `i + Skv − Sq` (flash-attn).
+    BottomRight,
+    /// The first query sees the first key only: row `i` sees keys up to `i` (PyTorch).
+    TopLeft,
+}
+
+/// Options of attention, the same for forward and backward.
+///
+/// In order: dot product times `scale`; softcap; ALiBi; mask; softmax with sinks.
+#[derive(Clone, Debug, Default)]
+pub struct AttentionOptions {
+    /// Axes of dense tensors.
+    pub layout: Layout,
+    /// Causal mask.
+    pub causal: Causal,
+    /// Keys before the query's own position that it sees; `None` is all.
+    pub window_left: Option<u32>,
+    /// Keys after the query's own position that it sees; `None` is all.
+    pub window_right: Option<u32>,
+    /// Factor of the scores; `None` is `1 / √D`.
+    pub scale: Option<f32>,
+    /// `c · tanh(score / c)`; 0 is off.
+    pub softcap: f32,
+    /// ALiBi slopes, f32 `[Hq]` or `[B, Hq]`: `−slope · |position − key|` is added to a score.
+    pub alibi_slopes: Option<AnyTensor>,
+    /// One learned logit a query head, f32 `[Hq]`, that takes part in the softmax and carries no value.
+    pub sinks: Option<AnyTensor>,
+}
+
+impl AttentionOptions {
+    /// The scale in use.
+    ///
+    /// # Errors
+    /// [`Error::Range`] when it is not finite.
+    pub fn scale_for(&self, head_dim: u64) -> Result<f32> {
+        let scale = self.scale.unwrap_or((1.0 / (head_dim as f64).sqrt()) as f32);
+        if !scale.is_finite() {
+            return Err(Error::range("scale", scale, "a finite number"));
+        }
+        Ok(scale)
+    }
+
+    /// Checks what no tensor is needed for.
+    pub(super) fn check(&self) -> Result<()> {
+        if !(self.softcap.is_finite() && self.softcap >= 0.0) {
+            return Err(Error::range("softcap", self.softcap, "0 (off) or a positive number"));
+        }
+        Ok(())
+    }
+
+    /// The bits of `AttentionParams::flags` that masks need.
+    pub(super) fn mask_flags(&self) -> u32 {
+        let right = self.causal != Causal::No || self.window_right.is_some();
+        let top_left = self.causal == Causal::TopLeft;
+        flags::RIGHT * right as u32
+            | flags::LEFT * self.window_left.is_some() as u32
+            | flags::TOP_LEFT * top_left as u32
+    }
+
+    /// Keys before and after the own position, within what the kernels add without overflow.
+    pub(super) fn windows(&self) -> (u32, u32) {
+        let bounded = |window: Option<u32>| window.unwrap_or(UNBOUNDED as u32).min(UNBOUNDED as u32);
+        let right = if self.causal == Causal::No { bounded(self.window_right) } else { 0 };
+        (bounded(self.window_left), right)
+    }
+}

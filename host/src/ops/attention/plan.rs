@@ -1,0 +1,147 @@
+//! What the plans of all tiers share: tiles, parameters, the contract of a launch.
+
+use kernels_gpu::attention::params::{AttentionParams, Tiles, flags};
+
+use super::validate::Problem;
+use crate::{AnyTensor, Error, Result, Stream, Tier, launch::Contract};
+
+/// What a launch writes, and where it runs.
+pub struct Target<'a> {
+    pub out: &'a AnyTensor,
+    pub lse: Option<&'a AnyTensor>,
+    pub stream: Option<&'a Stream>,
+}
+
+/// Tile sizes that the caller insists on.
+pub struct Blocks {
+    pub rows: Option<u32>,
+    pub keys: Option<u32>,
+}
+
+/// Bytes of keys and values that the heads of a section may have together: a part of the L2 cache that leaves room for
+/// what streams through.
+const SECTION_BYTES: u64 = 20 << 20;
+
+impl Blocks {
+    /// The tile of `table` for the problem's head dims: the smallest that holds them.
+    ///
+    /// # Errors
+    /// - [`Error::Unsupported`] when there is none.
+    /// - [`Error::Range`] when the caller insists on another size.
+    pub fn choose(&self, problem: &Problem, table: &[Tiles], tier: Tier) -> Result<Tiles> {
+        let dim = problem.head_dim.max(problem.value_dim);
+        let Some(tiles) = table.iter().find(|tiles| u64::from(tiles.dim) >= dim) else {
+            let largest = table.last().map_or(0, |tiles| tiles.dim);
+            let what = format!("attention in {} with head dim {dim} (at most {largest})", problem.dtype);
+            return Err(Error::Unsupported { what, tier: Some(tier) });
+        };
+        for (argument, wanted, there) in [("block_m", self.rows, tiles.rows), ("block_n", self.keys, tiles.keys)] {
+            if let Some(wanted) = wanted
+                && wanted != there
+            {
+                let allowed = format!("{there} (head dim {dim}, {}, tier {tier})", problem.dtype);
+                return Err(Error::range(argument, wanted, allowed));
+            }
+        }
+        Ok(*tiles)
+    }
+}
+
+/// The name of the kernel.
+pub fn entry(problem: &Problem, dim: u32) -> String {
+    let variant = if problem.extended() { "_extended" } else { "" };
+    format!("attention_forward{variant}_{}_d{dim}", problem.dtype)
+}
+
+/// Tiles of query rows, all heads and sequences.
+///
+/// # Errors
+/// [`Error::Range`] when they cannot be numbered.
+pub fn tile_count(problem: &Problem, tiles: Tiles) -> Result<u64> {
+    let blocks = problem.rows.div_ceil(tiles.rows.into());
+    let count = problem.batch.checked_mul(problem.heads_q).and_then(|heads| heads.checked_mul(blocks));
+    count.filter(|&count| count <= i32::MAX as u64).ok_or_else(|| {
+        let value = format!("{} · {} · {blocks}", problem.batch, problem.heads_q);
+        Error::range("batch · heads · row tiles", value, format!("at most {}", i32::MAX))
+    })
+}
+
+/// The kernel's argument, without tensor maps.
+pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionParams {
+    let (q, k, v) = (problem.view(problem.q), problem.view(problem.k), problem.view(problem.v));
+    let out = problem.view(target.out);
+    let options = problem.options;
+    let packed = problem.packed;
+    let (window_left, window_right) = options.windows();
+    let planes = problem.batch * problem.heads_q;
+    let keys = packed.map_or(problem.seq_kv, |packed| packed.max_k).max(1);
+    let head_bytes = keys * (problem.head_dim + problem.value_dim) * problem.dtype.size();
+    let section = (SECTION_BYTES / head_bytes).max(1).saturating_mul(problem.group()).min(planes);
+    AttentionParams {
+        q_map: [0; 16],
+        k_map: [0; 16],
+        v_map: [0; 16],
+        q: q.address,
+        k: k.address,
+        v: v.address,
+        out: out.address,
+        lse: target.lse.map_or(0, AnyTensor::address),
+        cu_seqlens_q: packed.map_or(0, |packed| packed.cu_seqlens_q.address()),
+        cu_seqlens_k: packed.map_or(0, |packed| packed.cu_seqlens_k.address()),
+        alibi_slopes: options.alibi_slopes.as_ref().map_or(0, AnyTensor::address),
+        sinks: options.sinks.as_ref().map_or(0, AnyTensor::address),
+        q_strides: q.strides,
+        k_strides: k.strides,
+        v_strides: v.strides,
+        out_strides: out.strides,
+        lse_strides: [problem.heads_q * problem.seq_q, problem.seq_q],
+        alibi_batch_stride: options.alibi_slopes.as_ref().map_or(0, |slopes| {
+            if slopes.rank() == 2 { problem.heads_q } else { 0 }
+        }),
+        batch: problem.batch as u32,
+        heads_q: problem.heads_q as u32,
+        group: problem.group() as u32,
+        seq_q: problem.seq_q as u32,
+        seq_kv: problem.seq_kv as u32,
+        head_dim: problem.head_dim as u32,
+        value_dim: problem.value_dim as u32,
+        flags: options.mask_flags() | if packed.is_some() { flags::VARLEN } else { 0 },
+        window_left,
+        window_right,
+        scale: problem.scale,
+        scale_log2: problem.scale * std::f32::consts::LOG2_E,
+        softcap: options.softcap,
+        section: section as u32,
+        row_blocks: problem.rows.div_ceil(tiles.rows.into()) as u32,
+        reserved: 0,
+    }
+}
+
+/// Starts the kernel.
+pub fn start(
+    problem: &Problem,
+    target: &Target,
+    entry: &str,
+    blocks: u64,
+    shared: u32,
+    params: &AttentionParams,
+) -> Result<()> {
+    let options = problem.options;
+    let launch = Contract::new(problem.q.device(), entry)
+        .grid([blocks, 1, 1])
+        .shared(shared.into())
+        .on(target.stream)
+        .reads("q", problem.q)
+        .reads("k", problem.k)
+        .reads("v", problem.v)
+        .reads_if("cu_seqlens_q", problem.packed.map(|packed| packed.cu_seqlens_q))
+        .reads_if("cu_seqlens_k", problem.packed.map(|packed| packed.cu_seqlens_k))
+        .reads_if("alibi_slopes", options.alibi_slopes.as_ref())
+        .reads_if("sinks", options.sinks.as_ref())
+        .writes("out", target.out)
+        .writes_if("lse", target.lse)
+        .prepare()?;
+    // SAFETY: the argument struct of these kernels; addresses, extents and strides are those of the tensors above, and
+    // what packed bounds say is cut to the tensors by the kernel.
+    unsafe { launch.launch(params) }
+}

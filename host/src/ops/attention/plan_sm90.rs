@@ -1,0 +1,49 @@
+//! Launch of the Hopper kernels: tensor maps and a persistent grid.
+
+use kernels_gpu::attention::params::{PANEL, SM90, SM90_EXTENDED};
+
+use super::{
+    plan::{self, Blocks, Target},
+    validate::{Problem, View},
+};
+use crate::{
+    AnyTensor, Result, Tier,
+    tensor_map::{Swizzle, TensorMapRequest},
+};
+
+/// Launches the Hopper kernel of the problem.
+pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()> {
+    let table = if problem.extended() { &SM90_EXTENDED } else { &SM90 };
+    let tiles = blocks.choose(problem, table, Tier::Sm90a)?;
+    let count = plan::tile_count(problem, tiles)?;
+    let mut params = plan::params(problem, tiles, target);
+    let (heads_q, heads_kv) = (problem.heads_q, problem.heads_kv);
+    params.q_map = map(problem, problem.q, [problem.head_dim, problem.seq_q, heads_q], tiles.rows)?;
+    params.k_map = map(problem, problem.k, [problem.head_dim, problem.seq_kv, heads_kv], tiles.keys)?;
+    params.v_map = map(problem, problem.v, [problem.value_dim, problem.seq_kv, heads_kv], tiles.keys)?;
+    let resident = u64::from(problem.q.device().properties().multiprocessors);
+    let entry = plan::entry(problem, tiles.dim);
+    plan::start(problem, target, &entry, count.min(resident), tiles.shared_bytes(), &params)
+}
+
+/// The map of a tensor as (dim, tokens, heads, batch). Beyond its extents the copies write zeros.
+fn map(problem: &Problem, tensor: &AnyTensor, [dim, tokens, heads]: [u64; 3], rows: u32) -> Result<[u64; 16]> {
+    if tensor.elements() == 0 {
+        // No keys at all: the kernel loads nothing.
+        return Ok([0; 16]);
+    }
+    let View { address, strides } = problem.view(tensor);
+    let batch = if problem.packed.is_some() { 1 } else { problem.batch };
+    let size = tensor.dtype().size();
+    // The stride of an axis of extent 1 is never used, but must be a legal one.
+    let stride = |extent: u64, stride: u64| if extent == 1 { 16 } else { stride * size };
+    let request = TensorMapRequest {
+        dtype: tensor.dtype(),
+        address,
+        extents: vec![dim, tokens, heads, batch],
+        strides: vec![stride(tokens, strides[1]), stride(heads, strides[2]), stride(batch, strides[0])],
+        box_extents: vec![PANEL, rows, 1, 1],
+        swizzle: Swizzle::B128,
+    };
+    tensor.device().backend().encode_tensor_map(&request)
+}

@@ -1,0 +1,391 @@
+//! Attention forward in f16 and bf16 by `mma.sync`: sm_80 with `cp.async`, sm_75 without.
+//!
+//! A block computes a tile of query rows of one head; a warp computes 16 or 32 of them. K and V have one buffer each:
+//! V arrives while `Q·Kᵀ` is computed, the next K while the softmax and `P·V` are. Scores and output stay in
+//! registers, and the weights of a tile of keys become the A operand of `P·V` where they are. Rows of the tiles are
+//! cut into panels with swizzled 16-byte chunks, so that `ldmatrix` meets no bank twice.
+//!
+//! Numerics as on Hopper: scores, statistics and sums in f32, weights rounded to the element type, output rounded
+//! once. What lies beyond a sequence or a head dim is never read: zeros stand in its place.
+
+use super::{
+    params::{AttentionParams, flags},
+    rows::{Rows, store_row},
+    schedule::Tile,
+    softmax::OnlineSoftmax,
+};
+use crate::tile::{
+    element::{Element, F16},
+    fragment::a_from_accumulator,
+    layout::Swizzle,
+};
+use cuda_std::{barrier, global, kernel, matrix, shared::dynamic_base, thread};
+
+#[cfg(not(tier = "sm_75"))]
+use crate::tile::element::Bf16;
+#[cfg(not(tier = "sm_75"))]
+use cuda_std::cp_async;
+
+/// 16-bit element types of the tensor cores.
+trait Half: Element {
+    /// `A·B + C` of 16×16 by 16×8.
+    ///
+    /// # Safety
+    /// - All lanes of the warp execute this together.
+    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4];
+}
+
+impl Half for F16 {
+    #[inline(always)]
+    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            #[cfg(tier = "sm_75")]
+            return matrix::mma_m16n8k8_f16([a[2], a[3]], [b[1]], matrix::mma_m16n8k8_f16([a[0], a[1]], [b[0]], c));
+            #[cfg(not(tier = "sm_75"))]
+            return matrix::mma_m16n8k16_f16(a, b, c);
+        }
+    }
+}
+
+#[cfg(not(tier = "sm_75"))]
+impl Half for Bf16 {
+    #[inline(always)]
+    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
+        // SAFETY: forwarded to the caller.
+        unsafe { matrix::mma_m16n8k16_bf16(a, b, c) }
+    }
+}
+
+/// `D += A·B` where the accumulator of 8 columns lies at register `at`.
+#[inline(always)]
+unsafe fn accumulate<E: Half, const R: usize>(d: &mut [f32; R], at: usize, a: [u32; 4], b: [u32; 2]) {
+    // SAFETY: forwarded to the caller.
+    let sum = unsafe { E::mma(a, b, [d[at], d[at + 1], d[at + 2], d[at + 3]]) };
+    d[at] = sum[0];
+    d[at + 1] = sum[1];
+    d[at + 2] = sum[2];
+    d[at + 3] = sum[3];
+}
+
+/// How rows of `DIM` elements lie in shared memory.
+struct Panels<const DIM: u32>;
+
+impl<const DIM: u32> Panels<DIM> {
+    /// 128 bytes where they divide a row, else 64.
+    const SWIZZLE: Swizzle = if DIM.is_multiple_of(64) { Swizzle::B128 } else { Swizzle::B64 };
+    const WIDTH: u32 = Self::SWIZZLE.width();
+    const COUNT: u32 = 2 * DIM / Self::WIDTH;
+    /// Steps of 16 columns in a panel.
+    const STEPS: u32 = Self::WIDTH / 32;
+
+    /// The place of a lane's row of `ldmatrix`: `row`, of 16, and which 8 of 16 columns.
+    #[inline(always)]
+    const fn lane(row: u32, half: u32) -> u32 {
+        Self::SWIZZLE.apply(row * Self::WIDTH + half * 16)
+    }
+
+    /// The place of the same row from 16 `columns` steps and `rows` (a multiple of 8) rows further, in a tile of
+    /// `height` rows.
+    #[inline(always)]
+    const fn at(lane: u32, columns: u32, rows: u32, height: u32) -> u32 {
+        let (panel, step) = (columns / Self::STEPS, columns % Self::STEPS);
+        // The swizzle permutes by XOR, and the step's bits are none of those that it depends on.
+        (lane ^ (32 * step)) + panel * height * Self::WIDTH + rows * Self::WIDTH
+    }
+}
+
+/// A matrix in global memory: the rows of one head.
+struct Source {
+    address: u64,
+    row_bytes: u64,
+    /// Rows that there are.
+    rows: i32,
+    /// Elements that there are of a row.
+    columns: u32,
+}
+
+impl Source {
+    /// Head `head` of a tensor with these strides, from token `start` of sequence `batch` on.
+    #[inline(always)]
+    fn new(address: u64, strides: &[u64; 3], place: (u64, u64, u64), rows: i32, columns: u32) -> Self {
+        let (batch, start, head) = place;
+        let first = batch * strides[0] + start * strides[1] + head * strides[2];
+        Source { address: address + 2 * first, row_bytes: 2 * strides[1], rows, columns }
+    }
+
+    /// Starts to copy rows `first..first + HEIGHT` to the tile at `to`; what is not there becomes zeros.
+    #[inline(always)]
+    unsafe fn copy<const DIM: u32>(&self, to: u32, first: i32, height: u32, threads: u32) {
+        let chunks = Panels::<DIM>::WIDTH / 16;
+        let thread = thread::thread_idx_x();
+        let (row, chunk) = (thread / chunks, thread % chunks);
+        let step = threads / chunks;
+        let destination = to + Panels::<DIM>::SWIZZLE.apply(row * Panels::<DIM>::WIDTH + chunk * 16);
+        let mut i = 0;
+        while i < height / step {
+            let row = first + (row + i * step) as i32;
+            let from = self.address + row as u64 * self.row_bytes + chunk as u64 * 16;
+            let mut panel = 0;
+            while panel < Panels::<DIM>::COUNT {
+                let column = panel * (Panels::<DIM>::WIDTH / 2) + chunk * 8;
+                let there = row < self.rows && column < self.columns;
+                let to = destination + (panel * height + i * step) * Panels::<DIM>::WIDTH;
+                // SAFETY: this thread's chunk of the tile; the source is read only where there is one.
+                unsafe { copy_chunk(to, from + (panel * Panels::<DIM>::WIDTH) as u64, there) };
+                panel += 1;
+            }
+            i += 1;
+        }
+    }
+}
+
+/// 16 bytes, or zeros where `there` is not.
+#[cfg(not(tier = "sm_75"))]
+#[inline(always)]
+unsafe fn copy_chunk(to: u32, from: u64, there: bool) {
+    // SAFETY: forwarded to the caller.
+    unsafe { cp_async::copy_16(to, from as *const u8, if there { 16 } else { 0 }) }
+}
+
+/// 16 bytes, or zeros where `there` is not.
+#[cfg(tier = "sm_75")]
+#[inline(always)]
+unsafe fn copy_chunk(to: u32, from: u64, there: bool) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let chunk = if there { global::ld_nc(from as *const [u32; 4]) } else { [0; 4] };
+        cuda_std::shared::st(to, chunk);
+    }
+}
+
+/// Closes the copies so far.
+#[inline(always)]
+unsafe fn commit() {
+    #[cfg(not(tier = "sm_75"))]
+    // SAFETY: nothing to promise.
+    unsafe {
+        cp_async::commit_group()
+    };
+}
+
+/// All copies of the block are there, and all that was read before has been read.
+#[inline(always)]
+unsafe fn arrived() {
+    // SAFETY: the whole block is here.
+    unsafe {
+        #[cfg(not(tier = "sm_75"))]
+        cp_async::wait_group::<0>();
+        barrier::syncthreads();
+    }
+}
+
+/// The whole kernel: `WARPS` warps of `M` times 16 rows, `S` registers of scores (keys of a tile / 2) and `O` of output
+/// (`DIM / 2`) for each 16 rows; `EXTENDED` adds softcap and ALiBi.
+#[inline(always)]
+unsafe fn forward<
+    E: Half,
+    const DIM: u32,
+    const WARPS: u32,
+    const M: usize,
+    const S: usize,
+    const O: usize,
+    const EXTENDED: bool,
+>(
+    params: &AttentionParams,
+) {
+    let (rows, keys, threads) = (16 * M as u32 * WARPS, 2 * S as u32, 32 * WARPS);
+    // SAFETY: `params` are those of the launch; every barrier and every warp instruction is met by all threads: what
+    // decides is the same for the whole block.
+    unsafe {
+        let tile = Tile::at(thread::block_idx_x(), params, rows);
+        if tile.row >= tile.seq_q {
+            return;
+        }
+        let (begin, end) = tile.key_tiles(rows, keys);
+        let lane = thread::lane_id();
+        let warp_row = thread::thread_idx_x() / 32 * 16 * M as u32;
+        let scale = if EXTENDED { core::f32::consts::LOG2_E } else { params.scale_log2 };
+
+        let mut out = [[0.0f32; O]; M];
+        let mut softmax = [OnlineSoftmax::new(); M];
+        if begin < end {
+            core::hint::assert_unchecked(params.group != 0);
+            let (head, kv_head) = (tile.head as u64, (tile.head / params.group) as u64);
+            let sequence = if params.flags & flags::VARLEN != 0 { 0 } else { tile.batch as u64 };
+            let kv = (sequence, tile.start_k as u64, kv_head);
+            let q = (sequence, tile.start_q as u64, head);
+            let q = Source::new(params.q, &params.q_strides, q, tile.seq_q as i32, params.head_dim);
+            let k = Source::new(params.k, &params.k_strides, kv, tile.mask.seq_kv, params.head_dim);
+            let v = Source::new(params.v, &params.v_strides, kv, tile.mask.seq_kv, params.value_dim);
+            let q_tile = dynamic_base();
+            let k_tile = q_tile + 2 * DIM * rows;
+            let v_tile = k_tile + 2 * DIM * keys;
+            // Row and half of this lane for A and for transposed B, and for B.
+            let a_lane = Panels::<DIM>::lane(lane % 16, lane / 16);
+            let b_lane = Panels::<DIM>::lane(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+
+            let own: [Rows; M] =
+                core::array::from_fn(|m| Rows::new::<EXTENDED>(params, &tile, tile.row + warp_row + 16 * m as u32));
+            let first = tile.row + warp_row;
+            let last = tile.last_row(first, 16 * M as u32);
+            let (whole_begin, whole_end) = tile.mask.whole_tiles(first as i32, last, keys as i32);
+
+            let mut n = end - 1;
+            q.copy::<DIM>(q_tile, tile.row as i32, rows, threads);
+            k.copy::<DIM>(k_tile, n * keys as i32, keys, threads);
+            commit();
+            loop {
+                arrived();
+                v.copy::<DIM>(v_tile, n * keys as i32, keys, threads);
+                commit();
+
+                let mut scores = [[0.0f32; S]; M];
+                let mut step = 0;
+                while step < DIM / 16 {
+                    let a: [[u32; 4]; M] = core::array::from_fn(|m| {
+                        matrix::ldmatrix_x4(q_tile + Panels::<DIM>::at(a_lane, step, warp_row + 16 * m as u32, rows))
+                    });
+                    let mut columns = 0;
+                    while columns < keys / 16 {
+                        let b = matrix::ldmatrix_x4(k_tile + Panels::<DIM>::at(b_lane, step, 16 * columns, keys));
+                        let mut m = 0;
+                        while m < M {
+                            let at = 8 * columns as usize;
+                            accumulate::<E, S>(&mut scores[m], at, a[m], [b[0], b[1]]);
+                            accumulate::<E, S>(&mut scores[m], at + 4, a[m], [b[2], b[3]]);
+                            m += 1;
+                        }
+                        columns += 1;
+                    }
+                    step += 1;
+                }
+                let mut m = 0;
+                while m < M {
+                    if EXTENDED {
+                        own[m].extend(&mut scores[m], n * keys as i32);
+                    }
+                    if n >= whole_end || n < whole_begin {
+                        own[m].mask(&mut scores[m], n * keys as i32);
+                    }
+                    m += 1;
+                }
+
+                arrived();
+                if n > begin {
+                    k.copy::<DIM>(k_tile, (n - 1) * keys as i32, keys, threads);
+                }
+                commit();
+
+                m = 0;
+                while m < M {
+                    let shrink = softmax[m].update(&mut scores[m], scale);
+                    let mut i = 0;
+                    while i < O {
+                        out[m][i] *= shrink[i / 2 % 2];
+                        i += 1;
+                    }
+                    m += 1;
+                }
+                let mut step = 0;
+                while step < keys / 16 {
+                    let a: [[u32; 4]; M] =
+                        core::array::from_fn(|m| a_from_accumulator(&scores[m], step as usize, E::pack));
+                    let mut columns = 0;
+                    while columns < DIM / 16 {
+                        let b = matrix::ldmatrix_x4_trans(v_tile + Panels::<DIM>::at(a_lane, columns, 16 * step, keys));
+                        let mut m = 0;
+                        while m < M {
+                            let at = 8 * columns as usize;
+                            accumulate::<E, O>(&mut out[m], at, a[m], [b[0], b[1]]);
+                            accumulate::<E, O>(&mut out[m], at + 4, a[m], [b[2], b[3]]);
+                            m += 1;
+                        }
+                        columns += 1;
+                    }
+                    step += 1;
+                }
+                if n == begin {
+                    break;
+                }
+                n -= 1;
+            }
+        }
+
+        let sink = if params.sinks != 0 {
+            global::ld_nc((params.sinks + tile.head as u64 * 4) as *const f32)
+        } else {
+            f32::NEG_INFINITY
+        };
+        let mut m = 0;
+        while m < M {
+            let finished = softmax[m].finish(scale, sink);
+            let mut h = 0;
+            while h < 2 {
+                let row = tile.row + warp_row + 16 * m as u32 + lane / 4 + 8 * h as u32;
+                if row < tile.seq_q {
+                    store_row(params, &tile, row, h, &out[m], finished.factor[h], finished.lse[h], E::pack);
+                }
+                h += 1;
+            }
+            m += 1;
+        }
+    }
+}
+
+macro_rules! kernels {
+    ($($tier:literal $unit:literal $element:ident: $dim:literal dim, $warps:literal warps of $m:literal, $keys:literal keys:
+        $name:ident $extended:ident;)*) => {$(
+        kernels! { @one $tier $unit $element $dim $warps $m $keys $name false }
+        kernels! { @one $tier $unit $element $dim $warps $m $keys $extended true }
+    )*};
+    (@one $tier:literal $unit:literal $element:ident $dim:literal $warps:literal $m:literal $keys:literal $name:ident
+        $extended:literal) => {
+        kernel! {
+            /// Attention forward; see [`AttentionParams`].
+            ///
+            /// # Safety
+            /// - The parameters describe live tensors.
+            /// - Dynamic shared memory of `Tiles::shared_bytes_mma`; a grid of one block a tile.
+            #[launch(threads = 32 * $warps, min_blocks = 1, tensor_core = 1, param_align = 64)]
+            #[cfg(all(tier = $tier, unit = $unit))]
+            pub fn $name(params: AttentionParams) {
+                forward::<$element, $dim, $warps, $m, { $keys / 2 }, { $dim / 2 }, $extended>(&params)
+            }
+        }
+    };
+}
+
+// The same tiles as `params::MMA_SM80` and `params::MMA_SM75`.
+kernels! {
+    "sm_80" "attention_forward_d64" F16: 64 dim, 4 warps of 2, 64 keys:
+        attention_forward_f16_d64 attention_forward_extended_f16_d64;
+    "sm_80" "attention_forward_d64" Bf16: 64 dim, 4 warps of 2, 64 keys:
+        attention_forward_bf16_d64 attention_forward_extended_bf16_d64;
+    "sm_80" "attention_forward_d96" F16: 96 dim, 4 warps of 2, 64 keys:
+        attention_forward_f16_d96 attention_forward_extended_f16_d96;
+    "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 64 keys:
+        attention_forward_bf16_d96 attention_forward_extended_bf16_d96;
+    "sm_80" "attention_forward_d128" F16: 128 dim, 4 warps of 2, 64 keys:
+        attention_forward_f16_d128 attention_forward_extended_f16_d128;
+    "sm_80" "attention_forward_d128" Bf16: 128 dim, 4 warps of 2, 64 keys:
+        attention_forward_bf16_d128 attention_forward_extended_bf16_d128;
+    "sm_80" "attention_forward_d192" F16: 192 dim, 8 warps of 1, 64 keys:
+        attention_forward_f16_d192 attention_forward_extended_f16_d192;
+    "sm_80" "attention_forward_d192" Bf16: 192 dim, 8 warps of 1, 64 keys:
+        attention_forward_bf16_d192 attention_forward_extended_bf16_d192;
+    "sm_80" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 64 keys:
+        attention_forward_f16_d256 attention_forward_extended_f16_d256;
+    "sm_80" "attention_forward_d256" Bf16: 256 dim, 4 warps of 1, 64 keys:
+        attention_forward_bf16_d256 attention_forward_extended_bf16_d256;
+    "sm_75" "attention_forward_d64" F16: 64 dim, 4 warps of 1, 64 keys:
+        attention_forward_f16_d64 attention_forward_extended_f16_d64;
+    "sm_75" "attention_forward_d96" F16: 96 dim, 4 warps of 1, 64 keys:
+        attention_forward_f16_d96 attention_forward_extended_f16_d96;
+    "sm_75" "attention_forward_d128" F16: 128 dim, 4 warps of 1, 64 keys:
+        attention_forward_f16_d128 attention_forward_extended_f16_d128;
+    "sm_75" "attention_forward_d192" F16: 192 dim, 4 warps of 1, 32 keys:
+        attention_forward_f16_d192 attention_forward_extended_f16_d192;
+    "sm_75" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 32 keys:
+        attention_forward_f16_d256 attention_forward_extended_f16_d256;
+}

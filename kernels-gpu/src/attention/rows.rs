@@ -1,0 +1,133 @@
+//! What happens to a tile of scores between the product and the softmax: softcap, ALiBi and the mask, in the layout of
+//! the accumulators (`tile::fragment`), of which a thread holds parts of two rows.
+
+use super::{
+    mask::Mask,
+    params::{AttentionParams, flags},
+    schedule::Tile,
+};
+use cuda_std::{
+    global,
+    math::{ex2, rcp},
+    thread,
+};
+
+/// What a computing thread knows of its two rows.
+pub struct Rows {
+    /// Row of register 0 in the sequence; the other is 8 further.
+    first: i32,
+    /// First column of register 0 in a tile.
+    column: i32,
+    mask: Mask,
+    scale: f32,
+    softcap: f32,
+    slope: f32,
+}
+
+impl Rows {
+    /// This thread's rows of the warp whose first row is `warp_row`.
+    ///
+    /// # Safety
+    /// - `params` are those of the launch, `tile` one of its tiles.
+    #[inline(always)]
+    pub unsafe fn new<const EXTENDED: bool>(params: &AttentionParams, tile: &Tile, warp_row: u32) -> Self {
+        let lane = thread::lane_id();
+        let slope = if EXTENDED && params.alibi_slopes != 0 {
+            let at = tile.batch as u64 * params.alibi_batch_stride + tile.head as u64;
+            // SAFETY: there is a slope for every head.
+            unsafe { global::ld_nc((params.alibi_slopes + at * 4) as *const f32) }
+        } else {
+            0.0
+        };
+        Rows {
+            first: (warp_row + lane / 4) as i32,
+            column: (lane % 4 * 2) as i32,
+            mask: tile.mask,
+            scale: params.scale,
+            softcap: params.softcap,
+            slope,
+        }
+    }
+
+    /// Softcap and ALiBi: raw scores become natural logits.
+    #[inline(always)]
+    pub fn extend<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
+        let position = self.first + self.mask.shift - first_key - self.column;
+        let mut i = 0;
+        while i < S {
+            let mut x = scores[i] * self.scale;
+            if self.softcap > 0.0 {
+                // tanh by exponential and reciprocal: tanh.approx is good to 11 bits only.
+                let e = ex2(x * (2.0 * core::f32::consts::LOG2_E) / self.softcap);
+                x = self.softcap * (1.0 - 2.0 * rcp(1.0 + e));
+            }
+            let ahead = position + (i as i32 / 2 % 2) * 8 - (i as i32 / 4 * 8 + i as i32 % 2);
+            let distance = if ahead < 0 { -ahead } else { ahead };
+            scores[i] = x - self.slope * distance as f32;
+            i += 1;
+        }
+    }
+
+    /// Masked scores become −∞.
+    #[inline(always)]
+    pub fn mask<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
+        let mut h = 0;
+        while h < 2 {
+            let row = self.first + 8 * h as i32;
+            let (begin, end) = (self.mask.begin(row), self.mask.end(row));
+            let width = if end > begin { (end - begin) as u32 } else { 0 };
+            let origin = first_key + self.column - begin;
+            let mut i = 0;
+            while i < S / 4 {
+                let mut j = 0;
+                while j < 2 {
+                    let inside = ((origin + (8 * i + j) as i32) as u32) < width;
+                    let at = 4 * i + 2 * h + j;
+                    scores[at] = if inside { scores[at] } else { f32::NEG_INFINITY };
+                    j += 1;
+                }
+                i += 1;
+            }
+            h += 1;
+        }
+    }
+}
+
+/// Writes a thread's 16-bit part of a row and, once a quad, the row's LSE. The row is that of registers `4i + 2h` and
+/// the next; `pack` rounds two neighbours into a word.
+///
+/// # Safety
+/// - `row` is a row of the tile's sequence, `out` its sums in the layout of the accumulators.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a row is just that")]
+pub unsafe fn store_row<const O: usize>(
+    params: &AttentionParams,
+    tile: &Tile,
+    row: u32,
+    h: usize,
+    out: &[f32; O],
+    factor: f32,
+    lse: f32,
+    pack: impl Fn(f32, f32) -> u32,
+) {
+    let lane = thread::lane_id();
+    let sequence = if params.flags & flags::VARLEN != 0 { 0 } else { tile.batch as u64 };
+    let row = (tile.start_q + row) as u64;
+    let start = sequence * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2];
+    // SAFETY: the row exists; columns below the value dim are its own.
+    unsafe {
+        let mut i = 0;
+        while i < O / 4 {
+            let column = 8 * i as u32 + lane % 4 * 2;
+            if column < params.value_dim {
+                let word = pack(out[4 * i + 2 * h] * factor, out[4 * i + 2 * h + 1] * factor);
+                global::st((params.out + (start + column as u64) * 2) as *mut u32, word);
+            }
+            i += 1;
+        }
+        if params.lse != 0 && lane % 4 == 0 {
+            let at = sequence * params.lse_strides[0] + tile.head as u64 * params.lse_strides[1] + row;
+            global::st((params.lse + at * 4) as *mut f32, lse);
+        }
+    }
+}

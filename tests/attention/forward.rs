@@ -1,0 +1,327 @@
+//! Results: shapes, options, hostile data.
+
+use host::compare::same_bits;
+use host::ops::{Layout, attention};
+use host::reference::attention::{self as reference, AttentionOptions, AttentionShape, Causal};
+use host::reference::data::{Distribution, normal, plant};
+use host::reference::{Eager, Exact, widen};
+use host::{Device, Float, Tensor, f16};
+
+use crate::on_all;
+use crate::support::{Case, DIMS, devices, shape};
+
+fn causal() -> AttentionOptions {
+    AttentionOptions { causal: Causal::BottomRight, ..Default::default() }
+}
+
+/// Every kernel: all head dims, plain and extended, several tiles of rows and keys with ragged ends.
+#[test]
+fn every_head_dim() {
+    fn body<T: Float>(device: &Device) {
+        for dim in DIMS {
+            Case::<T>::new(1, shape(1, (1, 1), (70, 133), dim)).with(causal()).check(device);
+            let extended = AttentionOptions { softcap: Some(3.0), ..causal() };
+            Case::<T>::new(2, shape(1, (1, 1), (35, 133), dim)).with(extended).check(device);
+        }
+    }
+    on_all!(body);
+}
+
+/// Head dims between the kernels', and values of another dim; NaN lies beyond the ends of rows.
+#[test]
+fn head_dims_between() {
+    fn body<T: Float>(device: &Device) {
+        for (dim, value_dim) in [(8, 8), (16, 72), (40, 40), (72, 64), (104, 120), (136, 128), (192, 128), (200, 248)] {
+            let shape = AttentionShape { value_dim, ..shape(1, (2, 1), (19, 37), dim) };
+            Case { gap: 8, ..Case::<T>::new(3, shape) }.check(device);
+        }
+    }
+    on_all!(body);
+}
+
+#[test]
+fn ragged_lengths() {
+    fn body<T: Float>(device: &Device) {
+        let lengths = [(1, 1), (1, 2), (1, 63), (1, 129), (2, 1), (3, 199), (63, 65), (64, 64), (65, 63), (113, 203), (129, 17), (239, 1)];
+        for (seq_q, seq_kv) in lengths {
+            let shape = shape(1, (1, 1), (seq_q, seq_kv), 32);
+            Case::<T>::new(4, shape).check(device);
+            Case::<T>::new(5, shape).with(causal()).check(device);
+        }
+    }
+    on_all!(body);
+}
+
+#[test]
+fn groups_share_keys() {
+    fn body<T: Float>(device: &Device) {
+        for (heads_q, heads_kv) in [(2, 2), (4, 2), (6, 1), (7, 1), (28, 4), (32, 1)] {
+            Case::<T>::new(6, shape(2, (heads_q, heads_kv), (9, 21), 16)).with(causal()).check(device);
+        }
+    }
+    on_all!(body);
+}
+
+#[test]
+fn layouts_and_strides() {
+    fn body<T: Float>(device: &Device) {
+        for layout in [Layout::Bshd, Layout::Bhsd] {
+            for gap in [0, 8, 24] {
+                Case { layout, gap, ..Case::<T>::new(7, shape(2, (4, 2), (33, 40), 24)).with(causal()) }.check(device);
+            }
+        }
+    }
+    on_all!(body);
+}
+
+#[test]
+fn masks() {
+    fn body<T: Float>(device: &Device) {
+        let windows = [(Some(0), Some(0)), (Some(5), None), (None, Some(3)), (Some(17), Some(0)), (Some(70), Some(9)), (Some(u32::MAX), Some(u32::MAX))];
+        for (seq_q, seq_kv) in [(40, 40), (7, 150), (150, 20)] {
+            let base = Case::<T>::new(8, shape(1, (1, 1), (seq_q, seq_kv), 16));
+            for causal in [Causal::None, Causal::BottomRight, Causal::TopLeft] {
+                base.clone().with(AttentionOptions { causal, ..Default::default() }).check(device);
+                for (window_left, window_right) in windows {
+                    let options = AttentionOptions { causal, window_left, window_right, ..Default::default() };
+                    base.clone().with(options).check(device);
+                }
+            }
+        }
+    }
+    on_all!(body);
+}
+
+#[test]
+fn options() {
+    fn body<T: Float>(device: &Device) {
+        let shape = shape(2, (4, 2), (37, 70), 32);
+        let slopes = |count: usize| (0..count).map(|i| 0.5 / (1 + i) as f64).collect::<Vec<_>>();
+        let plain = AttentionOptions::default;
+        let all = [
+            AttentionOptions { scale: Some(0.3), ..plain() },
+            AttentionOptions { scale: Some(-0.3), ..plain() },
+            AttentionOptions { scale: Some(0.0), ..causal() },
+            AttentionOptions { softcap: Some(1.5), ..plain() },
+            AttentionOptions { softcap: Some(30.0), ..causal() },
+            AttentionOptions { alibi_slopes: Some(slopes(4)), ..causal() },
+            AttentionOptions { alibi_slopes: Some(slopes(8)), ..plain() },
+            AttentionOptions { sinks: Some(vec![0.5, -3.0, 4.0, f64::NEG_INFINITY]), ..causal() },
+            AttentionOptions {
+                scale: Some(0.2),
+                window_left: Some(20),
+                window_right: Some(4),
+                softcap: Some(5.0),
+                alibi_slopes: Some(slopes(8)),
+                sinks: Some(vec![1.0; 4]),
+                ..plain()
+            },
+        ];
+        for options in all {
+            Case::<T>::new(9, shape).with(options).check(device);
+        }
+    }
+    on_all!(body);
+}
+
+/// Rows without keys are 0 with LSE −∞, or that of the sink, however small it is.
+#[test]
+fn rows_without_keys() {
+    fn body<T: Float>(device: &Device) {
+        let sinks = [None, Some(vec![-200.0, 0.25])];
+        for sinks in sinks {
+            let options = AttentionOptions { sinks, ..causal() };
+            Case::<T>::new(10, shape(1, (2, 1), (140, 5), 16)).with(options.clone()).check(device);
+            Case::<T>::new(10, shape(2, (2, 2), (3, 0), 16)).with(options).check(device);
+        }
+    }
+    on_all!(body);
+}
+
+/// Zero work of every kind.
+#[test]
+fn empty_tensors() {
+    fn body<T: Float>(device: &Device) {
+        for (batch, heads, lengths) in [(0, (2, 2), (3, 3)), (1, (2, 2), (0, 3)), (1, (0, 0), (3, 3)), (0, (0, 0), (0, 0))] {
+            let case = Case::<T>::new(11, shape(batch, heads, lengths, 8));
+            let (out, lse) = case.run(device).unwrap();
+            assert_eq!((out.len(), lse.len()), (0, 0));
+        }
+    }
+    on_all!(body);
+}
+
+/// Logits near −1000 with ragged tails: what is padding must not take part as 0. And all other distributions.
+#[test]
+fn hostile_data() {
+    fn body<T: Float>(device: &Device) {
+        let shape = shape(1, (2, 1), (20, 75), 64);
+        for distribution in Distribution::ALL {
+            Case::<T>::drawn(12, shape, distribution).with(causal()).check(device);
+        }
+        // q = −12 and k = 10.4 everywhere: scores of −998.
+        let mut case = Case::<T>::new(13, shape);
+        case.q.fill(T::from_f32(-12.0));
+        case.k.fill(T::from_f32(10.4));
+        case.check(device);
+        case.with(causal()).check(device);
+    }
+    on_all!(body);
+}
+
+/// NaN and infinity of live inputs arrive where they belong and nowhere else.
+#[test]
+fn live_nan_stays_in_its_rows() {
+    fn body<T: Float>(device: &Device) {
+        let base = Case::<T>::new(14, shape(2, (2, 2), (17, 30), 16));
+        let mut case = base.clone();
+        let row = 2 * 16;
+        plant(&mut case.q, [(17 + 4) * row + 3], f32::NAN);
+        let (out, lse) = case.run(device).unwrap();
+        let (clean, clean_lse) = base.run(device).unwrap();
+        for (i, (x, y)) in out.iter().zip(&clean).enumerate() {
+            let hit = i / row == 17 + 4 && i % row < 16;
+            assert!(if hit { x.to_f32().is_nan() } else { x.to_f32() == y.to_f32() }, "{} element {i}", case.describe(device));
+        }
+        let hit = |i| i == (2 * 17) + 4;
+        assert!((0..lse.len()).all(|i| if hit(i) { lse[i].is_nan() } else { lse[i] == clean_lse[i] }));
+
+        let mut case = base.clone();
+        plant(&mut case.v, [(5 * 2 + 1) * 16 + 2], f32::NAN);
+        let (out, _) = case.run(device).unwrap();
+        for (i, (x, y)) in out.iter().zip(&clean).enumerate() {
+            let hit = i / row < 17 && i % row == 16 + 2;
+            assert!(if hit { x.to_f32().is_nan() } else { x.to_f32() == y.to_f32() }, "{} element {i}", case.describe(device));
+        }
+    }
+    on_all!(body);
+}
+
+/// With one key the output is its value: every index must be right.
+#[test]
+fn one_hot_attention_is_exact() {
+    fn body<T: Float>(device: &Device) {
+        // Key j is 64 at element j: query i has a score that drowns all others at key (5·i) mod 40.
+        let s = shape(2, (2, 1), (50, 40), 40);
+        let mut case = Case::<T>::new(15, s).with(AttentionOptions { scale: Some(1.0), ..Default::default() });
+        for (i, x) in case.k.iter_mut().enumerate() {
+            *x = T::from_f32(if i / 40 % 40 == i % 40 { 64.0 } else { 0.0 });
+        }
+        for (i, x) in case.q.iter_mut().enumerate() {
+            *x = T::from_f32(if i % 40 == 5 * (i / 80 % 50) % 40 { 8.0 } else { 0.0 });
+        }
+        for (i, x) in case.v.iter_mut().enumerate() {
+            *x = T::from_f32((i % 251) as f32 - 125.0);
+        }
+        let (out, _) = case.run(device).unwrap();
+        for (i, x) in out.iter().enumerate() {
+            let (batch, row, column) = (i / (50 * 80), i / 80 % 50, i % 40);
+            let at = (batch * 40 + 5 * row % 40) * 40 + column;
+            assert_eq!(x.to_f32(), case.v[at].to_f32(), "{} element {i}", case.describe(device));
+        }
+    }
+    on_all!(body);
+}
+
+/// f16 with normal inputs is within 1e-3.
+#[test]
+fn f16_is_within_a_thousandth() {
+    for device in devices() {
+        let case = Case::<f16>::new(16, shape(1, (2, 2), (64, 200), 64));
+        let (out, _) = case.run(device).unwrap();
+        let exact = reference::forward::<Exact>(&case.shape, &case.options, &widen(&case.q), &widen(&case.k), &widen(&case.v));
+        let worst = out.iter().zip(&exact.out).map(|(x, y)| (x.to_f64() - y).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-3, "{}: {worst}", case.describe(device));
+    }
+}
+
+/// Packed sequences, empty members first, in the middle and last; NaN follows the last token.
+#[test]
+fn packed_sequences() {
+    fn body<T: Float>(device: &Device) {
+        let lengths: [&[(usize, usize)]; 4] = [
+            &[(5, 5), (17, 30), (1, 70)],
+            &[(0, 0), (3, 9), (0, 4), (70, 0), (2, 2), (0, 0)],
+            &[(33, 150), (150, 33)],
+            &[(0, 0), (0, 0)],
+        ];
+        for lengths in lengths {
+            for options in [
+                AttentionOptions::default(),
+                causal(),
+                AttentionOptions { causal: Causal::TopLeft, ..Default::default() },
+                AttentionOptions { window_left: Some(9), window_right: Some(2), sinks: Some(vec![0.1; 4]), ..Default::default() },
+                AttentionOptions {
+                    softcap: Some(2.0),
+                    alibi_slopes: Some((0..4 * lengths.len()).map(|i| 0.1 * i as f64).collect()),
+                    ..causal()
+                },
+            ] {
+                packed::<T>(device, lengths, options);
+            }
+        }
+    }
+    on_all!(body);
+}
+
+fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: AttentionOptions) {
+    let (mut cu_q, mut cu_k) = (vec![0usize], vec![0usize]);
+    for (q, k) in lengths {
+        cu_q.push(cu_q[cu_q.len() - 1] + q);
+        cu_k.push(cu_k[cu_k.len() - 1] + k);
+    }
+    let (total_q, total_k) = (cu_q[lengths.len()], cu_k[lengths.len()]);
+    let s = AttentionShape { batch: lengths.len(), ..shape(1, (4, 2), (total_q, total_k), 24) };
+    let draw = |seed, tokens: usize, heads: usize| normal::<T>(seed, tokens * heads * 24);
+    let (q, k, v) = (draw(20, total_q, 4), draw(21, total_k, 2), draw(22, total_k, 2));
+    // Tokens of no sequence follow: 3 of them, NaN.
+    let upload = |data: &[T], tokens: usize, heads: usize| {
+        let mut all = data.to_vec();
+        all.resize((tokens + 3) * heads * 24, T::from_f32(f32::NAN));
+        Tensor::from_slice(device, &all, &[(tokens + 3) as u64, heads as u64, 24]).unwrap()
+    };
+    let (tq, tk, tv) = (upload(&q, total_q, 4), upload(&k, total_k, 2), upload(&v, total_k, 2));
+    let bounds = |cu: &[usize]| {
+        let cu: Vec<i32> = cu.iter().map(|&bound| bound as i32).collect();
+        Tensor::from_slice(device, &cu, &[cu.len() as u64]).unwrap()
+    };
+    let (bq, bk) = (bounds(&cu_q), bounds(&cu_k));
+    let longest = |side: fn(&(usize, usize)) -> usize| lengths.iter().map(side).max().unwrap_or(0) as u64;
+    let op_options = crate::support::op_options(device, &options, &s, Layout::Bshd);
+    let result = attention(&tq, &tk, &tv)
+        .options(op_options)
+        .cu_seqlens(&bq, &bk, longest(|l| l.0), longest(|l| l.1))
+        .run()
+        .unwrap();
+    let out = result.out.slice(0, 0..total_q as u64).unwrap().typed::<T>("out").unwrap().to_vec().unwrap();
+    let lse = result.lse.slice(1, 0..total_q as u64).unwrap().typed::<f32>("lse").unwrap().to_vec().unwrap();
+    let data = (widen(&q), widen(&k), widen(&v));
+    let data = (&data.0[..], &data.1[..], &data.2[..]);
+    let exact = reference::forward_varlen::<Exact>(&s, &options, data, (&cu_q, &cu_k));
+    let naive = reference::forward_varlen::<Eager<T>>(&s, &options, data, (&cu_q, &cu_k));
+    Case::<T> { shape: s, options, layout: Layout::Bshd, q, k, v, gap: 0 }.judge(device, &out, &lse, &exact, &naive);
+}
+
+/// Bounds that leave the tensors or do not ascend are cut: wrong rows perhaps, but no access outside (the emulator
+/// would fault).
+#[test]
+fn wrong_bounds_stay_inside() {
+    for device in devices() {
+        let q = Tensor::<f16>::zeros(device, &[10, 2, 16]).unwrap();
+        for bounds in [[0, 5, 40], [7, 3, 10], [-4, 2, 10], [0, i32::MAX, i32::MIN]] {
+            let cu = Tensor::from_slice(device, &bounds, &[3]).unwrap();
+            attention(&q, &q, &q).cu_seqlens(&cu, &cu, 10, 10).run().unwrap();
+            device.synchronize().unwrap();
+        }
+    }
+}
+
+/// More planes than the second grid dimension takes.
+#[test]
+fn more_than_65535_heads() {
+    for device in devices().iter().filter(|device| !device.is_emulator()) {
+        let case = Case::<f16>::new(30, shape(70_000, (1, 1), (1, 1), 8));
+        let (out, _) = case.run(device).unwrap();
+        same_bits(&out, &case.v).unwrap();
+    }
+}

@@ -1,0 +1,9 @@
+//! Attention forward: one body for every device and tier, against the f64 reference.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod errors;
+mod forward;
+mod properties;
+mod support;
