@@ -11,7 +11,9 @@ fn tensor(device: &Device, dtype: DType, shape: &[u64]) -> AnyTensor {
 
 #[track_caller]
 fn names<T>(result: host::Result<T>, argument: &str) {
-    let Err(error) = result else { panic!("{argument} was accepted") };
+    let Err(error) = result else {
+        panic!("{argument} was accepted")
+    };
     let named = match &error {
         Error::Shape { argument, .. }
         | Error::Dtype { argument, .. }
@@ -42,7 +44,10 @@ fn shapes_and_dtypes() {
         }
         let ints = tensor(device, DType::I32, &[1, 4, 2, 16]);
         names(attention(&ints, &ints, &ints).run(), "q");
-        names(attention(&good, &tensor(device, DType::F32, &[1, 4, 2, 16]), &good).run(), "k");
+        names(
+            attention(&good, &tensor(device, DType::F32, &[1, 4, 2, 16]), &good).run(),
+            "k",
+        );
         // Bhsd reads the second axis as heads: 4 query heads of 3 key heads.
         let three = x(&[1, 3, 2, 16]);
         names(attention(&good, &three, &three).layout(Layout::Bhsd).run(), "k");
@@ -81,12 +86,21 @@ fn options() {
         names(call().sinks(&floats(&[3])).run(), "sinks");
         names(call().sinks(&tensor(device, DType::F16, &[2])).run(), "sinks");
         names(call().alibi(&floats(&[2, 3])).run(), "alibi_slopes");
-        names(call().alibi(&floats(&[4, 2]).slice(0, 0..3).unwrap()).run(), "alibi_slopes");
+        names(
+            call().alibi(&floats(&[4, 2]).slice(0, 0..3).unwrap()).run(),
+            "alibi_slopes",
+        );
         names(call().block_m(48).run(), "block_m");
         names(call().block_n(1000).run(), "block_n");
         names(flash_attn(&x, &x, &x, false, (-2, 0)), "window.0");
         names(flash_attn(&x, &x, &x, false, (0, 1 << 40)), "window.1");
-        let rows = if device.tier() == Tier::Sm90a { 192 } else if device.tier() == Tier::Sm80 { 128 } else { 64 };
+        let rows = if device.tier() == Tier::Sm90a {
+            192
+        } else if device.tier() == Tier::Sm80 {
+            128
+        } else {
+            64
+        };
         call().block_m(rows).run().unwrap();
     }
 }
@@ -98,7 +112,12 @@ fn packed_bounds() {
         let cu = Tensor::from_slice(device, &[0i32, 2, 6], &[3]).unwrap();
         let wide = tensor(device, DType::I64, &[3]);
         names(attention(&x, &x, &x).cu_seqlens(&wide, &cu, 4, 4).run(), "cu_seqlens_q");
-        names(attention(&x, &x, &x).cu_seqlens(&cu, &cu.slice(0, 0..2).unwrap(), 4, 4).run(), "cu_seqlens_k");
+        names(
+            attention(&x, &x, &x)
+                .cu_seqlens(&cu, &cu.slice(0, 0..2).unwrap(), 4, 4)
+                .run(),
+            "cu_seqlens_k",
+        );
         names(attention(&x, &x, &x).cu_seqlens(&cu, &cu, 7, 4).run(), "max_q");
         names(attention(&x, &x, &x).cu_seqlens(&cu, &cu, 4, 7).run(), "max_k");
         let dense = tensor(device, DType::F16, &[1, 6, 2, 16]);
@@ -111,7 +130,16 @@ fn what_a_tier_lacks_is_said_by_name() {
     for device in devices().iter().filter(|device| device.tier() == Tier::Sm75) {
         let x = tensor(device, DType::BF16, &[1, 4, 2, 16]);
         let error = attention(&x, &x, &x).run().unwrap_err();
-        assert!(matches!(error, Error::Unsupported { tier: Some(Tier::Sm75), .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Unsupported {
+                    tier: Some(Tier::Sm75),
+                    ..
+                }
+            ),
+            "{error}"
+        );
         assert!(error.to_string().contains("bf16"), "{error}");
     }
 }
@@ -120,6 +148,9 @@ fn what_a_tier_lacks_is_said_by_name() {
 fn another_device() {
     let device = &devices()[0];
     let other = Device::emulator().unwrap();
-    let (x, y) = (tensor(device, DType::F16, &[1, 4, 2, 16]), tensor(&other, DType::F16, &[1, 4, 2, 16]));
+    let (x, y) = (
+        tensor(device, DType::F16, &[1, 4, 2, 16]),
+        tensor(&other, DType::F16, &[1, 4, 2, 16]),
+    );
     names(attention(&x, &y, &x).run(), "k");
 }

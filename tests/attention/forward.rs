@@ -11,7 +11,10 @@ use crate::on_all;
 use crate::support::{Case, DIMS, devices, shape};
 
 fn causal() -> AttentionOptions {
-    AttentionOptions { causal: Causal::BottomRight, ..Default::default() }
+    AttentionOptions {
+        causal: Causal::BottomRight,
+        ..Default::default()
+    }
 }
 
 /// Every kernel: all head dims, plain and extended, several tiles of rows and keys with ragged ends.
@@ -19,9 +22,16 @@ fn causal() -> AttentionOptions {
 fn every_head_dim() {
     fn body<T: Float>(device: &Device) {
         for dim in DIMS {
-            Case::<T>::new(1, shape(1, (1, 1), (70, 133), dim)).with(causal()).check(device);
-            let extended = AttentionOptions { softcap: Some(3.0), ..causal() };
-            Case::<T>::new(2, shape(1, (1, 1), (35, 133), dim)).with(extended).check(device);
+            Case::<T>::new(1, shape(1, (1, 1), (70, 133), dim))
+                .with(causal())
+                .check(device);
+            let extended = AttentionOptions {
+                softcap: Some(3.0),
+                ..causal()
+            };
+            Case::<T>::new(2, shape(1, (1, 1), (35, 133), dim))
+                .with(extended)
+                .check(device);
         }
     }
     on_all!(body);
@@ -31,9 +41,25 @@ fn every_head_dim() {
 #[test]
 fn head_dims_between() {
     fn body<T: Float>(device: &Device) {
-        for (dim, value_dim) in [(8, 8), (16, 72), (40, 40), (72, 64), (104, 120), (136, 128), (192, 128), (200, 248)] {
-            let shape = AttentionShape { value_dim, ..shape(1, (2, 1), (19, 37), dim) };
-            Case { gap: 8, ..Case::<T>::new(3, shape) }.check(device);
+        for (dim, value_dim) in [
+            (8, 8),
+            (16, 72),
+            (40, 40),
+            (72, 64),
+            (104, 120),
+            (136, 128),
+            (192, 128),
+            (200, 248),
+        ] {
+            let shape = AttentionShape {
+                value_dim,
+                ..shape(1, (2, 1), (19, 37), dim)
+            };
+            Case {
+                gap: 8,
+                ..Case::<T>::new(3, shape)
+            }
+            .check(device);
         }
     }
     on_all!(body);
@@ -42,7 +68,20 @@ fn head_dims_between() {
 #[test]
 fn ragged_lengths() {
     fn body<T: Float>(device: &Device) {
-        let lengths = [(1, 1), (1, 2), (1, 63), (1, 129), (2, 1), (3, 199), (63, 65), (64, 64), (65, 63), (113, 203), (129, 17), (239, 1)];
+        let lengths = [
+            (1, 1),
+            (1, 2),
+            (1, 63),
+            (1, 129),
+            (2, 1),
+            (3, 199),
+            (63, 65),
+            (64, 64),
+            (65, 63),
+            (113, 203),
+            (129, 17),
+            (239, 1),
+        ];
         for (seq_q, seq_kv) in lengths {
             let shape = shape(1, (1, 1), (seq_q, seq_kv), 32);
             Case::<T>::new(4, shape).check(device);
@@ -56,7 +95,9 @@ fn ragged_lengths() {
 fn groups_share_keys() {
     fn body<T: Float>(device: &Device) {
         for (heads_q, heads_kv) in [(2, 2), (4, 2), (6, 1), (7, 1), (28, 4), (32, 1)] {
-            Case::<T>::new(6, shape(2, (heads_q, heads_kv), (9, 21), 16)).with(causal()).check(device);
+            Case::<T>::new(6, shape(2, (heads_q, heads_kv), (9, 21), 16))
+                .with(causal())
+                .check(device);
         }
     }
     on_all!(body);
@@ -67,7 +108,12 @@ fn layouts_and_strides() {
     fn body<T: Float>(device: &Device) {
         for layout in [Layout::Bshd, Layout::Bhsd] {
             for gap in [0, 8, 24] {
-                Case { layout, gap, ..Case::<T>::new(7, shape(2, (4, 2), (33, 40), 24)).with(causal()) }.check(device);
+                Case {
+                    layout,
+                    gap,
+                    ..Case::<T>::new(7, shape(2, (4, 2), (33, 40), 24)).with(causal())
+                }
+                .check(device);
             }
         }
     }
@@ -77,13 +123,30 @@ fn layouts_and_strides() {
 #[test]
 fn masks() {
     fn body<T: Float>(device: &Device) {
-        let windows = [(Some(0), Some(0)), (Some(5), None), (None, Some(3)), (Some(17), Some(0)), (Some(70), Some(9)), (Some(u32::MAX), Some(u32::MAX))];
+        let windows = [
+            (Some(0), Some(0)),
+            (Some(5), None),
+            (None, Some(3)),
+            (Some(17), Some(0)),
+            (Some(70), Some(9)),
+            (Some(u32::MAX), Some(u32::MAX)),
+        ];
         for (seq_q, seq_kv) in [(40, 40), (7, 150), (150, 20)] {
             let base = Case::<T>::new(8, shape(1, (1, 1), (seq_q, seq_kv), 16));
             for causal in [Causal::None, Causal::BottomRight, Causal::TopLeft] {
-                base.clone().with(AttentionOptions { causal, ..Default::default() }).check(device);
+                base.clone()
+                    .with(AttentionOptions {
+                        causal,
+                        ..Default::default()
+                    })
+                    .check(device);
                 for (window_left, window_right) in windows {
-                    let options = AttentionOptions { causal, window_left, window_right, ..Default::default() };
+                    let options = AttentionOptions {
+                        causal,
+                        window_left,
+                        window_right,
+                        ..Default::default()
+                    };
                     base.clone().with(options).check(device);
                 }
             }
@@ -99,14 +162,38 @@ fn options() {
         let slopes = |count: usize| (0..count).map(|i| 0.5 / (1 + i) as f64).collect::<Vec<_>>();
         let plain = AttentionOptions::default;
         let all = [
-            AttentionOptions { scale: Some(0.3), ..plain() },
-            AttentionOptions { scale: Some(-0.3), ..plain() },
-            AttentionOptions { scale: Some(0.0), ..causal() },
-            AttentionOptions { softcap: Some(1.5), ..plain() },
-            AttentionOptions { softcap: Some(30.0), ..causal() },
-            AttentionOptions { alibi_slopes: Some(slopes(4)), ..causal() },
-            AttentionOptions { alibi_slopes: Some(slopes(8)), ..plain() },
-            AttentionOptions { sinks: Some(vec![0.5, -3.0, 4.0, f64::NEG_INFINITY]), ..causal() },
+            AttentionOptions {
+                scale: Some(0.3),
+                ..plain()
+            },
+            AttentionOptions {
+                scale: Some(-0.3),
+                ..plain()
+            },
+            AttentionOptions {
+                scale: Some(0.0),
+                ..causal()
+            },
+            AttentionOptions {
+                softcap: Some(1.5),
+                ..plain()
+            },
+            AttentionOptions {
+                softcap: Some(30.0),
+                ..causal()
+            },
+            AttentionOptions {
+                alibi_slopes: Some(slopes(4)),
+                ..causal()
+            },
+            AttentionOptions {
+                alibi_slopes: Some(slopes(8)),
+                ..plain()
+            },
+            AttentionOptions {
+                sinks: Some(vec![0.5, -3.0, 4.0, f64::NEG_INFINITY]),
+                ..causal()
+            },
             AttentionOptions {
                 scale: Some(0.2),
                 window_left: Some(20),
@@ -131,8 +218,12 @@ fn rows_without_keys() {
         let sinks = [None, Some(vec![-200.0, 0.25])];
         for sinks in sinks {
             let options = AttentionOptions { sinks, ..causal() };
-            Case::<T>::new(10, shape(1, (2, 1), (140, 5), 16)).with(options.clone()).check(device);
-            Case::<T>::new(10, shape(2, (2, 2), (3, 0), 16)).with(options).check(device);
+            Case::<T>::new(10, shape(1, (2, 1), (140, 5), 16))
+                .with(options.clone())
+                .check(device);
+            Case::<T>::new(10, shape(2, (2, 2), (3, 0), 16))
+                .with(options)
+                .check(device);
         }
     }
     on_all!(body);
@@ -142,7 +233,12 @@ fn rows_without_keys() {
 #[test]
 fn empty_tensors() {
     fn body<T: Float>(device: &Device) {
-        for (batch, heads, lengths) in [(0, (2, 2), (3, 3)), (1, (2, 2), (0, 3)), (1, (0, 0), (3, 3)), (0, (0, 0), (0, 0))] {
+        for (batch, heads, lengths) in [
+            (0, (2, 2), (3, 3)),
+            (1, (2, 2), (0, 3)),
+            (1, (0, 0), (3, 3)),
+            (0, (0, 0), (0, 0)),
+        ] {
             let case = Case::<T>::new(11, shape(batch, heads, lengths, 8));
             let (out, lse) = case.run(device).unwrap();
             assert_eq!((out.len(), lse.len()), (0, 0));
@@ -181,17 +277,37 @@ fn live_nan_stays_in_its_rows() {
         let (clean, clean_lse) = base.run(device).unwrap();
         for (i, (x, y)) in out.iter().zip(&clean).enumerate() {
             let hit = i / row == 17 + 4 && i % row < 16;
-            assert!(if hit { x.to_f32().is_nan() } else { x.to_f32() == y.to_f32() }, "{} element {i}", case.describe(device));
+            assert!(
+                if hit {
+                    x.to_f32().is_nan()
+                } else {
+                    x.to_f32() == y.to_f32()
+                },
+                "{} element {i}",
+                case.describe(device)
+            );
         }
         let hit = |i| i == (2 * 17) + 4;
-        assert!((0..lse.len()).all(|i| if hit(i) { lse[i].is_nan() } else { lse[i] == clean_lse[i] }));
+        assert!((0..lse.len()).all(|i| if hit(i) {
+            lse[i].is_nan()
+        } else {
+            lse[i] == clean_lse[i]
+        }));
 
         let mut case = base.clone();
         plant(&mut case.v, [(5 * 2 + 1) * 16 + 2], f32::NAN);
         let (out, _) = case.run(device).unwrap();
         for (i, (x, y)) in out.iter().zip(&clean).enumerate() {
             let hit = i / row < 17 && i % row == 16 + 2;
-            assert!(if hit { x.to_f32().is_nan() } else { x.to_f32() == y.to_f32() }, "{} element {i}", case.describe(device));
+            assert!(
+                if hit {
+                    x.to_f32().is_nan()
+                } else {
+                    x.to_f32() == y.to_f32()
+                },
+                "{} element {i}",
+                case.describe(device)
+            );
         }
     }
     on_all!(body);
@@ -203,7 +319,10 @@ fn one_hot_attention_is_exact() {
     fn body<T: Float>(device: &Device) {
         // Key j is 64 at element j: query i has a score that drowns all others at key (5·i) mod 40.
         let s = shape(2, (2, 1), (50, 40), 40);
-        let mut case = Case::<T>::new(15, s).with(AttentionOptions { scale: Some(1.0), ..Default::default() });
+        let mut case = Case::<T>::new(15, s).with(AttentionOptions {
+            scale: Some(1.0),
+            ..Default::default()
+        });
         for (i, x) in case.k.iter_mut().enumerate() {
             *x = T::from_f32(if i / 40 % 40 == i % 40 { 64.0 } else { 0.0 });
         }
@@ -229,8 +348,18 @@ fn f16_is_within_a_thousandth() {
     for device in devices() {
         let case = Case::<f16>::new(16, shape(1, (2, 2), (64, 200), 64));
         let (out, _) = case.run(device).unwrap();
-        let exact = reference::forward::<Exact>(&case.shape, &case.options, &widen(&case.q), &widen(&case.k), &widen(&case.v));
-        let worst = out.iter().zip(&exact.out).map(|(x, y)| (x.to_f64() - y).abs()).fold(0.0, f64::max);
+        let exact = reference::forward::<Exact>(
+            &case.shape,
+            &case.options,
+            &widen(&case.q),
+            &widen(&case.k),
+            &widen(&case.v),
+        );
+        let worst = out
+            .iter()
+            .zip(&exact.out)
+            .map(|(x, y)| (x.to_f64() - y).abs())
+            .fold(0.0, f64::max);
         assert!(worst < 1e-3, "{}: {worst}", case.describe(device));
     }
 }
@@ -249,8 +378,16 @@ fn packed_sequences() {
             for options in [
                 AttentionOptions::default(),
                 causal(),
-                AttentionOptions { causal: Causal::TopLeft, ..Default::default() },
-                AttentionOptions { window_left: Some(9), window_right: Some(2), sinks: Some(vec![0.1; 4]), ..Default::default() },
+                AttentionOptions {
+                    causal: Causal::TopLeft,
+                    ..Default::default()
+                },
+                AttentionOptions {
+                    window_left: Some(9),
+                    window_right: Some(2),
+                    sinks: Some(vec![0.1; 4]),
+                    ..Default::default()
+                },
                 AttentionOptions {
                     softcap: Some(2.0),
                     alibi_slopes: Some((0..4 * lengths.len()).map(|i| 0.1 * i as f64).collect()),
@@ -271,7 +408,10 @@ fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: Attent
         cu_k.push(cu_k[cu_k.len() - 1] + k);
     }
     let (total_q, total_k) = (cu_q[lengths.len()], cu_k[lengths.len()]);
-    let s = AttentionShape { batch: lengths.len(), ..shape(1, (4, 2), (total_q, total_k), 24) };
+    let s = AttentionShape {
+        batch: lengths.len(),
+        ..shape(1, (4, 2), (total_q, total_k), 24)
+    };
     let draw = |seed, tokens: usize, heads: usize| normal::<T>(seed, tokens * heads * 24);
     let (q, k, v) = (draw(20, total_q, 4), draw(21, total_k, 2), draw(22, total_k, 2));
     // Tokens of no sequence follow: 3 of them, NaN.
@@ -293,13 +433,36 @@ fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: Attent
         .cu_seqlens(&bq, &bk, longest(|l| l.0), longest(|l| l.1))
         .run()
         .unwrap();
-    let out = result.out.slice(0, 0..total_q as u64).unwrap().typed::<T>("out").unwrap().to_vec().unwrap();
-    let lse = result.lse.slice(1, 0..total_q as u64).unwrap().typed::<f32>("lse").unwrap().to_vec().unwrap();
+    let out = result
+        .out
+        .slice(0, 0..total_q as u64)
+        .unwrap()
+        .typed::<T>("out")
+        .unwrap()
+        .to_vec()
+        .unwrap();
+    let lse = result
+        .lse
+        .slice(1, 0..total_q as u64)
+        .unwrap()
+        .typed::<f32>("lse")
+        .unwrap()
+        .to_vec()
+        .unwrap();
     let data = (widen(&q), widen(&k), widen(&v));
     let data = (&data.0[..], &data.1[..], &data.2[..]);
     let exact = reference::forward_varlen::<Exact>(&s, &options, data, (&cu_q, &cu_k));
     let naive = reference::forward_varlen::<Eager<T>>(&s, &options, data, (&cu_q, &cu_k));
-    Case::<T> { shape: s, options, layout: Layout::Bshd, q, k, v, gap: 0 }.judge(device, &out, &lse, &exact, &naive);
+    Case::<T> {
+        shape: s,
+        options,
+        layout: Layout::Bshd,
+        q,
+        k,
+        v,
+        gap: 0,
+    }
+    .judge(device, &out, &lse, &exact, &naive);
 }
 
 /// Bounds that leave the tensors or do not ascend are cut: wrong rows perhaps, but no access outside (the emulator

@@ -13,7 +13,10 @@ use crate::support::{Case, devices, has, shape};
 #[test]
 fn runs_repeat_bit_for_bit() {
     fn body<T: Float>(device: &Device) {
-        let options = AttentionOptions { causal: Causal::BottomRight, ..Default::default() };
+        let options = AttentionOptions {
+            causal: Causal::BottomRight,
+            ..Default::default()
+        };
         let case = Case::<T>::new(1, shape(2, (4, 2), (70, 90), 64)).with(options);
         let (out, lse) = case.run(device).unwrap();
         for _ in 0..if device.is_emulator() { 1 } else { 50 } {
@@ -35,7 +38,10 @@ fn rows_do_not_depend_on_the_batch() {
         let per_k = 85 * 32;
         for b in [0, 3] {
             let one = Case {
-                shape: AttentionShape { batch: 1, ..batch.shape },
+                shape: AttentionShape {
+                    batch: 1,
+                    ..batch.shape
+                },
                 q: batch.q[b * per_q..][..per_q].to_vec(),
                 k: batch.k[b * per_k..][..per_k].to_vec(),
                 v: batch.v[b * per_k..][..per_k].to_vec(),
@@ -43,9 +49,15 @@ fn rows_do_not_depend_on_the_batch() {
             };
             same_bits(&one.run(device).unwrap().0, &out[b * per_q..][..per_q]).unwrap();
         }
-        let tensor = |data: &[T], tokens: u64, heads: u64| Tensor::from_slice(device, data, &[5 * tokens, heads, 32]).unwrap();
-        let bounds = |step: i32| Tensor::from_slice(device, &[0, step, 2 * step, 3 * step, 4 * step, 5 * step], &[6]).unwrap();
-        let (q, k, v) = (tensor(&batch.q, 21, 2), tensor(&batch.k, 85, 1), tensor(&batch.v, 85, 1));
+        let tensor =
+            |data: &[T], tokens: u64, heads: u64| Tensor::from_slice(device, data, &[5 * tokens, heads, 32]).unwrap();
+        let bounds =
+            |step: i32| Tensor::from_slice(device, &[0, step, 2 * step, 3 * step, 4 * step, 5 * step], &[6]).unwrap();
+        let (q, k, v) = (
+            tensor(&batch.q, 21, 2),
+            tensor(&batch.k, 85, 1),
+            tensor(&batch.v, 85, 1),
+        );
         let packed = flash_attn_varlen(&q, &k, &v, &bounds(21), &bounds(85), 21, 85, false, (-1, -1)).unwrap();
         same_bits(&packed.typed::<T>("out").unwrap().to_vec().unwrap(), &out).unwrap();
     }
@@ -56,7 +68,11 @@ fn rows_do_not_depend_on_the_batch() {
 #[test]
 fn ways_to_call() {
     for device in devices() {
-        let options = AttentionOptions { causal: Causal::BottomRight, window_left: Some(7), ..Default::default() };
+        let options = AttentionOptions {
+            causal: Causal::BottomRight,
+            window_left: Some(7),
+            ..Default::default()
+        };
         let case = Case::<f16>::new(3, shape(1, (2, 2), (20, 20), 16)).with(options);
         let (out, _) = case.run(device).unwrap();
         let [q, k, v] = case.tensors(device);
@@ -75,15 +91,21 @@ fn ways_to_call() {
 fn random_problems() {
     for device in devices() {
         let cases = if device.is_emulator() { 24 } else { 1000 };
-        let config = Config { cases, failure_persistence: None, ..Config::default() };
-        TestRunner::new(config).run(&problem(device.is_emulator()), |problem| {
-            match problem.dtype % 3 {
-                0 => problem.case::<f16>().check(device),
-                1 if has::<bf16>(device) => problem.case::<bf16>().check(device),
-                _ => problem.case::<f32>().check(device),
-            }
-            Ok(())
-        }).unwrap();
+        let config = Config {
+            cases,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        TestRunner::new(config)
+            .run(&problem(device.is_emulator()), |problem| {
+                match problem.dtype % 3 {
+                    0 => problem.case::<f16>().check(device),
+                    1 if has::<bf16>(device) => problem.case::<bf16>().check(device),
+                    _ => problem.case::<f32>().check(device),
+                }
+                Ok(())
+            })
+            .unwrap();
     }
 }
 
@@ -100,15 +122,32 @@ struct Problem {
 impl Problem {
     fn case<T: Float>(&self) -> Case<T> {
         let case = Case::new(self.seed, self.shape).with(self.options.clone());
-        Case { layout: self.layout, gap: self.gap, ..case }
+        Case {
+            layout: self.layout,
+            gap: self.gap,
+            ..case
+        }
     }
 }
 
 fn problem(small: bool) -> impl Strategy<Value = Problem> {
     let longest = if small { 150usize } else { 700 };
-    let sizes = (1..3usize, 1..3usize, 1..4usize, 1..longest, 0..longest, 1..33usize, 1..33usize);
+    let sizes = (
+        1..3usize,
+        1..3usize,
+        1..4usize,
+        1..longest,
+        0..longest,
+        1..33usize,
+        1..33usize,
+    );
     let masks = (0..3u8, proptest::option::of(0..200u32), proptest::option::of(0..200u32));
-    let extras = (proptest::option::of(0.05..0.5f64), proptest::option::of(0.5..20.0f64), any::<bool>(), any::<bool>());
+    let extras = (
+        proptest::option::of(0.05..0.5f64),
+        proptest::option::of(0.5..20.0f64),
+        any::<bool>(),
+        any::<bool>(),
+    );
     let rest = (any::<u32>(), any::<u8>(), any::<bool>(), 0..3usize);
     (sizes, masks, extras, rest).prop_map(move |(sizes, masks, (scale, softcap, alibi, sinks), rest)| {
         let (batch, heads_kv, group, seq_q, seq_kv, dim, value_dim) = sizes;
@@ -118,7 +157,15 @@ fn problem(small: bool) -> impl Strategy<Value = Problem> {
         Problem {
             seed: seed.into(),
             dtype,
-            shape: AttentionShape { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim: 8 * dim, value_dim: 8 * value_dim },
+            shape: AttentionShape {
+                batch,
+                heads_q,
+                heads_kv,
+                seq_q,
+                seq_kv,
+                head_dim: 8 * dim,
+                value_dim: 8 * value_dim,
+            },
             options: AttentionOptions {
                 scale,
                 causal: [Causal::None, Causal::BottomRight, Causal::TopLeft][causal as usize],

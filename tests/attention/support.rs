@@ -7,7 +7,7 @@ use host::ops::{AttentionOptions, Causal, Layout, attention};
 use host::reference::attention::{self as reference, AttentionShape};
 use host::reference::data::Distribution;
 use host::reference::{Eager, Exact, widen};
-use host::{AnyTensor, DType, Device, Float, Tensor, Tier, bf16, f16};
+use host::{AnyTensor, DType, Device, Element as _, Float, Tensor, Tier, bf16};
 
 /// The devices, opened once.
 pub fn devices() -> &'static [Device] {
@@ -24,7 +24,6 @@ macro_rules! on_all {
             if device.tier() != host::Tier::Sm75 {
                 $body::<host::bf16>(device);
             }
-            $body::<f32>(device);
         }
     };
 }
@@ -43,8 +42,21 @@ pub struct Case<T> {
 }
 
 /// A shape by batch, heads, lengths and head dim.
-pub fn shape(batch: usize, (heads_q, heads_kv): (usize, usize), (seq_q, seq_kv): (usize, usize), dim: usize) -> AttentionShape {
-    AttentionShape { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim: dim, value_dim: dim }
+pub fn shape(
+    batch: usize,
+    (heads_q, heads_kv): (usize, usize),
+    (seq_q, seq_kv): (usize, usize),
+    dim: usize,
+) -> AttentionShape {
+    AttentionShape {
+        batch,
+        heads_q,
+        heads_kv,
+        seq_q,
+        seq_kv,
+        head_dim: dim,
+        value_dim: dim,
+    }
 }
 
 impl<T: Float> Case<T> {
@@ -76,7 +88,11 @@ impl<T: Float> Case<T> {
     fn upload(&self, device: &Device, data: &[T], tokens: usize, heads: usize, dim: usize) -> AnyTensor {
         let s = &self.shape;
         let width = dim + self.gap;
-        let (outer, inner) = if self.layout == Layout::Bshd { (tokens, heads) } else { (heads, tokens) };
+        let (outer, inner) = if self.layout == Layout::Bshd {
+            (tokens, heads)
+        } else {
+            (heads, tokens)
+        };
         let mut all = vec![T::from_f32(f32::NAN); s.batch * outer * inner * width];
         for b in 0..s.batch {
             for t in 0..tokens {
@@ -110,7 +126,11 @@ impl<T: Float> Case<T> {
         let out = Tensor::<T>::empty(device, &[&shape[..3], &[self.shape.value_dim as u64]].concat())?;
         out.fill_bytes(0xFF)?;
         let result = attention(&q, &k, &v).options(options).out(&out).run()?;
-        let out = if self.layout == Layout::Bshd { out } else { out.transpose(1, 2)? };
+        let out = if self.layout == Layout::Bshd {
+            out
+        } else {
+            out.transpose(1, 2)?
+        };
         Ok((out.to_vec()?, result.lse.typed::<f32>("lse")?.to_vec()?))
     }
 
@@ -124,20 +144,35 @@ impl<T: Float> Case<T> {
         let (q, k, v) = (widen(&self.q), widen(&self.k), widen(&self.v));
         let exact = reference::forward::<Exact>(&self.shape, &self.options, &q, &k, &v);
         let naive = reference::forward::<Eager<T>>(&self.shape, &self.options, &q, &k, &v);
-        let (out, lse) = self.run(device).unwrap_or_else(|error| panic!("{}: {error}", self.describe(device)));
+        let (out, lse) = self
+            .run(device)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.describe(device)));
         self.judge(device, &out, &lse, &exact, &naive);
     }
 
     #[track_caller]
-    pub fn judge(&self, device: &Device, out: &[T], lse: &[f32], exact: &reference::Forward, naive: &reference::Forward) {
-        let rule = match T::DTYPE {
-            DType::F32 => Rule::Close { relative: 1e-5, absolute: 2e-6 },
-            _ => Rule::twice(&naive.out),
-        };
-        if let Err(report) = compare(out, &exact.out, rule).check() {
-            panic!("{}: out: {report}", self.describe(device));
+    pub fn judge(
+        &self,
+        device: &Device,
+        out: &[T],
+        lse: &[f32],
+        exact: &reference::Forward,
+        naive: &reference::Forward,
+    ) {
+        if let Err(report) = compare(out, &exact.out, Rule::twice(&naive.out)).check() {
+            // f32 has another way to pass, as its approximations of 2^x are as coarse as what unfused execution rounds.
+            let close = Rule::Relative {
+                relative: 1e-5,
+                absolute: 2e-6,
+            };
+            if T::DTYPE != DType::F32 || !compare(out, &exact.out, close).is_ok() {
+                panic!("{}: out: {report}", self.describe(device));
+            }
         }
-        let rule = Rule::Close { relative: 4e-6, absolute: 1e-5 };
+        let rule = Rule::Relative {
+            relative: 4e-6,
+            absolute: 1e-5,
+        };
         if let Err(report) = compare(lse, &exact.lse, rule).check() {
             panic!("{}: lse: {report}", self.describe(device));
         }
@@ -164,7 +199,8 @@ pub fn op_options(
     shape: &AttentionShape,
     layout: Layout,
 ) -> AttentionOptions {
-    let floats = |values: &Vec<f64>, shape: &[u64]| Tensor::<f32>::from_f64(device, values, shape).unwrap().any().clone();
+    let floats =
+        |values: &Vec<f64>, shape: &[u64]| Tensor::<f32>::from_f64(device, values, shape).unwrap().any().clone();
     let heads = shape.heads_q as u64;
     AttentionOptions {
         layout,
@@ -179,7 +215,11 @@ pub fn op_options(
         softcap: options.softcap.unwrap_or(0.0) as f32,
         alibi_slopes: options.alibi_slopes.as_ref().map(|slopes| {
             let rows = slopes.len() as u64 / heads;
-            if rows == 1 { floats(slopes, &[heads]) } else { floats(slopes, &[rows, heads]) }
+            if rows == 1 {
+                floats(slopes, &[heads])
+            } else {
+                floats(slopes, &[rows, heads])
+            }
         }),
         sinks: options.sinks.as_ref().map(|sinks| floats(sinks, &[heads])),
     }
@@ -192,7 +232,3 @@ pub fn has<T: Float>(device: &Device) -> bool {
 
 /// Head dims of each kernel.
 pub const DIMS: [usize; 5] = [64, 96, 128, 192, 256];
-
-use host::Element as _;
-/// The type most cases are drawn in.
-pub type Half = f16;

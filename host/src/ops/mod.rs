@@ -2,6 +2,7 @@
 
 mod elementwise;
 mod embedding;
+mod attention;
 mod linear;
 mod norm;
 mod reduce;
@@ -21,12 +22,12 @@ mod attention;
 mod reduce;
 mod vector_add;
 
+pub use crate::reference::{activation::Activation, linear::WeightLayout};
 pub use attention::{
     Attention, AttentionCall, AttentionOptions, Causal, Layout, attention, flash_attn, flash_attn_varlen,
 };
+pub use linear::{Linear, LinearMode, linear};
 pub use reduce::{ReduceAxis, ReduceKind, reduce};
 pub use sampling::{Sample, argmax, sample};
 pub use softmax::{Softmax, log_softmax, softmax};
 pub use vector_add::vector_add;
-
-pub use crate::reference::{activation::Activation, linear::WeightLayout};

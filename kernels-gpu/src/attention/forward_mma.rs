@@ -225,8 +225,7 @@ unsafe fn forward<
             let a_lane = Panels::<DIM>::lane(lane % 16, lane / 16);
             let b_lane = Panels::<DIM>::lane(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 
-            let own: [Rows; M] =
-                core::array::from_fn(|m| Rows::new::<EXTENDED>(params, &tile, tile.row + warp_row + 16 * m as u32));
+            let own = Rows::new::<EXTENDED>(params, &tile, tile.row + warp_row);
             let first = tile.row + warp_row;
             let last = tile.last_row(first, 16 * M as u32);
             let (whole_begin, whole_end) = tile.mask.whole_tiles(first as i32, last, keys as i32);
@@ -263,10 +262,10 @@ unsafe fn forward<
                 let mut m = 0;
                 while m < M {
                     if EXTENDED {
-                        own[m].extend(&mut scores[m], n * keys as i32);
+                        own.below(16 * m as i32).extend(&mut scores[m], n * keys as i32);
                     }
                     if n >= whole_end || n < whole_begin {
-                        own[m].mask(&mut scores[m], n * keys as i32);
+                        own.below(16 * m as i32).mask(&mut scores[m], n * keys as i32);
                     }
                     m += 1;
                 }
@@ -334,10 +333,10 @@ unsafe fn forward<
 }
 
 macro_rules! kernels {
-    ($($tier:literal $unit:literal $element:ident: $dim:literal dim, $warps:literal warps of $m:literal, $keys:literal keys:
-        $name:ident $extended:ident;)*) => {$(
+    ($($tier:literal $unit:literal $element:ident: $dim:literal dim, $warps:literal warps of $m:literal,
+        $keys:literal keys and $warps_extended:literal of $m_extended:literal: $name:ident $extended:ident;)*) => {$(
         kernels! { @one $tier $unit $element $dim $warps $m $keys $name false }
-        kernels! { @one $tier $unit $element $dim $warps $m $keys $extended true }
+        kernels! { @one $tier $unit $element $dim $warps_extended $m_extended $keys $extended true }
     )*};
     (@one $tier:literal $unit:literal $element:ident $dim:literal $warps:literal $m:literal $keys:literal $name:ident
         $extended:literal) => {
@@ -356,36 +355,36 @@ macro_rules! kernels {
     };
 }
 
-// The same tiles as `params::MMA_SM80` and `params::MMA_SM75`.
+// The same tiles as `params::MMA_SM80` and `params::MMA_SM75`; then the warps of the extended kernels.
 kernels! {
-    "sm_80" "attention_forward_d64" F16: 64 dim, 4 warps of 2, 64 keys:
+    "sm_80" "attention_forward_d64" F16: 64 dim, 4 warps of 2, 64 keys and 4 of 2:
         attention_forward_f16_d64 attention_forward_extended_f16_d64;
-    "sm_80" "attention_forward_d64" Bf16: 64 dim, 4 warps of 2, 64 keys:
+    "sm_80" "attention_forward_d64" Bf16: 64 dim, 4 warps of 2, 64 keys and 4 of 2:
         attention_forward_bf16_d64 attention_forward_extended_bf16_d64;
-    "sm_80" "attention_forward_d96" F16: 96 dim, 4 warps of 2, 64 keys:
+    "sm_80" "attention_forward_d96" F16: 96 dim, 4 warps of 2, 64 keys and 4 of 2:
         attention_forward_f16_d96 attention_forward_extended_f16_d96;
-    "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 64 keys:
+    "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 64 keys and 4 of 2:
         attention_forward_bf16_d96 attention_forward_extended_bf16_d96;
-    "sm_80" "attention_forward_d128" F16: 128 dim, 4 warps of 2, 64 keys:
+    "sm_80" "attention_forward_d128" F16: 128 dim, 4 warps of 2, 64 keys and 8 of 1:
         attention_forward_f16_d128 attention_forward_extended_f16_d128;
-    "sm_80" "attention_forward_d128" Bf16: 128 dim, 4 warps of 2, 64 keys:
+    "sm_80" "attention_forward_d128" Bf16: 128 dim, 4 warps of 2, 64 keys and 8 of 1:
         attention_forward_bf16_d128 attention_forward_extended_bf16_d128;
-    "sm_80" "attention_forward_d192" F16: 192 dim, 8 warps of 1, 64 keys:
+    "sm_80" "attention_forward_d192" F16: 192 dim, 8 warps of 1, 64 keys and 8 of 1:
         attention_forward_f16_d192 attention_forward_extended_f16_d192;
-    "sm_80" "attention_forward_d192" Bf16: 192 dim, 8 warps of 1, 64 keys:
+    "sm_80" "attention_forward_d192" Bf16: 192 dim, 8 warps of 1, 64 keys and 8 of 1:
         attention_forward_bf16_d192 attention_forward_extended_bf16_d192;
-    "sm_80" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 64 keys:
+    "sm_80" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 64 keys and 4 of 1:
         attention_forward_f16_d256 attention_forward_extended_f16_d256;
-    "sm_80" "attention_forward_d256" Bf16: 256 dim, 4 warps of 1, 64 keys:
+    "sm_80" "attention_forward_d256" Bf16: 256 dim, 4 warps of 1, 64 keys and 4 of 1:
         attention_forward_bf16_d256 attention_forward_extended_bf16_d256;
-    "sm_75" "attention_forward_d64" F16: 64 dim, 4 warps of 1, 64 keys:
+    "sm_75" "attention_forward_d64" F16: 64 dim, 4 warps of 1, 64 keys and 4 of 1:
         attention_forward_f16_d64 attention_forward_extended_f16_d64;
-    "sm_75" "attention_forward_d96" F16: 96 dim, 4 warps of 1, 64 keys:
+    "sm_75" "attention_forward_d96" F16: 96 dim, 4 warps of 1, 64 keys and 4 of 1:
         attention_forward_f16_d96 attention_forward_extended_f16_d96;
-    "sm_75" "attention_forward_d128" F16: 128 dim, 4 warps of 1, 64 keys:
+    "sm_75" "attention_forward_d128" F16: 128 dim, 4 warps of 1, 64 keys and 4 of 1:
         attention_forward_f16_d128 attention_forward_extended_f16_d128;
-    "sm_75" "attention_forward_d192" F16: 192 dim, 4 warps of 1, 32 keys:
+    "sm_75" "attention_forward_d192" F16: 192 dim, 4 warps of 1, 32 keys and 4 of 1:
         attention_forward_f16_d192 attention_forward_extended_f16_d192;
-    "sm_75" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 32 keys:
+    "sm_75" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 32 keys and 4 of 1:
         attention_forward_f16_d256 attention_forward_extended_f16_d256;
 }

@@ -49,6 +49,12 @@ impl Rows {
         }
     }
 
+    /// The same thread's rows in the fragment that lies `rows` rows below.
+    #[inline(always)]
+    pub fn below(&self, rows: i32) -> Self {
+        Rows { first: self.first + rows, ..*self }
+    }
+
     /// Softcap and ALiBi: raw scores become natural logits.
     #[inline(always)]
     pub fn extend<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {

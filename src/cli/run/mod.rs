@@ -10,6 +10,7 @@ use super::{
     tensors::{Inputs, Outputs, save},
 };
 
+mod attention;
 mod basic;
 mod linear;
 
@@ -35,6 +36,21 @@ struct Files {
 
 #[derive(Subcommand)]
 enum Op {
+    /// Attention. Tensors: q, k, v and, if there, alibi_slopes, sinks → out, lse.
+    Attention {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: attention::DenseOptions,
+    },
+    /// Attention of packed sequences. Tensors: q, k, v [tokens, heads, head dim], cu_seqlens_q, cu_seqlens_k and, if
+    /// there, alibi_slopes, sinks → out, lse.
+    AttentionVarlen {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: attention::Options,
+    },
     /// c = a + b, f32 of one shape. Tensors: a, b → c.
     VectorAdd {
         #[command(flatten)]
@@ -59,6 +75,10 @@ enum Op {
 /// Runs one op.
 pub fn run(args: RunArgs) -> Outcome {
     match args.op {
+        Op::Attention { files, options } => files.apply(|_, inputs| attention::attention(inputs, &options)),
+        Op::AttentionVarlen { files, options } => {
+            files.apply(|_, inputs| attention::attention_varlen(inputs, &options))
+        }
         Op::VectorAdd { files } => files.apply(|_, inputs| basic::vector_add(inputs)),
         Op::Reduce { files, options } => files.apply(|_, inputs| basic::reduce(inputs, &options)),
         Op::Linear { files, options } => files.apply(|_, inputs| linear::linear(inputs, &options)),

@@ -130,7 +130,12 @@ impl<'a> AttentionCall<'a> {
     /// `max_q` and `max_k` are the lengths of the longest sequences. The bounds are on the device and not read here:
     /// what they say beyond the tensors is cut off, and rows of a sequence beyond `max_q` are not computed.
     pub fn cu_seqlens(mut self, cu_q: &'a AnyTensor, cu_k: &'a AnyTensor, max_q: u64, max_k: u64) -> Self {
-        self.packed = Some(Packed { cu_seqlens_q: cu_q, cu_seqlens_k: cu_k, max_q, max_k });
+        self.packed = Some(Packed {
+            cu_seqlens_q: cu_q,
+            cu_seqlens_k: cu_k,
+            max_q,
+            max_k,
+        });
         self
     }
 
@@ -188,7 +193,11 @@ impl<'a> AttentionCall<'a> {
             Some(out) => {
                 if out.dtype() != problem.dtype {
                     let allowed = format!("the dtype of q, {}, is needed", problem.dtype);
-                    return Err(Error::Dtype { argument: "out", dtype: out.dtype(), allowed });
+                    return Err(Error::Dtype {
+                        argument: "out",
+                        dtype: out.dtype(),
+                        allowed,
+                    });
                 }
                 if out.shape() != out_shape {
                     return Err(Error::shape("out", out.shape(), format!("{out_shape:?} is needed")));
@@ -202,8 +211,15 @@ impl<'a> AttentionCall<'a> {
         let lse = with_lse
             .then(|| AnyTensor::empty(device, DType::F32, &problem.lse_shape()))
             .transpose()?;
-        let target = plan::Target { out: &out, lse: lse.as_ref(), stream: self.stream };
-        let blocks = plan::Blocks { rows: self.block_m, keys: self.block_n };
+        let target = plan::Target {
+            out: &out,
+            lse: lse.as_ref(),
+            stream: self.stream,
+        };
+        let blocks = plan::Blocks {
+            rows: self.block_m,
+            keys: self.block_n,
+        };
         if problem.batch * problem.heads_q * problem.rows > 0 {
             match (device.tier(), problem.dtype) {
                 (Tier::Sm90a, DType::F16 | DType::BF16) => plan_sm90::launch(&problem, &blocks, &target)?,

@@ -82,7 +82,11 @@ impl AttentionOptions {
     /// Keys before and after the own position, within what the kernels add without overflow.
     pub(super) fn windows(&self) -> (u32, u32) {
         let bounded = |window: Option<u32>| window.unwrap_or(UNBOUNDED as u32).min(UNBOUNDED as u32);
-        let right = if self.causal == Causal::No { bounded(self.window_right) } else { 0 };
+        let right = if self.causal == Causal::No {
+            bounded(self.window_right)
+        } else {
+            0
+        };
         (bounded(self.window_left), right)
     }
 }

@@ -59,7 +59,10 @@ pub fn entry(problem: &Problem, dim: u32) -> String {
 /// [`Error::Range`] when they cannot be numbered.
 pub fn tile_count(problem: &Problem, tiles: Tiles) -> Result<u64> {
     let blocks = problem.rows.div_ceil(tiles.rows.into());
-    let count = problem.batch.checked_mul(problem.heads_q).and_then(|heads| heads.checked_mul(blocks));
+    let count = problem
+        .batch
+        .checked_mul(problem.heads_q)
+        .and_then(|heads| heads.checked_mul(blocks));
     count.filter(|&count| count <= i32::MAX as u64).ok_or_else(|| {
         let value = format!("{} · {} · {blocks}", problem.batch, problem.heads_q);
         Error::range("batch · heads · row tiles", value, format!("at most {}", i32::MAX))
@@ -68,7 +71,11 @@ pub fn tile_count(problem: &Problem, tiles: Tiles) -> Result<u64> {
 
 /// The kernel's argument, without tensor maps.
 pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionParams {
-    let (q, k, v) = (problem.view(problem.q), problem.view(problem.k), problem.view(problem.v));
+    let (q, k, v) = (
+        problem.view(problem.q),
+        problem.view(problem.k),
+        problem.view(problem.v),
+    );
     let out = problem.view(target.out);
     let options = problem.options;
     let packed = problem.packed;
@@ -76,7 +83,10 @@ pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionPara
     let planes = problem.batch * problem.heads_q;
     let keys = packed.map_or(problem.seq_kv, |packed| packed.max_k).max(1);
     let head_bytes = keys * (problem.head_dim + problem.value_dim) * problem.dtype.size();
-    let section = (SECTION_BYTES / head_bytes).max(1).saturating_mul(problem.group()).min(planes);
+    let section = (SECTION_BYTES / head_bytes)
+        .max(1)
+        .saturating_mul(problem.group())
+        .min(planes);
     AttentionParams {
         q_map: [0; 16],
         k_map: [0; 16],
@@ -95,9 +105,10 @@ pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionPara
         v_strides: v.strides,
         out_strides: out.strides,
         lse_strides: [problem.heads_q * problem.seq_q, problem.seq_q],
-        alibi_batch_stride: options.alibi_slopes.as_ref().map_or(0, |slopes| {
-            if slopes.rank() == 2 { problem.heads_q } else { 0 }
-        }),
+        alibi_batch_stride: options
+            .alibi_slopes
+            .as_ref()
+            .map_or(0, |slopes| if slopes.rank() == 2 { problem.heads_q } else { 0 }),
         batch: problem.batch as u32,
         heads_q: problem.heads_q as u32,
         group: problem.group() as u32,

@@ -22,7 +22,18 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
     };
     let tiles = blocks.choose(problem, table, tier)?;
     let count = plan::tile_count(problem, tiles)?;
-    let shared = if problem.dtype == DType::F32 { tiles.shared_bytes_f32() } else { tiles.shared_bytes_mma() };
+    let shared = if problem.dtype == DType::F32 {
+        tiles.shared_bytes_f32()
+    } else {
+        tiles.shared_bytes_mma()
+    };
     let entry = plan::entry(problem, tiles.dim);
-    plan::start(problem, target, &entry, count, shared, &plan::params(problem, tiles, target))
+    plan::start(
+        problem,
+        target,
+        &entry,
+        count,
+        shared,
+        &plan::params(problem, tiles, target),
+    )
 }

@@ -18,12 +18,34 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
     let count = plan::tile_count(problem, tiles)?;
     let mut params = plan::params(problem, tiles, target);
     let (heads_q, heads_kv) = (problem.heads_q, problem.heads_kv);
-    params.q_map = map(problem, problem.q, [problem.head_dim, problem.seq_q, heads_q], tiles.rows)?;
-    params.k_map = map(problem, problem.k, [problem.head_dim, problem.seq_kv, heads_kv], tiles.keys)?;
-    params.v_map = map(problem, problem.v, [problem.value_dim, problem.seq_kv, heads_kv], tiles.keys)?;
+    params.q_map = map(
+        problem,
+        problem.q,
+        [problem.head_dim, problem.seq_q, heads_q],
+        tiles.rows,
+    )?;
+    params.k_map = map(
+        problem,
+        problem.k,
+        [problem.head_dim, problem.seq_kv, heads_kv],
+        tiles.keys,
+    )?;
+    params.v_map = map(
+        problem,
+        problem.v,
+        [problem.value_dim, problem.seq_kv, heads_kv],
+        tiles.keys,
+    )?;
     let resident = u64::from(problem.q.device().properties().multiprocessors);
     let entry = plan::entry(problem, tiles.dim);
-    plan::start(problem, target, &entry, count.min(resident), tiles.shared_bytes(), &params)
+    plan::start(
+        problem,
+        target,
+        &entry,
+        count.min(resident),
+        tiles.shared_bytes(),
+        &params,
+    )
 }
 
 /// The map of a tensor as (dim, tokens, heads, batch). Beyond its extents the copies write zeros.
@@ -41,7 +63,11 @@ fn map(problem: &Problem, tensor: &AnyTensor, [dim, tokens, heads]: [u64; 3], ro
         dtype: tensor.dtype(),
         address,
         extents: vec![dim, tokens, heads, batch],
-        strides: vec![stride(tokens, strides[1]), stride(heads, strides[2]), stride(batch, strides[0])],
+        strides: vec![
+            stride(tokens, strides[1]),
+            stride(heads, strides[2]),
+            stride(batch, strides[0]),
+        ],
         box_extents: vec![PANEL, rows, 1, 1],
         swizzle: Swizzle::B128,
     };

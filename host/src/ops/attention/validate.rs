@@ -62,11 +62,25 @@ struct Extents {
 fn extents(argument: &'static str, tensor: &AnyTensor, packed: bool, layout: Layout) -> Result<Extents> {
     let shape = tensor.shape();
     match (packed, shape) {
-        (true, &[tokens, heads, dim]) => Ok(Extents { batch: 1, tokens, heads, dim }),
-        (true, _) => Err(Error::shape(argument, shape, "packed sequences need [tokens, heads, head dim]")),
+        (true, &[tokens, heads, dim]) => Ok(Extents {
+            batch: 1,
+            tokens,
+            heads,
+            dim,
+        }),
+        (true, _) => Err(Error::shape(
+            argument,
+            shape,
+            "packed sequences need [tokens, heads, head dim]",
+        )),
         (false, &[batch, a, b, dim]) => {
             let (tokens, heads) = if layout == Layout::Bshd { (a, b) } else { (b, a) };
-            Ok(Extents { batch, tokens, heads, dim })
+            Ok(Extents {
+                batch,
+                tokens,
+                heads,
+                dim,
+            })
         }
         (false, _) => Err(Error::shape(
             argument,
@@ -99,12 +113,20 @@ impl<'a> Problem<'a> {
         options.check()?;
         let dtype = q.dtype();
         if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(Error::Dtype { argument: "q", dtype, allowed: "f32, f16 or bf16".into() });
+            return Err(Error::Dtype {
+                argument: "q",
+                dtype,
+                allowed: "f32, f16 or bf16".into(),
+            });
         }
         for (argument, tensor) in [("k", k), ("v", v)] {
             if tensor.dtype() != dtype {
                 let allowed = format!("the dtype of q, {dtype}, is needed");
-                return Err(Error::Dtype { argument, dtype: tensor.dtype(), allowed });
+                return Err(Error::Dtype {
+                    argument,
+                    dtype: tensor.dtype(),
+                    allowed,
+                });
             }
             if !tensor.device().same(q.device()) {
                 return Err(Error::WrongDevice {
@@ -124,11 +146,19 @@ impl<'a> Problem<'a> {
         check_dim("q", q, qe.dim)?;
         check_dim("v", v, ve.dim)?;
         if ke.dim != qe.dim {
-            return Err(Error::shape("k", k.shape(), format!("the head dim of q, {}, is needed", qe.dim)));
+            return Err(Error::shape(
+                "k",
+                k.shape(),
+                format!("the head dim of q, {}, is needed", qe.dim),
+            ));
         }
         for (argument, tensor, e) in [("k", k, &ke), ("v", v, &ve)] {
             if e.batch != qe.batch {
-                return Err(Error::shape(argument, tensor.shape(), format!("the batch of q, {}, is needed", qe.batch)));
+                return Err(Error::shape(
+                    argument,
+                    tensor.shape(),
+                    format!("the batch of q, {}, is needed", qe.batch),
+                ));
             }
         }
         if (ve.tokens, ve.heads) != (ke.tokens, ke.heads) {
@@ -141,7 +171,11 @@ impl<'a> Problem<'a> {
         }
         for (argument, tensor, tokens) in [("q", q, qe.tokens), ("k", k, ke.tokens)] {
             if tokens > MAX_TOKENS {
-                return Err(Error::shape(argument, tensor.shape(), format!("at most {MAX_TOKENS} tokens are allowed")));
+                return Err(Error::shape(
+                    argument,
+                    tensor.shape(),
+                    format!("at most {MAX_TOKENS} tokens are allowed"),
+                ));
             }
         }
         for (argument, tensor) in [("q", q), ("k", k), ("v", v)] {
@@ -155,7 +189,12 @@ impl<'a> Problem<'a> {
             Some(packed) => (check_packed(q, &packed, &qe, &ke)?, packed.max_q),
         };
         check_per_head("sinks", q, options.sinks.as_ref(), &[&[qe.heads]])?;
-        check_per_head("alibi_slopes", q, options.alibi_slopes.as_ref(), &[&[qe.heads], &[batch, qe.heads]])?;
+        check_per_head(
+            "alibi_slopes",
+            q,
+            options.alibi_slopes.as_ref(),
+            &[&[qe.heads], &[batch, qe.heads]],
+        )?;
         Ok(Problem {
             q,
             k,
@@ -183,7 +222,10 @@ impl<'a> Problem<'a> {
             (false, Layout::Bshd) => [s[0], s[1], s[2]],
             (false, Layout::Bhsd) => [s[0], s[2], s[1]],
         };
-        View { address: tensor.address(), strides }
+        View {
+            address: tensor.address(),
+            strides,
+        }
     }
 
     /// Shape of O: that of Q with the dim of V.
@@ -215,11 +257,18 @@ impl<'a> Problem<'a> {
 }
 
 fn check_packed(q: &AnyTensor, packed: &Packed, qe: &Extents, ke: &Extents) -> Result<u64> {
-    let arrays = [("cu_seqlens_q", packed.cu_seqlens_q), ("cu_seqlens_k", packed.cu_seqlens_k)];
+    let arrays = [
+        ("cu_seqlens_q", packed.cu_seqlens_q),
+        ("cu_seqlens_k", packed.cu_seqlens_k),
+    ];
     for (argument, tensor) in arrays {
         check_device(argument, tensor, q)?;
         if tensor.dtype() != DType::I32 {
-            return Err(Error::Dtype { argument, dtype: tensor.dtype(), allowed: "i32".into() });
+            return Err(Error::Dtype {
+                argument,
+                dtype: tensor.dtype(),
+                allowed: "i32".into(),
+            });
         }
         if tensor.rank() != 1 || tensor.extent(0) == 0 {
             return Err(Error::shape(argument, tensor.shape(), "[sequences + 1] is needed"));
@@ -229,12 +278,19 @@ fn check_packed(q: &AnyTensor, packed: &Packed, qe: &Extents, ke: &Extents) -> R
         }
     }
     if packed.cu_seqlens_q.extent(0) != packed.cu_seqlens_k.extent(0) {
-        let allowed = format!("as many entries as cu_seqlens_q, {}, are needed", packed.cu_seqlens_q.extent(0));
+        let allowed = format!(
+            "as many entries as cu_seqlens_q, {}, are needed",
+            packed.cu_seqlens_q.extent(0)
+        );
         return Err(Error::shape("cu_seqlens_k", packed.cu_seqlens_k.shape(), allowed));
     }
     for (argument, longest, tokens) in [("max_q", packed.max_q, qe.tokens), ("max_k", packed.max_k, ke.tokens)] {
         if longest > tokens {
-            return Err(Error::range(argument, longest, format!("at most the {tokens} tokens that there are")));
+            return Err(Error::range(
+                argument,
+                longest,
+                format!("at most the {tokens} tokens that there are"),
+            ));
         }
     }
     Ok(packed.cu_seqlens_q.extent(0) - 1)
@@ -244,7 +300,11 @@ fn check_device(argument: &'static str, tensor: &AnyTensor, q: &AnyTensor) -> Re
     if tensor.device().same(q.device()) {
         return Ok(());
     }
-    Err(Error::WrongDevice { argument, device: tensor.device().to_string(), expected: q.device().to_string() })
+    Err(Error::WrongDevice {
+        argument,
+        device: tensor.device().to_string(),
+        expected: q.device().to_string(),
+    })
 }
 
 /// An f32 tensor of one of `shapes`.
@@ -252,11 +312,19 @@ fn check_per_head(argument: &'static str, q: &AnyTensor, tensor: Option<&AnyTens
     let Some(tensor) = tensor else { return Ok(()) };
     check_device(argument, tensor, q)?;
     if tensor.dtype() != DType::F32 {
-        return Err(Error::Dtype { argument, dtype: tensor.dtype(), allowed: "f32".into() });
+        return Err(Error::Dtype {
+            argument,
+            dtype: tensor.dtype(),
+            allowed: "f32".into(),
+        });
     }
     if !shapes.contains(&tensor.shape()) {
         let shapes: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
-        return Err(Error::shape(argument, tensor.shape(), format!("{} is needed", shapes.join(" or "))));
+        return Err(Error::shape(
+            argument,
+            tensor.shape(),
+            format!("{} is needed", shapes.join(" or ")),
+        ));
     }
     if !tensor.is_contiguous() {
         return Err(Error::layout(argument, "must be dense"));

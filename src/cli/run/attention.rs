@@ -1,0 +1,121 @@
+//! `run attention` and `run attention-varlen`.
+
+use clap::{Args, ValueEnum};
+use host::ops::{self, AttentionCall, AttentionOptions, Causal, Layout};
+use host::{AnyTensor, DType, Tensor};
+
+use super::{Failure, Inputs, Outputs};
+
+/// Options of both.
+#[derive(Args)]
+pub struct Options {
+    /// Mask keys after the query; the last query meets the last key.
+    #[arg(long)]
+    causal: bool,
+    /// Factor of the scores; 1/√D unless given.
+    #[arg(long, allow_negative_numbers = true)]
+    scale: Option<f32>,
+    /// Keys before its own position that a query sees; −1 is all.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=u32::MAX as i64))]
+    window_left: i64,
+    /// Keys after its own position that a query sees; −1 is all.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=u32::MAX as i64))]
+    window_right: i64,
+    /// Bend scores to c·tanh(score/c); 0 is off.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    softcap: f32,
+}
+
+/// Options of `run attention`.
+#[derive(Args)]
+pub struct DenseOptions {
+    #[command(flatten)]
+    options: Options,
+    /// Order of the axes: [B, S, H, D] or [B, H, S, D].
+    #[arg(long, value_enum, default_value = "bshd")]
+    layout: Axes,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Axes {
+    Bshd,
+    Bhsd,
+}
+
+impl Options {
+    fn apply(&self, inputs: &Inputs, layout: Layout) -> AttentionOptions {
+        AttentionOptions {
+            layout,
+            causal: if self.causal { Causal::BottomRight } else { Causal::No },
+            window_left: u32::try_from(self.window_left).ok(),
+            window_right: u32::try_from(self.window_right).ok(),
+            scale: self.scale,
+            softcap: self.softcap,
+            alibi_slopes: inputs.optional("alibi_slopes").cloned(),
+            sinks: inputs.optional("sinks").cloned(),
+        }
+    }
+}
+
+fn outputs(call: AttentionCall) -> Result<Outputs, Failure> {
+    let result = call.run()?;
+    Ok(Outputs::from([("out", result.out), ("lse", result.lse)]))
+}
+
+/// q, k, v (alibi_slopes, sinks) → out, lse.
+pub fn attention(inputs: &Inputs, options: &DenseOptions) -> Result<Outputs, Failure> {
+    let layout = match options.layout {
+        Axes::Bshd => Layout::Bshd,
+        Axes::Bhsd => Layout::Bhsd,
+    };
+    let (q, k, v) = (inputs.get("q")?, inputs.get("k")?, inputs.get("v")?);
+    outputs(ops::attention(q, k, v).options(options.options.apply(inputs, layout)))
+}
+
+/// q, k, v, cu_seqlens_q, cu_seqlens_k (alibi_slopes, sinks) → out, lse.
+pub fn attention_varlen(inputs: &Inputs, options: &Options) -> Result<Outputs, Failure> {
+    let (q, k, v) = (inputs.get("q")?, inputs.get("k")?, inputs.get("v")?);
+    let bounds_q = Bounds::read("cu_seqlens_q", inputs.get("cu_seqlens_q")?, q)?;
+    let bounds_k = Bounds::read("cu_seqlens_k", inputs.get("cu_seqlens_k")?, k)?;
+    let call = ops::attention(q, k, v)
+        .options(options.apply(inputs, Layout::Bshd))
+        .cu_seqlens(&bounds_q.tensor, &bounds_k.tensor, bounds_q.longest, bounds_k.longest);
+    outputs(call)
+}
+
+/// Bounds of packed sequences, checked.
+struct Bounds {
+    tensor: Tensor<i32>,
+    longest: u64,
+}
+
+impl Bounds {
+    /// Reads bounds of either integer type; they must begin at 0, ascend, and end at the number of tokens.
+    fn read(name: &str, tensor: &AnyTensor, tokens: &AnyTensor) -> Result<Bounds, Failure> {
+        let bounds: Vec<i64> = match tensor.dtype() {
+            DType::I32 => tensor
+                .typed::<i32>("bounds")?
+                .to_vec()?
+                .into_iter()
+                .map(i64::from)
+                .collect(),
+            DType::I64 => tensor.typed::<i64>("bounds")?.to_vec()?,
+            other => return Err(Failure::Failed(format!("{name} is {other}; i32 or i64 is needed"))),
+        };
+        let total = tokens.extent(0);
+        let ascending = bounds.windows(2).all(|pair| pair[0] <= pair[1]);
+        let (first, last) = (bounds.first().copied(), bounds.last().copied());
+        if tensor.rank() != 1 || first != Some(0) || !ascending || last != i64::try_from(total).ok() {
+            let problem = format!("must be [sequences + 1] and ascend from 0 to the {total} tokens");
+            return Err(Failure::Failed(format!("{name} {problem}; it is {bounds:?}")));
+        }
+        let longest = bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        let narrow: Result<Vec<i32>, _> = bounds.iter().map(|&bound| i32::try_from(bound)).collect();
+        let narrow = narrow.map_err(|_| Failure::Failed(format!("{name}: {total} tokens are more than 2^31 − 1")))?;
+        let tensor = Tensor::from_slice(tensor.device(), &narrow, &[narrow.len() as u64])?;
+        Ok(Bounds {
+            tensor,
+            longest: longest as u64,
+        })
+    }
+}
