@@ -9,9 +9,9 @@ pub mod schedule;
 #[cfg(target_arch = "nvptx64")]
 pub mod softmax;
 
-#[cfg(all(target_arch = "nvptx64", unit = "attention_forward_f32"))]
+#[cfg(unit = "attention_forward_f32")]
 pub mod forward_f32;
-#[cfg(any(tier = "sm_75", tier = "sm_80"))]
+#[cfg(all(not(unit = "attention_forward_f32"), any(tier = "sm_75", tier = "sm_80")))]
 pub mod forward_mma;
-#[cfg(tier = "sm_90a")]
+#[cfg(all(not(unit = "attention_forward_f32"), tier = "sm_90a"))]
 pub mod forward_sm90;

@@ -24,7 +24,8 @@ pub mod tile;
     unit = "attention_forward_d96",
     unit = "attention_forward_d128",
     unit = "attention_forward_d192",
-    unit = "attention_forward_d256"
+    unit = "attention_forward_d256",
+    unit = "attention_forward_f32"
 ))]
 pub mod attention;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "device_tests"))]

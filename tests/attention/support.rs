@@ -24,6 +24,7 @@ macro_rules! on_all {
             if device.tier() != host::Tier::Sm75 {
                 $body::<host::bf16>(device);
             }
+            $body::<f32>(device);
         }
     };
 }

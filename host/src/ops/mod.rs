@@ -1,8 +1,8 @@
 //! Ops: validate, choose a kernel, launch. One file an op family, mirroring `kernels-gpu`.
 
+mod attention;
 mod elementwise;
 mod embedding;
-mod attention;
 mod linear;
 mod norm;
 mod reduce;
@@ -11,6 +11,10 @@ mod sampling;
 mod softmax;
 mod vector_add;
 
+pub use attention::{
+    Attention, AttentionCall, AttentionOptions, Causal, Layout, attention, flash_attn, flash_attn_varlen,
+};
+pub use crate::reference::{activation::Activation, linear::WeightLayout};
 pub use elementwise::{
     activation, activation_backward, add, add_into, add_scaled, cast, contiguous, copy, gated, gated_backward, gelu,
     gelu_tanh, relu, scale, silu, swiglu, swiglu_backward,
@@ -18,15 +22,6 @@ pub use elementwise::{
 pub use embedding::{check_indices, embedding, embedding_backward, embedding_backward_into};
 pub use linear::{Linear, LinearMode, linear};
 pub use norm::{Norm, Normed, layer_norm, rms_norm};
-mod attention;
-mod reduce;
-mod vector_add;
-
-pub use crate::reference::{activation::Activation, linear::WeightLayout};
-pub use attention::{
-    Attention, AttentionCall, AttentionOptions, Causal, Layout, attention, flash_attn, flash_attn_varlen,
-};
-pub use linear::{Linear, LinearMode, linear};
 pub use reduce::{ReduceAxis, ReduceKind, reduce};
 pub use sampling::{Sample, argmax, sample};
 pub use softmax::{Softmax, log_softmax, softmax};

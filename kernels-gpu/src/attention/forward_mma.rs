@@ -10,7 +10,7 @@
 
 use super::{
     params::{AttentionParams, flags},
-    rows::{Rows, store_row},
+    rows::{Rows, forget, store_row},
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
@@ -239,11 +239,13 @@ unsafe fn forward<
                 v.copy::<DIM>(v_tile, n * keys as i32, keys, threads);
                 commit();
 
+                // Addresses are found again for each product: together they would not fit the registers.
+                let (a_lane, b_lane, q_row) = (forget(a_lane), forget(b_lane), forget(warp_row));
                 let mut scores = [[0.0f32; S]; M];
                 let mut step = 0;
                 while step < DIM / 16 {
                     let a: [[u32; 4]; M] = core::array::from_fn(|m| {
-                        matrix::ldmatrix_x4(q_tile + Panels::<DIM>::at(a_lane, step, warp_row + 16 * m as u32, rows))
+                        matrix::ldmatrix_x4(q_tile + Panels::<DIM>::at(a_lane, step, q_row + 16 * m as u32, rows))
                     });
                     let mut columns = 0;
                     while columns < keys / 16 {
@@ -286,6 +288,7 @@ unsafe fn forward<
                     }
                     m += 1;
                 }
+                let a_lane = forget(a_lane);
                 let mut step = 0;
                 while step < keys / 16 {
                     let a: [[u32; 4]; M] =
@@ -311,6 +314,9 @@ unsafe fn forward<
             }
         }
 
+        // The tile and the warp's row are found again rather than kept in registers all the way.
+        let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
+        let first_row = tile.row + forget(thread::thread_idx_x()) / 32 * 16 * M as u32 + thread::lane_id() / 4;
         let sink = if params.sinks != 0 {
             global::ld_nc((params.sinks + tile.head as u64 * 4) as *const f32)
         } else {
@@ -321,7 +327,7 @@ unsafe fn forward<
             let finished = softmax[m].finish(scale, sink);
             let mut h = 0;
             while h < 2 {
-                let row = tile.row + warp_row + 16 * m as u32 + lane / 4 + 8 * h as u32;
+                let row = first_row + 16 * m as u32 + 8 * h as u32;
                 if row < tile.seq_q {
                     store_row(params, &tile, row, h, &out[m], finished.factor[h], finished.lse[h], E::pack);
                 }
@@ -365,9 +371,9 @@ kernels! {
         attention_forward_f16_d96 attention_forward_extended_f16_d96;
     "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 64 keys and 4 of 2:
         attention_forward_bf16_d96 attention_forward_extended_bf16_d96;
-    "sm_80" "attention_forward_d128" F16: 128 dim, 4 warps of 2, 64 keys and 8 of 1:
+    "sm_80" "attention_forward_d128" F16: 128 dim, 8 warps of 1, 64 keys and 8 of 1:
         attention_forward_f16_d128 attention_forward_extended_f16_d128;
-    "sm_80" "attention_forward_d128" Bf16: 128 dim, 4 warps of 2, 64 keys and 8 of 1:
+    "sm_80" "attention_forward_d128" Bf16: 128 dim, 8 warps of 1, 64 keys and 8 of 1:
         attention_forward_bf16_d128 attention_forward_extended_bf16_d128;
     "sm_80" "attention_forward_d192" F16: 192 dim, 8 warps of 1, 64 keys and 8 of 1:
         attention_forward_f16_d192 attention_forward_extended_f16_d192;

@@ -11,7 +11,7 @@
 
 use super::{
     params::{AttentionParams, PANEL, flags},
-    rows::{Rows, store_row},
+    rows::{Rows, forget, store_row},
     schedule::{self, Tile},
     softmax::OnlineSoftmax,
 };
@@ -257,14 +257,6 @@ where
         commit_group();
         out
     }
-}
-
-/// The same value, about which the compiler knows nothing: what is computed from it is computed again.
-#[inline(always)]
-fn forget(mut value: u32) -> u32 {
-    // SAFETY: an empty instruction.
-    unsafe { asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
-    value
 }
 
 /// Weights rounded to the A operand of `P·V`; the upper half of the array is not used.

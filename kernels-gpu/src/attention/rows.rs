@@ -6,11 +6,20 @@ use super::{
     params::{AttentionParams, flags},
     schedule::Tile,
 };
+use core::arch::asm;
 use cuda_std::{
     global,
     math::{ex2, rcp},
     thread,
 };
+
+/// The same value, about which the compiler knows nothing: what is computed from it is computed again.
+#[inline(always)]
+pub fn forget(mut value: u32) -> u32 {
+    // SAFETY: an empty instruction.
+    unsafe { asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
 
 /// What a computing thread knows of its two rows.
 pub struct Rows {
