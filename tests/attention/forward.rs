@@ -253,6 +253,19 @@ fn hostile_data() {
     fn body<T: Float>(device: &Device) {
         let shape = shape(1, (2, 1), (20, 75), 64);
         for distribution in Distribution::ALL {
+            let v = Case::<T>::drawn(12, shape, distribution).v;
+            Case {
+                v,
+                ..Case::<T>::new(12, shape).with(causal())
+            }
+            .check(device);
+        }
+        let scores = [
+            Distribution::Integers { magnitude: 3 },
+            Distribution::Extremes { magnitude: 4.0 },
+            Distribution::ConstantRows,
+        ];
+        for distribution in scores {
             Case::<T>::drawn(12, shape, distribution).with(causal()).check(device);
         }
         // q = −12 and k = 10.4 everywhere: scores of −998.

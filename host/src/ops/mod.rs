@@ -11,10 +11,10 @@ mod sampling;
 mod softmax;
 mod vector_add;
 
+pub use crate::reference::{activation::Activation, linear::WeightLayout};
 pub use attention::{
     Attention, AttentionCall, AttentionOptions, Causal, Layout, attention, flash_attn, flash_attn_varlen,
 };
-pub use crate::reference::{activation::Activation, linear::WeightLayout};
 pub use elementwise::{
     activation, activation_backward, add, add_into, add_scaled, cast, contiguous, copy, gated, gated_backward, gelu,
     gelu_tanh, relu, scale, silu, swiglu, swiglu_backward,
