@@ -52,7 +52,7 @@ mod device {
     use cuda_std::{barrier::syncthreads, global, kernel, shared::Shared, thread, warp};
 
     /// What lanes accumulate, and how two accumulations join.
-    trait Reduction {
+    trait Reduction: Sized {
         type State: Copy;
         const IDENTITY: Self::State;
         fn take(state: Self::State, value: f32, column: u64) -> Self::State;
@@ -67,6 +67,12 @@ mod device {
             state
         }
         fn join(a: Self::State, b: Self::State) -> Self::State;
+        /// Accumulates the elements of `range` of the row at address `row` that are this lane's among `lanes`. Whole warps
+        /// call it together.
+        #[inline(always)]
+        unsafe fn accumulate<E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> Self::State {
+            unsafe { accumulate::<Self, E>(row, range, lane, lanes) }
+        }
         unsafe fn shuffle(state: Self::State, lanes: u32) -> Self::State;
         unsafe fn stage(state: Self::State, slot: u32);
         unsafe fn staged(slot: u32) -> Self::State;
@@ -137,6 +143,16 @@ mod device {
 
     /// Values of 16 bytes of the narrowest type.
     const LANES: usize = 8;
+    /// Vectors that a lane loads before it uses the first.
+    const UNROLL: usize = 4;
+
+    /// Columns `begin..end` of a row; `aligned` when column 0 lies at a multiple of 16 bytes.
+    #[derive(Clone, Copy)]
+    struct Range {
+        begin: u64,
+        end: u64,
+        aligned: bool,
+    }
 
     /// 16 bytes of a row as f32, the first `16 / size` of the array.
     #[inline(always)]
@@ -168,29 +184,9 @@ mod device {
         fn take(state: Self::State, value: f32, column: u64) -> Self::State {
             Self::join(state, (value, column))
         }
-        /// Compares one maximum of the vector; where in it the maximum stands is looked up only when it wins, which gets
-        /// rare soon.
         #[inline(always)]
-        fn take_vector(state: Self::State, values: [f32; LANES], width: usize, column: u64) -> Self::State {
-            let mut best = values[0];
-            let mut i = 1;
-            while i < width {
-                best = larger(best, values[i]);
-                i += 1;
-            }
-            let stays = best <= state.0 || state.0 != state.0;
-            if stays && state.1 != u64::MAX {
-                return state;
-            }
-            let mut at = 0;
-            i = width;
-            while i > 0 {
-                i -= 1;
-                if values[i] == best || values[i] != values[i] {
-                    at = i as u64;
-                }
-            }
-            Self::join(state, (best, column + at))
+        unsafe fn accumulate<E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> Self::State {
+            unsafe { accumulate_argmax::<E>(row, range, lane, lanes) }
         }
         #[inline(always)]
         fn join(a: Self::State, b: Self::State) -> Self::State {
@@ -234,15 +230,8 @@ mod device {
     /// Accumulates elements `begin..end` of a row whose first element is at `row`: lane `lane` of `lanes` takes every
     /// `lanes`-th vector of 16 bytes, four at a time so that their loads overlap, then every `lanes`-th of the rest.
     #[inline(always)]
-    unsafe fn accumulate<R: Reduction, E: Element>(
-        row: u64,
-        begin: u64,
-        end: u64,
-        lane: u64,
-        lanes: u64,
-        aligned: bool,
-    ) -> R::State {
-        const UNROLL: usize = 4;
+    unsafe fn accumulate<R: Reduction, E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> R::State {
+        let Range { begin, end, aligned } = range;
         let bytes = size_of::<E>() as u64;
         let width = 16 / bytes;
         let mut states = [R::IDENTITY; UNROLL];
@@ -307,6 +296,88 @@ mod device {
         R::join(R::join(states[0], states[1]), R::join(states[2], states[3]))
     }
 
+    /// The maximum of this lane's elements, and its column if it is the warp's.
+    ///
+    /// The loop keeps only the maximum and the first group of [`UNROLL`] vectors that reached it, which costs one
+    /// instruction an element. Lanes that hold the warp's maximum then look for its column in that group; groups of a
+    /// lane ascend, so the first one has its leftmost.
+    #[inline(always)]
+    unsafe fn accumulate_argmax<E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> (f32, u64) {
+        let Range { begin, end, aligned } = range;
+        let bytes = size_of::<E>() as u64;
+        let width = 16 / bytes;
+        let vectors = (end - begin) / width;
+        let (mut best, mut group) = (f32::NEG_INFINITY, lane);
+        let mut vector = lane;
+        while vector < vectors {
+            let mut top = f32::NEG_INFINITY;
+            let mut u = 0;
+            if aligned && vector + (UNROLL as u64 - 1) * lanes < vectors {
+                let mut loaded = [[0.0; LANES]; UNROLL];
+                while u < UNROLL {
+                    let column = begin + (vector + u as u64 * lanes) * width;
+                    loaded[u] = unsafe { load16::<E>(row + column * bytes) };
+                    u += 1;
+                }
+                u = 0;
+                while u < UNROLL {
+                    let mut i = 0;
+                    while i < width as usize {
+                        top = larger(top, loaded[u][i]);
+                        i += 1;
+                    }
+                    u += 1;
+                }
+            } else {
+                let mut at = vector;
+                while at < vectors && at < vector + UNROLL as u64 * lanes {
+                    let mut i = 0;
+                    while i < width {
+                        let address = row + (begin + at * width + i) * bytes;
+                        top = larger(top, unsafe { global::ld_nc(address as *const E).to_f32() });
+                        i += 1;
+                    }
+                    at += lanes;
+                }
+            }
+            // A NaN wins once and stays: nothing is greater than it, and it is not equal to itself.
+            let wins = best == best && !(top <= best);
+            group = if wins { vector } else { group };
+            best = if wins { top } else { best };
+            vector += UNROLL as u64 * lanes;
+        }
+        let rest = begin + vectors * width + lane;
+        let last = if rest < end {
+            (unsafe { global::ld_nc((row + rest * bytes) as *const E).to_f32() }, rest)
+        } else {
+            Argmax::IDENTITY
+        };
+        let mut top = larger(best, last.0);
+        let mut distance = 1;
+        while distance < 32 {
+            top = larger(top, unsafe { warp::shfl_bfly(top, distance) });
+            distance *= 2;
+        }
+        let is_top = |value: f32| value == top || (value != value && top != top);
+        let mut found = (best, u64::MAX);
+        if is_top(best) {
+            let mut at = group;
+            while at < vectors && at < group + UNROLL as u64 * lanes && found.1 == u64::MAX {
+                let mut i = 0;
+                while i < width {
+                    let column = begin + at * width + i;
+                    let value = unsafe { global::ld_nc((row + column * bytes) as *const E).to_f32() };
+                    if is_top(value) && column < found.1 {
+                        found.1 = column;
+                    }
+                    i += 1;
+                }
+                at += lanes;
+            }
+        }
+        Argmax::join(found, last)
+    }
+
     #[inline(always)]
     unsafe fn reduce_warp<R: Reduction>(mut state: R::State) -> R::State {
         let mut distance = 1;
@@ -327,7 +398,8 @@ mod device {
             let step = thread::grid_dim_x() as u64 * WARPS as u64;
             while row < params.rows {
                 let start = params.x + row * params.row_stride * size_of::<E>() as u64;
-                let state = accumulate::<R, E>(start, 0, params.columns, lane, 32, params.aligned != 0);
+                let range = Range { begin: 0, end: params.columns, aligned: params.aligned != 0 };
+                let state = R::accumulate::<E>(start, range, lane, 32);
                 let state = reduce_warp::<R>(state);
                 if lane == 0 {
                     R::finish(state, &params, row);
@@ -354,7 +426,8 @@ mod device {
                 } else {
                     begin + params.chunk
                 };
-                let state = accumulate::<R, E>(start, begin, end, thread as u64, THREADS as u64, params.aligned != 0);
+                let range = Range { begin, end, aligned: params.aligned != 0 };
+                let state = R::accumulate::<E>(start, range, thread as u64, THREADS as u64);
                 join_block::<R>(state, &params, item);
                 item += thread::grid_dim_x() as u64;
             }
@@ -391,7 +464,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - `x` and the outputs have the extents that the parameters say; outputs overlap nothing.
-                #[launch(threads = THREADS, barriers = 0)]
+                #[launch(threads = THREADS, min_blocks = 4, barriers = 0)]
                 pub fn $short(params: ReduceParams) {
                     short_rows::<$reduction, $element>(params)
                 }
