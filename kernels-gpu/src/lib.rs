@@ -46,6 +46,10 @@ pub mod sampling;
 pub mod softmax;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "loss"))]
+pub mod loss;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "optimizer"))]
+pub mod optimizer;
 
 cuda_std::declare_dynamic_shared!();
 

@@ -5,10 +5,7 @@
 
 use crate::kernel_params;
 
-/// Rows that one team of the fused backward adds up at least.
-pub const BACKWARD_ROWS: u64 = 16;
-/// Most teams of the fused backward, each of which leaves one row of partial sums.
-pub const BACKWARD_TEAMS: u64 = 528;
+pub mod backward;
 
 kernel_params! {
     /// Arguments of the `norm_*` kernels. Addresses are 0 for what is not wanted.
@@ -57,21 +54,29 @@ mod device {
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{kernel, math};
 
+    /// What the statistics of a row are computed from, besides the row.
+    pub struct Geometry {
+        pub columns: u32,
+        pub centered: u32,
+        pub epsilon: f32,
+        pub reciprocal: f32,
+    }
+
     /// What a row is normalised by.
     #[derive(Clone, Copy)]
-    struct Statistics {
+    pub struct Statistics {
         /// The mean, in two parts: the f32 sum over columns, rounded, and what is left of it around that.
-        mean: f32,
-        rest: f32,
+        pub mean: f32,
+        pub rest: f32,
         /// Reciprocal of the deviation.
-        scale: f32,
+        pub scale: f32,
     }
 
     impl Statistics {
         /// Of a row whose sum is `total`. `load` gives the vector at a column once more.
         #[inline(always)]
-        unsafe fn new<T: Team, const VECTORS: usize>(
-            p: &NormParams,
+        pub unsafe fn new<T: Team, const VECTORS: usize>(
+            p: &Geometry,
             held: &Held<VECTORS>,
             total: f32,
             turn: &mut u32,
@@ -109,13 +114,19 @@ mod device {
 
         /// `x̂` of an element.
         #[inline(always)]
-        fn unit(self, s: f32) -> f32 {
+        pub fn unit(self, s: f32) -> f32 {
             ((s - self.mean) - self.rest) * self.scale
         }
     }
 
     #[inline(always)]
     unsafe fn forward<E: Element, T: Team, const VECTORS: usize>(p: NormParams) {
+        let geometry = Geometry {
+            columns: p.columns,
+            centered: p.centered,
+            epsilon: p.epsilon,
+            reciprocal: p.reciprocal,
+        };
         let mut turn = 0;
         let mut row = T::first();
         while row < p.rows {
@@ -142,7 +153,7 @@ mod device {
                     total += add_up(s);
                     held.keep(k, s);
                 });
-                let statistics = Statistics::new::<T, VECTORS>(&p, &held, total, &mut turn, load);
+                let statistics = Statistics::new::<T, VECTORS>(&geometry, &held, total, &mut turn, load);
                 each::<T, VECTORS>(p.columns, |k, column| {
                     let s = held.get(k, || load(column));
                     let mut out = map(s, |s| statistics.unit(s));

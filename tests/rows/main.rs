@@ -5,7 +5,9 @@ mod common;
 
 mod elementwise;
 mod embedding;
+mod loss;
 mod norm;
+mod optimizer;
 mod sampling;
 mod softmax;
 mod support;

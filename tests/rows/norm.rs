@@ -5,7 +5,7 @@ use crate::support::{COLUMNS, assert_twice, dense, normal, poison_outputs, strid
 use host::compare::same_bits;
 use host::ops::{layer_norm, rms_norm};
 use host::reference::data::{Distribution, plant};
-use host::reference::norm::{NormOptions, forward};
+use host::reference::norm::{NormOptions, backward, forward};
 use host::reference::{Eager, Exact, widen};
 use host::{AnyTensor, DType, Device, Error, Float, Tensor, bf16, f16};
 
@@ -84,6 +84,88 @@ fn agrees_with_the_reference() {
                 check::<bf16>(&device, Distribution::NORMAL, rows, columns, centered, columns % 2 == 1);
             }
         }
+    }
+}
+
+fn check_backward<T: Float>(device: &Device, rows: usize, columns: usize, centered: bool, all: bool) {
+    let (x, dy): (Vec<T>, Vec<T>) = (normal(1, rows, columns), normal(2, rows, columns));
+    let (residual, dsum): (Vec<T>, Vec<T>) = (normal(5, rows, columns), normal(6, rows, columns));
+    let (weight, bias): (Vec<T>, Vec<T>) = (normal(3, 1, columns), normal(4, 1, columns));
+    let [xw, dw, ww, bw] = [&x, &dy, &weight, &bias].map(|values| widen(values));
+    let (rw, sw) = (widen(&residual), widen(&dsum));
+    let options = NormOptions {
+        centered,
+        epsilon: 1e-5,
+        weight: Some(&ww),
+        bias: Some(&bw),
+        residual: all.then_some(&rw[..]),
+    };
+    // The exact gradients are those at the sum as it is stored.
+    let stored = forward::<Eager<T>>(&xw, columns, &options).sum;
+    let at_sum = NormOptions {
+        residual: None,
+        ..options
+    };
+    let flow = all.then_some(&sw[..]);
+    let exact = backward::<Exact>(&stored, columns, &at_sum, &dw, flow);
+    let naive = backward::<Eager<T>>(&stored, columns, &at_sum, &dw, flow);
+    let (weight, bias) = (dense(device, &weight, &[columns]), dense(device, &bias, &[columns]));
+    for (before, after) in [(0, 0), (3, 2)] {
+        let [x, dy] = [&x, &dy].map(|data| strided(device, data, rows, before, after));
+        let [residual, dsum] = [&residual, &dsum].map(|data| strided(device, data, rows, after, before));
+        let mut op = if centered { layer_norm(&x) } else { rms_norm(&x) }
+            .weight(&weight)
+            .bias(&bias);
+        if all {
+            op = op.residual(&residual);
+        }
+        poison_outputs::<T>(device, rows * columns);
+        let gradients = op.backward(&dy, all.then_some(&dsum)).unwrap();
+        let what = format!(
+            "{device}: gradient {} {rows}×{columns} centered {centered} all {all} before {before}",
+            T::DTYPE
+        );
+        assert_twice::<T>(&format!("{what} dx"), &gradients.dx, &exact.dx, &naive.dx);
+        assert_twice::<T>(
+            &format!("{what} dw"),
+            &gradients.dweight.unwrap(),
+            &exact.dweight,
+            &naive.dweight,
+        );
+        assert_twice::<T>(
+            &format!("{what} db"),
+            &gradients.dbias.unwrap(),
+            &exact.dbias,
+            &naive.dbias,
+        );
+    }
+}
+
+#[test]
+fn gradients_agree_with_the_reference() {
+    for device in devices() {
+        // One team and several, rows of every kernel.
+        for (rows, columns) in [(1, 1), (5, 33), (100, 40), (3, 1024), (40, 1030), (2, 9000)] {
+            check_backward::<f32>(&device, rows, columns, true, columns == 40);
+            check_backward::<f16>(&device, rows, columns, false, columns != 40);
+        }
+        check_backward::<bf16>(&device, 18, 1100, true, true);
+    }
+}
+
+#[test]
+fn gradients_without_weights_and_of_nothing() {
+    for device in devices() {
+        let x = Tensor::<f32>::zeros(&device, &[0, 8]).unwrap();
+        let weight = Tensor::<f32>::zeros(&device, &[8]).unwrap();
+        let gradients = rms_norm(&x).weight(&weight).backward(&x, None).unwrap();
+        assert_eq!(gradients.dweight.unwrap().to_bytes().unwrap(), [0; 32]);
+        assert!(gradients.dbias.is_none());
+        let x = dense(&device, &[1.0f32, -1.0, 1.0, -1.0], &[1, 4]);
+        let gradients = rms_norm(&x).epsilon(0.0).backward(&x, None).unwrap();
+        // dy along x̂: a longer row has the same norm, so nothing flows back.
+        assert!(values::<f32>(&gradients.dx).iter().all(|dx| dx.abs() < 1e-6));
+        assert!(gradients.dweight.is_none());
     }
 }
 

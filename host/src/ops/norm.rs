@@ -1,5 +1,9 @@
 //! RMSNorm and LayerNorm, with the residual sum in front.
 
+mod backward;
+
+pub use backward::NormGradients;
+
 use kernels_gpu::norm::NormParams;
 
 use super::rows::{Rows, Width, address, check_float, check_like, column_vector};
@@ -9,13 +13,13 @@ use crate::{AnyTensor, Error, Result, Stream, launch::Contract};
 #[derive(Clone, Copy)]
 #[must_use = "nothing is computed before `run`"]
 pub struct Norm<'a> {
-    pub(super) x: &'a AnyTensor,
-    pub(super) residual: Option<&'a AnyTensor>,
-    pub(super) weight: Option<&'a AnyTensor>,
-    pub(super) bias: Option<&'a AnyTensor>,
-    pub(super) epsilon: f32,
-    pub(super) centered: bool,
-    pub(super) stream: Option<&'a Stream>,
+    x: &'a AnyTensor,
+    residual: Option<&'a AnyTensor>,
+    weight: Option<&'a AnyTensor>,
+    bias: Option<&'a AnyTensor>,
+    epsilon: f32,
+    centered: bool,
+    stream: Option<&'a Stream>,
 }
 
 /// What [`Norm::run`] computes.
@@ -80,7 +84,7 @@ impl<'a> Norm<'a> {
         self
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         check_float("x", self.x)?;
         if !(self.epsilon >= 0.0 && self.epsilon.is_finite()) {
             return Err(Error::range("epsilon", self.epsilon, "finite, 0 or more"));

@@ -13,6 +13,7 @@ use super::{
 mod attention;
 mod basic;
 mod linear;
+mod rows;
 
 /// Arguments of `run`.
 #[derive(Args)]
@@ -70,6 +71,8 @@ enum Op {
         #[command(flatten)]
         options: linear::LinearOptions,
     },
+    #[command(flatten)]
+    Rows(rows::RowOp),
 }
 
 /// Runs one op.
@@ -82,6 +85,7 @@ pub fn run(args: RunArgs) -> Outcome {
         Op::VectorAdd { files } => files.apply(|_, inputs| basic::vector_add(inputs)),
         Op::Reduce { files, options } => files.apply(|_, inputs| basic::reduce(inputs, &options)),
         Op::Linear { files, options } => files.apply(|_, inputs| linear::linear(inputs, &options)),
+        Op::Rows(op) => rows::run(op),
     }
 }
 

@@ -1,0 +1,204 @@
+//! Cross-entropy of logits against target indices: loss, log-sum-exp and gradient in one launch.
+//!
+//! `loss = lse − (1 − ε)·x[target] − ε·mean(x) + z·lse²`, and by the logits
+//! `g·(p·(1 + 2z·lse) − (1 − ε)·[target] − ε/columns)`, which may overwrite them: each thread reads what it writes, and
+//! the target's logit is read before the first barrier.
+
+use crate::kernel_params;
+
+kernel_params! {
+    /// Arguments of the `cross_entropy_*` kernels. Addresses are 0 for what is not wanted.
+    pub struct CrossEntropyParams {
+        /// Logits, `rows × columns`.
+        pub logits: u64,
+        /// `rows` targets, i32 or i64.
+        pub targets: u64,
+        /// Loss of each row, f32, out.
+        pub loss: u64,
+        /// Log-sum-exp of each row, f32, out.
+        pub lse: u64,
+        /// Gradient of each row's loss, f32; 1 where there is none.
+        pub grad: u64,
+        /// Gradient of the logits, out; may be the logits.
+        pub dlogits: u64,
+        /// Rows.
+        pub rows: u64,
+        /// Elements from one row of the logits to the next.
+        pub stride: u64,
+        /// Of `dlogits`.
+        pub dlogits_stride: u64,
+        /// Rows with this target have loss and gradient 0.
+        pub ignore_index: i64,
+        /// Elements of a row.
+        pub columns: u32,
+        /// 1 when targets are i64.
+        pub wide: u32,
+        /// ε.
+        pub smoothing: f32,
+        /// z.
+        pub z_loss: f32,
+        /// Factor of the gradient.
+        pub grad_scale: f32,
+        /// 1 when every row starts at a multiple of 16 bytes.
+        pub aligned: u32,
+    }
+}
+
+#[cfg(target_arch = "nvptx64")]
+mod device {
+    use super::CrossEntropyParams;
+    use crate::row::{BLOCK_THREADS, WIDE_THREADS};
+    use crate::row::{Block, Held, LN_2, Row, Team, add_up, each, exp, greatest, inside, map, max, sum, sum_pair};
+    use crate::tile::element::{Bf16, Element, F16};
+    use cuda_std::{global, kernel, math};
+
+    /// Where a maximum may be subtracted: 0 in a row of −∞.
+    #[inline(always)]
+    fn finite(max: f32) -> f32 {
+        if max == f32::NEG_INFINITY { 0.0 } else { max }
+    }
+
+    #[inline(always)]
+    unsafe fn cross_entropy<E: Element, T: Team, const VECTORS: usize>(p: CrossEntropyParams) {
+        let mut turn = 0;
+        let mut row = T::first();
+        while row < p.rows {
+            // SAFETY: the host gives the extents; each element is one thread's.
+            unsafe {
+                let logits = Row::new::<E>(p.logits, row, p.stride, p.columns, p.aligned);
+                let target = if p.wide != 0 {
+                    global::ld_nc((p.targets + row * 8) as *const i64)
+                } else {
+                    global::ld_nc((p.targets + row * 4) as *const i32) as i64
+                };
+                let ignored = target == p.ignore_index;
+                let known = target >= 0 && target < p.columns as i64;
+                // Before anybody overwrites it.
+                let wanted = if known {
+                    global::ld((logits.address as *const E).add(target as usize)).to_f32()
+                } else {
+                    f32::NAN
+                };
+                let load = |column| logits.load_mut::<E>(column, f32::NEG_INFINITY);
+                let real = |x, column| inside(x, column, p.columns, 0.0);
+                let mut held = Held::<VECTORS>::new();
+                let (mut high, mut total, mut plain) = (f32::NEG_INFINITY, 0.0, 0.0);
+                if VECTORS > 0 {
+                    each::<T, VECTORS>(p.columns, |k, column| {
+                        let x = load(column);
+                        high = math::fmax(high, greatest(x));
+                        plain += add_up(real(x, column));
+                        held.keep(k, x);
+                    });
+                    high = finite(max::<T>(high, &mut turn));
+                    each::<T, VECTORS>(p.columns, |k, _| {
+                        total += add_up(map(held.get(k, || [0.0; 8]), |x| exp(x - high)));
+                    });
+                } else {
+                    each::<T, VECTORS>(p.columns, |_, column| {
+                        let x = load(column);
+                        let higher = math::fmax(high, greatest(x));
+                        let base = finite(higher);
+                        total = total * exp(finite(high) - base) + add_up(map(x, |x| exp(x - base)));
+                        plain += add_up(real(x, column));
+                        high = higher;
+                    });
+                    let own = finite(high);
+                    high = finite(max::<T>(high, &mut turn));
+                    total *= exp(own - high);
+                }
+                let mut mean = 0.0;
+                if p.smoothing != 0.0 {
+                    let sums = sum_pair::<T>(total, plain, &mut turn);
+                    (total, mean) = (sums.0, sums.1 / p.columns as f32);
+                } else {
+                    total = sum::<T>(total, &mut turn);
+                }
+                let lse = if total == 0.0 {
+                    f32::NEG_INFINITY
+                } else {
+                    high + math::lg2(total) * LN_2
+                };
+                if T::lane() == 0 {
+                    let mut loss = (1.0 - p.smoothing) * (lse - wanted);
+                    if p.smoothing != 0.0 {
+                        loss += p.smoothing * (lse - mean);
+                    }
+                    if p.z_loss != 0.0 {
+                        loss += p.z_loss * (lse * lse);
+                    }
+                    if p.loss != 0 {
+                        global::st((p.loss as *mut f32).add(row as usize), if ignored { 0.0 } else { loss });
+                    }
+                    if p.lse != 0 {
+                        global::st((p.lse as *mut f32).add(row as usize), lse);
+                    }
+                }
+                if p.dlogits != 0 {
+                    let out = Row::new::<E>(p.dlogits, row, p.dlogits_stride, p.columns, p.aligned);
+                    let mut grad = p.grad_scale;
+                    if p.grad != 0 {
+                        grad *= global::ld_nc((p.grad as *const f32).add(row as usize));
+                    }
+                    if !known {
+                        grad = f32::NAN;
+                    }
+                    let mut share = 1.0 / total;
+                    if p.z_loss != 0.0 {
+                        share *= 1.0 + 2.0 * p.z_loss * lse;
+                    }
+                    let even = p.smoothing / p.columns as f32;
+                    let chosen = 1.0 - p.smoothing;
+                    each::<T, VECTORS>(p.columns, |k, column| {
+                        let x = held.get(k, || load(column));
+                        let mut dx = [0.0; 8];
+                        if !ignored {
+                            let mut i = 0;
+                            while i < 8 {
+                                let mut d = exp(x[i] - high) * share;
+                                if (column + i as u32) as i64 == target {
+                                    d -= chosen;
+                                }
+                                dx[i] = grad * (d - even);
+                                i += 1;
+                            }
+                        }
+                        out.store::<E>(column, dx);
+                    });
+                }
+            }
+            row += T::step();
+        }
+    }
+
+    macro_rules! losses {
+        ($($block:ident $long:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows of up to [`BLOCK_COLUMNS`](crate::row::BLOCK_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - The tensors have the extents that the parameters say; outputs overlap nothing, but `dlogits` may
+                ///   be `logits`. Dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = BLOCK_THREADS)]
+                pub fn $block(params: CrossEntropyParams) {
+                    cross_entropy::<$element, Block<BLOCK_THREADS>, 4>(params)
+                }
+
+                /// Rows of any length.
+                ///
+                /// # Safety
+                /// - As for the other.
+                #[launch(threads = WIDE_THREADS)]
+                pub fn $long(params: CrossEntropyParams) {
+                    cross_entropy::<$element, Block<WIDE_THREADS>, 0>(params)
+                }
+            )*}
+        };
+    }
+
+    losses! {
+        cross_entropy_block_f32 cross_entropy_long_f32 f32
+        cross_entropy_block_f16 cross_entropy_long_f16 F16
+        cross_entropy_block_bf16 cross_entropy_long_bf16 Bf16
+    }
+}
