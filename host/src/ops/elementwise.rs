@@ -192,7 +192,7 @@ pub fn relu(x: &AnyTensor) -> Result<AnyTensor> {
 fn halves(packed: &AnyTensor) -> Result<[AnyTensor; 2]> {
     let axis = packed.rank().checked_sub(1);
     match axis.map(|axis| (axis, packed.extent(axis))) {
-        Some((axis, width)) if width % 2 == 0 => {
+        Some((axis, width)) if width.is_multiple_of(2) => {
             Ok([packed.slice(axis, 0..width / 2)?, packed.slice(axis, width / 2..width)?])
         }
         _ => Err(Error::shape(

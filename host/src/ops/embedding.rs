@@ -49,7 +49,7 @@ pub fn embedding(table: &AnyTensor, ids: &AnyTensor) -> Result<AnyTensor> {
     let rows = Rows::of("table", table)?;
     let target = out.reshape(&[tokens, rows.columns])?;
     let size = table.dtype().size();
-    let aligned = rows.aligned() && rows.columns * size % 16 == 0;
+    let aligned = rows.aligned() && (rows.columns * size).is_multiple_of(16);
     let entry = format!("embedding_b{}", 8 * size);
     let each = if aligned { 16 / size } else { 1 };
     let launch = Contract::new(table.device(), &entry)

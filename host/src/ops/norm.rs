@@ -132,14 +132,14 @@ impl<'a> Norm<'a> {
             .writes_if("sum", sum.as_ref())
             .prepare()?;
         let dense = |tensor: Option<&AnyTensor>| {
-            address(tensor) % 16 == 0 && (x.rows <= 1 || x.columns * dtype.size() % 16 == 0)
+            address(tensor).is_multiple_of(16) && (x.rows <= 1 || (x.columns * dtype.size()).is_multiple_of(16))
         };
         let aligned = x.aligned()
             && residual.as_ref().is_none_or(Rows::aligned)
             && dense(Some(&y))
             && dense(sum.as_ref())
-            && address(weight.as_ref()) % 16 == 0
-            && address(bias.as_ref()) % 16 == 0;
+            && address(weight.as_ref()).is_multiple_of(16)
+            && address(bias.as_ref()).is_multiple_of(16);
         let params = NormParams {
             x: x.address(),
             residual: residual.as_ref().map_or(0, Rows::address),

@@ -106,7 +106,7 @@ impl AdamW {
             if !tensor.is_contiguous() {
                 return Err(Error::layout(argument, "must be dense"));
             }
-            aligned &= tensor.address() % 16 == 0;
+            aligned &= tensor.address().is_multiple_of(16);
         }
         let len = parameters.elements();
         if len == 0 {

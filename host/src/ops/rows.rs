@@ -63,7 +63,8 @@ impl Rows {
 
     /// Whether every row starts at a multiple of 16 bytes.
     pub fn aligned(&self) -> bool {
-        self.view.address() % 16 == 0 && (self.rows <= 1 || self.stride * self.view.dtype().size() % 16 == 0)
+        self.view.address().is_multiple_of(16)
+            && (self.rows <= 1 || (self.stride * self.view.dtype().size()).is_multiple_of(16))
     }
 
     /// Address of the first row.
@@ -84,11 +85,14 @@ pub(crate) enum Width {
 
 impl Width {
     pub fn of(columns: u64) -> Width {
-        match columns {
-            0..=WARP_COLUMNS => Width::Warp,
-            0..=BLOCK_COLUMNS => Width::Block,
-            0..=WIDE_COLUMNS => Width::Wide,
-            _ => Width::Long,
+        if columns <= WARP_COLUMNS {
+            Width::Warp
+        } else if columns <= BLOCK_COLUMNS {
+            Width::Block
+        } else if columns <= WIDE_COLUMNS {
+            Width::Wide
+        } else {
+            Width::Long
         }
     }
 

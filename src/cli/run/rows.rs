@@ -210,18 +210,18 @@ fn norm(args: NormArgs, centered: bool, backward: bool) -> Outcome {
         if let Some(residual) = inputs.optional("residual") {
             op = op.residual(residual);
         }
-        let (named, optional): ((&str, AnyTensor), Vec<(&str, Option<AnyTensor>)>) = if backward {
+        let mut outputs = Outputs::new();
+        let mut add = |name, tensor: Option<AnyTensor>| outputs.extend(tensor.map(|tensor| (name, tensor)));
+        if backward {
             let gradients = op.backward(inputs.get("dy")?, inputs.optional("dsum"))?;
-            (
-                ("dx", gradients.dx),
-                vec![("dw", gradients.dweight), ("db", gradients.dbias)],
-            )
+            add("dx", Some(gradients.dx));
+            add("dw", gradients.dweight);
+            add("db", gradients.dbias);
         } else {
             let normed = op.run()?;
-            (("y", normed.y), vec![("sum", normed.sum)])
-        };
-        let mut outputs = Outputs::from([named]);
-        outputs.extend(optional.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))));
+            add("y", Some(normed.y));
+            add("sum", normed.sum);
+        }
         Ok(outputs)
     })
 }

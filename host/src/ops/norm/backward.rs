@@ -109,7 +109,7 @@ impl Norm<'_> {
             && dy.aligned()
             && out.aligned()
             && dsum.as_ref().is_none_or(Rows::aligned)
-            && address(weight.as_ref()) % 16 == 0;
+            && address(weight.as_ref()).is_multiple_of(16);
         let params = NormBackwardParams {
             x: x.address(),
             dy: dy.address(),
