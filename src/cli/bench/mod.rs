@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{DeviceArgs, Failure, Outcome};
 
+mod attention;
 mod harness;
 mod memory;
 
@@ -35,7 +36,8 @@ pub struct BenchArgs {
 type Suite = (&'static str, fn(&Device) -> host::Result<Vec<Case>>);
 
 /// Everything that can be measured.
-const SUITES: [Suite; 2] = [("vector-add", memory::vector_add), ("reduce", memory::reduce)];
+const SUITES: [Suite; 3] =
+    [("attention", attention::forward), ("vector-add", memory::vector_add), ("reduce", memory::reduce)];
 
 /// One measured case.
 #[derive(Serialize)]
