@@ -299,8 +299,8 @@ mod device {
     /// The maximum of this lane's elements, and its column if it is the warp's.
     ///
     /// The loop keeps only the maximum and the first group of [`UNROLL`] vectors that reached it, which costs one
-    /// instruction an element. Lanes that hold the warp's maximum then look for its column in that group; groups of a
-    /// lane ascend, so the first one has its leftmost.
+    /// instruction an element. The warp then looks for the column of its maximum in the groups of the lanes that hold it;
+    /// groups of a lane ascend, so the first one has its leftmost.
     #[inline(always)]
     unsafe fn accumulate_argmax<E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> (f32, u64) {
         let Range { begin, end, aligned } = range;
@@ -359,22 +359,25 @@ mod device {
             distance *= 2;
         }
         let is_top = |value: f32| value == top || (value != value && top != top);
-        let mut found = (best, u64::MAX);
-        if is_top(best) {
-            let mut at = group;
-            while at < vectors && at < group + UNROLL as u64 * lanes && found.1 == u64::MAX {
-                let mut i = 0;
-                while i < width {
-                    let column = begin + at * width + i;
-                    let value = unsafe { global::ld_nc((row + column * bytes) as *const E).to_f32() };
-                    if is_top(value) && column < found.1 {
-                        found.1 = column;
-                    }
-                    i += 1;
+        let mut column = u64::MAX;
+        // Usually one lane holds the maximum; the whole warp looks through its group, one element a lane.
+        let own = thread::lane_id() as u64;
+        let mut holders = unsafe { warp::vote_ballot(warp::FULL, is_top(best)) };
+        while holders != 0 {
+            let holder = holders.trailing_zeros();
+            holders &= holders - 1;
+            let (low, high) =
+                unsafe { (warp::shfl_idx(group as u32, holder), warp::shfl_idx((group >> 32) as u32, holder)) };
+            let at = ((high as u64) << 32 | low as u64) + own / width * lanes;
+            if own < UNROLL as u64 * width && at < vectors {
+                let candidate = begin + at * width + own % width;
+                let value = unsafe { global::ld_nc((row + candidate * bytes) as *const E).to_f32() };
+                if is_top(value) && candidate < column {
+                    column = candidate;
                 }
-                at += lanes;
             }
         }
+        let found = if column == u64::MAX { (best, column) } else { (top, column) };
         Argmax::join(found, last)
     }
 

@@ -148,8 +148,9 @@ unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: u32>
     let v_map = address.tensor_map(offset_of!(AttentionParams, v_map));
     let (mut q, mut k, mut v) = (Cursor::start(), Cursor::start(), Cursor::start());
     let (rows, keys) = (64 * W, 2 * S as u32);
-    let mut index = schedule::first();
-    while index < schedule::tiles(params) {
+    let mut turn = 0;
+    while schedule::place(turn) < schedule::tiles(params) {
+        let index = schedule::place(turn);
         // SAFETY: one thread; rings as initialised; boxes have the size that is expected.
         unsafe {
             let tile = Tile::at(index, params, rows);
@@ -207,7 +208,7 @@ unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: u32>
                 v = v.next();
             }
         }
-        index += schedule::step();
+        turn += 1;
     }
 }
 
@@ -291,8 +292,9 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
         if W == 2 && group == 1 {
             barrier::arrive(TURN, 256);
         }
-        let mut index = schedule::first();
-        while index < schedule::tiles(params) {
+        let mut turn = 0;
+        while schedule::place(turn) < schedule::tiles(params) {
+            let index = schedule::place(turn);
             let tile = Tile::at(index, params, rows);
             let (begin, end) = tile.key_tiles(rows, keys);
             let first = tile.row + group * 64;
@@ -401,7 +403,7 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                 }
                 h += 1;
             }
-            index += schedule::step();
+            turn += 1;
         }
         if W == 2 && group == 0 {
             barrier::sync(TURN, 256);

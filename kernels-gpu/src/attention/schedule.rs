@@ -1,6 +1,6 @@
 //! Which block computes which tile, in which order.
 //!
-//! Blocks are persistent: block `b` of `n` takes tiles `b`, `b + n`, … of an order in which the longest come first
+//! Blocks are persistent: block `b` of `n` takes tiles `b`, `2n − 1 − b`, `2n + b`, … of an order in which the longest come first
 //! (last rows of a causal mask) and in which the heads of a *section*, whose keys fit L2 together, follow each other.
 
 use super::{
@@ -101,14 +101,10 @@ impl Tile {
     }
 }
 
-/// The first tile of this block.
+/// The place in the order that this block takes in its `round`th turn. Every other round runs backwards, so that no
+/// block always gets the longest tile of a round.
 #[inline(always)]
-pub fn first() -> u32 {
-    thread::block_idx_x()
-}
-
-/// How far apart the tiles of a block are.
-#[inline(always)]
-pub fn step() -> u32 {
-    thread::grid_dim_x()
+pub fn place(round: u32) -> u32 {
+    let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
+    round * blocks + if round & 1 == 0 { block } else { blocks - 1 - block }
 }

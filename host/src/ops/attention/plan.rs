@@ -20,7 +20,7 @@ pub struct Blocks {
 
 /// Bytes of keys and values that the heads of a section may have together: a part of the L2 cache that leaves room for
 /// what streams through.
-const SECTION_BYTES: u64 = 20 << 20;
+const SECTION_BYTES: u64 = 32 << 20;
 
 impl Blocks {
     /// The tile of `table` for the problem's head dims: the smallest that holds them.
