@@ -58,8 +58,8 @@ impl OnlineSoftmax {
             maximum[1] = warp::reduce_max::<4>(maximum[1]);
         }
         let base = [scaled(maximum[0], scale), scaled(maximum[1], scale)];
-        let shrink =
-            [ex2(fma(self.maximum[0], scale, -base[0])), ex2(fma(self.maximum[1], scale, -base[1]))];
+        // From rounded exponent to rounded exponent, as the weights before were taken: an unchanged maximum gives 1.
+        let shrink = [ex2(self.maximum[0] * scale - base[0]), ex2(self.maximum[1] * scale - base[1])];
         let mut sum = [0.0; 2];
         i = 0;
         while i < R / 4 {
