@@ -105,6 +105,19 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
+    /// A page pool, block table or slot mapping refused; nothing changed.
+    #[error(transparent)]
+    Cache(#[from] crate::kv::PoolError),
+    /// A sequence of a contiguous cache would be longer than its capacity; nothing changed.
+    #[error("cache full: sequence {sequence} would have {requested} tokens, the capacity is {capacity}")]
+    CacheFull {
+        /// Sequence of the batch.
+        sequence: usize,
+        /// Tokens it would have.
+        requested: u64,
+        /// Tokens it can have.
+        capacity: u64,
+    },
     /// Reading or writing a file failed.
     #[error("{path}: {problem}")]
     Io {

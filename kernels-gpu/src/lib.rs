@@ -11,6 +11,7 @@
 )]
 
 pub mod activation;
+pub mod paging;
 pub mod params;
 pub mod philox;
 #[cfg(target_arch = "nvptx64")]
@@ -28,6 +29,10 @@ pub mod tile;
     unit = "attention_forward_f32"
 ))]
 pub mod attention;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "cache"))]
+pub mod cache;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "decode"))]
+pub mod decode;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "device_tests"))]
 pub mod device_tests;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "linear"))]
@@ -44,6 +49,8 @@ pub mod reduce;
 pub mod sampling;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "softmax"))]
 pub mod softmax;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "rope"))]
+pub mod rope;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "loss"))]

@@ -12,6 +12,7 @@ use super::{
 
 mod attention;
 mod basic;
+mod cache;
 mod linear;
 mod rows;
 
@@ -73,6 +74,38 @@ enum Op {
     },
     #[command(flatten)]
     Rows(rows::RowOp),
+    /// Rotary position embedding. Tensors: q, k [B, S, H, D], positions [B, S] i32 → q, k.
+    Rope {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: cache::RopeOptions,
+    },
+    /// Write tokens to slots of a cache. Tensors: k, v [T, Hkv, D], k_cache, v_cache [pages, page, Hkv, D],
+    /// slots [T] i64 → k_cache, v_cache.
+    CacheAppend {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: cache::PoolOptions,
+    },
+    /// Read sequences out of a cache, padded with zeros. Tensors: k_cache, v_cache, block_table [B, max] i32,
+    /// cache_seqlens [B] i32 → k, v.
+    CacheRead {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: cache::PoolOptions,
+    },
+    /// Attention of new tokens over a cache. Tensors: q [B, Sq, Hq, D], k_cache, v_cache, block_table [B, max] i32,
+    /// cache_seqlens [B] i32 (whole lengths; with k, v [B, Sq, Hkv, D] and perhaps cos, sin, which are appended first,
+    /// the lengths before), alibi_slopes, sinks, leftpad_k, cache_batch_idx → out, lse, k_cache, v_cache.
+    Decode {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: cache::DecodeArgs,
+    },
 }
 
 /// Runs one op.
@@ -86,6 +119,10 @@ pub fn run(args: RunArgs) -> Outcome {
         Op::Reduce { files, options } => files.apply(|_, inputs| basic::reduce(inputs, &options)),
         Op::Linear { files, options } => files.apply(|_, inputs| linear::linear(inputs, &options)),
         Op::Rows(op) => rows::run(op),
+        Op::Rope { files, options } => files.apply(|device, inputs| cache::rope(device, inputs, &options)),
+        Op::CacheAppend { files, options } => files.apply(|_, inputs| cache::append(inputs, &options)),
+        Op::CacheRead { files, options } => files.apply(|_, inputs| cache::read(inputs, &options)),
+        Op::Decode { files, options } => files.apply(|_, inputs| cache::decode(inputs, &options)),
     }
 }
 

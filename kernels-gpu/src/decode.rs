@@ -1,0 +1,232 @@
+//! Attention of new tokens over a cache: few queries, many keys, at the speed of memory.
+//!
+//! # Work
+//! The rows of a *tile* are 16 (query, query head) pairs of one KV head, query-major: all heads that share the KV head
+//! read its keys once. The keys that a tile sees are cut into *pieces* at multiples of a size that follows from the
+//! row alone ([`split_tokens`]); a piece is attended by the warps of one block, each of which has a stream of 16 keys at a
+//! time through its own ring of `cp.async` stages, so that no barrier stands in the loop. At the end of a piece the
+//! warps are joined in shared memory.
+//!
+//! # The same bits in every batch
+//! A tile's result is the left fold over its pieces in order. Either one block folds all pieces as it goes (batches large
+//! enough to fill the GPU), or a block takes one piece, writes it to the workspace and `decode_merge_*` folds: the same
+//! operations in the same order, so the choice, which depends on the batch, changes no bit. All lengths are read on
+//! the device and the grid depends on capacities only: a captured graph stays valid while sequences grow.
+//!
+//! Scores are kept in units of log₂: `x = (scale·q·k, capped, minus slope·distance) · log₂ e`.
+
+use crate::{kernel_params, paging::Paging};
+
+#[cfg(target_arch = "nvptx64")]
+mod finish;
+#[cfg(target_arch = "nvptx64")]
+mod scalar;
+#[cfg(target_arch = "nvptx64")]
+mod stream;
+#[cfg(target_arch = "nvptx64")]
+mod tensor;
+
+/// Rows of a tile.
+pub const ROWS: u32 = 16;
+/// Keys that a warp takes at a time.
+pub const KEYS: u32 = 16;
+/// Smallest piece; a multiple of what a block takes at a time.
+pub const MIN_SPLIT: u32 = 64;
+/// No bound of a window.
+pub const UNBOUNDED: u32 = 1 << 30;
+/// Threads of a merging block.
+pub const MERGE_THREADS: u32 = 128;
+/// Bytes at the front of shared memory: bounds, statistics and factors of the rows.
+pub const HEADER_BYTES: u32 = 2048;
+
+kernel_params! {
+    /// Arguments of `decode_*` and `decode_merge_*`. Strides count elements.
+    pub struct DecodeParams {
+        /// Where tokens lie.
+        pub paging: Paging,
+        /// Queries.
+        pub q: u64,
+        /// Keys.
+        pub k: u64,
+        /// Values.
+        pub v: u64,
+        /// Outputs.
+        pub out: u64,
+        /// Natural log-sum-exps, f32, `[batch, heads, seq_q]`.
+        pub lse: u64,
+        /// Partial outputs, f32, `[tile, split, row, value_dim]`.
+        pub partial: u64,
+        /// Maximum and sum of each partial row, f32 pairs, `[tile, split, row]`.
+        pub statistics: u64,
+        /// Tokens of each sequence, i32.
+        pub lengths: u64,
+        /// Tokens at the front that nobody sees, i32; or 0.
+        pub left_padding: u64,
+        /// ALiBi slopes, f32; or 0.
+        pub alibi_slopes: u64,
+        /// Logits of sinks, f32; or 0.
+        pub sinks: u64,
+        /// Factor of the keys of each KV head, f32; or 0 for 1.
+        pub k_scale: u64,
+        /// Factor of the values of each KV head, f32; or 0 for 1.
+        pub v_scale: u64,
+        /// Strides of Q: batch, row, head.
+        pub q_strides: [u64; 3],
+        /// Strides of the keys: page, slot, head.
+        pub k_strides: [u64; 3],
+        /// Strides of the values: page, slot, head.
+        pub v_strides: [u64; 3],
+        /// Strides of O: batch, row, head.
+        pub out_strides: [u64; 3],
+        /// Slopes from one batch to the next: 0 or the number of heads.
+        pub alibi_batch_stride: u64,
+        /// KV heads.
+        pub heads_kv: u32,
+        /// Query heads of a KV head.
+        pub group: u32,
+        /// Queries of a sequence.
+        pub seq_q: u32,
+        /// Elements of a key.
+        pub head_dim: u32,
+        /// Elements of a value.
+        pub value_dim: u32,
+        /// Rows of a tile that are ever in use.
+        pub rows: u32,
+        /// Tiles of a KV head.
+        pub tiles: u32,
+        /// Most pieces of a tile: what [`split_tokens`] is given.
+        pub most: u32,
+        /// Pieces that the workspace and the grid have room for.
+        pub splits: u32,
+        /// 1: a block folds all pieces of its tile.
+        pub fold: u32,
+        /// Added to every length: tokens appended by this step.
+        pub appended: u32,
+        /// Tokens that a sequence can have.
+        pub capacity: u32,
+        /// Keys before a query's own position that it sees, or [`UNBOUNDED`].
+        pub window_left: u32,
+        /// Keys after it, or [`UNBOUNDED`].
+        pub window_right: u32,
+        /// Factor of the scores.
+        pub scale: f32,
+        /// Cap of the scores, or 0.
+        pub softcap: f32,
+    }
+}
+
+/// Size of a tile's pieces, in tokens, when it sees keys `low..high`: a power of two times [`MIN_SPLIT`].
+///
+/// The smallest that gives at most `most / 2` pieces, since a small piece costs more to begin and to join than to read;
+/// from 512 tokens on, the smallest that gives at most `most`.
+#[inline(always)]
+pub const fn split_tokens(low: u32, high: u32, most: u32) -> u32 {
+    let few = if most > 1 { most / 2 } else { 1 };
+    let mut shift = 6;
+    while shift < 30 && ((high + (1 << shift) - 1) >> shift) - (low >> shift) > if shift < 9 { few } else { most } {
+        shift += 1;
+    }
+    1 << shift
+}
+
+/// How a kernel cuts up its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Warps of a block.
+    pub warps: u32,
+    /// Stages of a warp's ring; with one, nothing is loaded ahead and the joining of warps reuses the stages.
+    pub stages: u32,
+    /// Bytes of a row in a stage.
+    pub row_bytes: u32,
+    /// Bytes of the queries in shared memory.
+    pub query_bytes: u32,
+    /// Bytes for cache elements that are converted before use.
+    pub convert_bytes: u32,
+    /// Padded head dim.
+    pub dim: u32,
+}
+
+impl Shape {
+    /// The shape of the kernel for a padded head dim, elements of `element` bytes (4: without tensor cores) and cache
+    /// elements of `cache` bytes, on tier `sm` (75, 80 or 90).
+    pub const fn new(sm: u32, element: u32, cache: u32, dim: u32) -> Shape {
+        let row_bytes = dim * cache;
+        let query_bytes = if element == 4 || dim > 128 { ROWS * dim * element } else { 0 };
+        // A stage of a warp is 16 keys and 16 values.
+        let stage = 2 * KEYS * row_bytes;
+        // Turing has 64 KiB of shared memory, the smallest Ampere 99, Hopper 227.
+        let (warps, stages) = if sm == 75 {
+            if stage <= 8192 { (4, 1) } else if stage <= 16384 { (2, 1) } else { (1, 1) }
+        } else if sm == 80 {
+            if stage <= 8192 { (4, 2) } else if stage <= 16384 { (4, 1) } else { (2, 1) }
+        } else if stage <= 4096 {
+            (4, 5)
+        } else if stage <= 8192 {
+            (4, 3)
+        } else if stage <= 16384 {
+            (4, 2)
+        } else {
+            (4, 1)
+        };
+        let convert_bytes = if cache < element { warps * 2 * KEYS * dim * element } else { 0 };
+        Shape { warps, stages, row_bytes, query_bytes, convert_bytes, dim }
+    }
+
+    /// Whether a block may fold all pieces of a tile: where the registers have room for the totals.
+    pub const fn folds(self) -> bool {
+        self.query_bytes == 0
+    }
+
+    /// Bytes of a warp's stage: keys, then values.
+    pub const fn stage_bytes(self) -> u32 {
+        2 * KEYS * self.row_bytes
+    }
+
+    /// Where the stages begin.
+    pub const fn stages_at(self) -> u32 {
+        HEADER_BYTES + self.query_bytes + self.convert_bytes
+    }
+
+    /// Where the warps put their results at the end of a piece.
+    pub const fn join_at(self) -> u32 {
+        if self.stages == 1 { self.stages_at() } else { self.stages_at() + self.warps * self.stages * self.stage_bytes() }
+    }
+
+    /// Dynamic shared memory of a block when `rows` rows are in use.
+    pub const fn shared_bytes(self, rows: u32) -> u32 {
+        let join = self.join_at() + self.warps * rows * self.dim * 4;
+        let stages = self.stages_at() + self.warps * self.stages * self.stage_bytes();
+        if join > stages { join } else { stages }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_few_and_as_small_as_that_allows() {
+        for most in [1, 2, 7, 32, 128] {
+            for (low, high) in [(0, 0), (0, 1), (0, 64), (0, 65), (63, 65), (100, 5000), (131_000, 131_073), (0, 2_000_000_000)] {
+                let size = split_tokens(low, high, most);
+                let count = |size: u32| high.div_ceil(size) - low / size;
+                assert!(size.is_power_of_two() && size >= MIN_SPLIT);
+                assert!(count(size) <= most, "{low}..{high} in {most}");
+                assert!(size == MIN_SPLIT || count(size / 2) > if size <= 512 { (most / 2).max(1) } else { most });
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_fits_its_smallest_gpu() {
+        for (sm, limit) in [(75, 64 << 10), (80, 99 << 10), (90, 227 << 10)] {
+            for (element, cache) in [(4, 4), (2, 2), (2, 1)] {
+                for dim in [64, 128, 256] {
+                    let shape = Shape::new(sm, element, cache, dim);
+                    assert!(MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
+                    assert!(shape.shared_bytes(ROWS) <= limit, "sm_{sm} {element} {cache} {dim}: {shape:?} {}", shape.shared_bytes(ROWS));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Joining: warps to a piece, pieces to a row, a row to its output. Fixed order everywhere.
+
+use super::{
+    DecodeParams, ROWS,
+    stream::{Engine, Work},
+};
+use crate::tile::element::Element;
+use core::marker::PhantomData;
+use cuda_std::{
+    barrier::syncthreads,
+    global,
+    math::{ex2, fma, fmax, lg2},
+    shared, thread,
+};
+
+/// Bounds of the rows: [`Row`](super::stream::Row), 16 bytes each.
+const ROWS_AT: u32 = 0;
+/// Maximum and sum of each warp's rows.
+const WARPS_AT: u32 = ROWS_AT + ROWS * 16;
+/// Factor of each warp's rows.
+const FACTORS_AT: u32 = WARPS_AT + 4 * ROWS * 8;
+/// Factors of what was folded before and of the piece, for each row.
+const FOLD_AT: u32 = FACTORS_AT + 4 * ROWS * 4;
+/// Maximum and sum of what was folded, for each row.
+const TOTAL_AT: u32 = FOLD_AT + ROWS * 8;
+/// Factor that finishes each row.
+const FINAL_AT: u32 = TOTAL_AT + ROWS * 8;
+const _: () = assert!(FINAL_AT + ROWS * 4 <= super::HEADER_BYTES);
+
+/// Bounds of the rows for engines that want them in shared memory, and the empty totals. A barrier follows.
+///
+/// # Safety
+/// - All threads of the block call this together.
+#[inline(always)]
+pub unsafe fn begin(params: &DecodeParams, work: &Work) {
+    unsafe {
+        let row = thread::thread_idx_x();
+        if row < ROWS {
+            let base = shared::dynamic_base();
+            let bounds = work.row(params, row);
+            let words = [bounds.begin as u32, bounds.end as u32, bounds.position as u32, bounds.slope.to_bits()];
+            shared::st(base + ROWS_AT + row * 16, words);
+            shared::st(base + TOTAL_AT + row * 8, [f32::NEG_INFINITY, 0.0]);
+        }
+    }
+}
+
+/// Bounds of a row, from shared memory.
+///
+/// # Safety
+/// - A barrier lies behind [`begin`].
+#[inline(always)]
+pub unsafe fn row(row: u32) -> super::stream::Row {
+    let words: [u32; 4] = unsafe { shared::ld(shared::dynamic_base() + ROWS_AT + row * 16) };
+    super::stream::Row {
+        begin: words[0] as i32,
+        end: words[1] as i32,
+        position: words[2] as i32,
+        slope: f32::from_bits(words[3]),
+    }
+}
+
+/// Says a warp's maximum and sum of a row.
+///
+/// # Safety
+/// - `warp` and `row` are in range, and no other thread says the same.
+#[inline(always)]
+pub unsafe fn put_statistics(warp: u32, row: u32, maximum: f32, sum: f32) {
+    unsafe { shared::st(shared::dynamic_base() + WARPS_AT + (warp * ROWS + row) * 8, [maximum, sum]) }
+}
+
+/// Where a warp puts the output of a row.
+#[inline(always)]
+pub fn output<E: Engine>(warp: u32, row: u32, rows: u32) -> u32 {
+    shared::dynamic_base() + E::SHAPE.join_at() + (warp * rows + row) * E::SHAPE.dim * 4
+}
+
+/// What to subtract from exponents: the maximum, or 0 for nothing.
+#[inline(always)]
+fn shift(maximum: f32) -> f32 {
+    if maximum == f32::NEG_INFINITY { 0.0 } else { maximum }
+}
+
+/// Maximum and sum of two parts, and the factors of their outputs.
+#[inline(always)]
+fn join(a: [f32; 2], b: [f32; 2]) -> ([f32; 2], [f32; 2]) {
+    let maximum = fmax(a[0], b[0]);
+    let shift = shift(maximum);
+    let factors = [ex2(a[0] - shift), ex2(b[0] - shift)];
+    ([maximum, fma(a[1], factors[0], b[1] * factors[1])], factors)
+}
+
+/// Adds the part of a row's output.
+#[inline(always)]
+fn fold(total: f32, factors: [f32; 2], part: f32) -> f32 {
+    fma(total, factors[0], part * factors[1])
+}
+
+/// Factor that finishes a row with maximum and sum `total`, and its natural LSE.
+#[inline(always)]
+unsafe fn finished(params: &DecodeParams, work: &Work, row: u32, total: [f32; 2]) -> (f32, f32) {
+    unsafe {
+        let head = work.query_head(params, row) as u64;
+        let mut sink = f32::NEG_INFINITY;
+        if params.sinks != 0 {
+            sink = global::ld_nc((params.sinks + head * 4) as *const f32) * core::f32::consts::LOG2_E;
+        }
+        let top = shift(fmax(total[0], sink));
+        let keys = ex2(total[0] - top);
+        let sum = fma(total[1], keys, ex2(sink - top));
+        let mut factor = keys / sum;
+        if params.v_scale != 0 {
+            factor *= global::ld_nc((params.v_scale + work.head as u64 * 4) as *const f32);
+        }
+        // A row without keys: 0, and the LSE is the sink's, or −∞.
+        if total[1] == 0.0 {
+            factor = 0.0;
+        }
+        (factor, (top + lg2(sum)) * core::f32::consts::LN_2)
+    }
+}
+
+/// Writes one element of a row's output.
+#[inline(always)]
+unsafe fn write_output<O: Element>(params: &DecodeParams, work: &Work, row: u32, column: u32, value: f32) {
+    let strides = &params.out_strides;
+    let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
+    let at = work.batch as u64 * strides[0] + query * strides[1] + head * strides[2] + column as u64;
+    unsafe { global::st((params.out + at * size_of::<O>() as u64) as *mut O, O::from_f32(value)) }
+}
+
+#[inline(always)]
+unsafe fn write_lse(params: &DecodeParams, work: &Work, row: u32, lse: f32) {
+    let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
+    let heads = params.heads_kv as u64 * params.group as u64;
+    let at = (work.batch as u64 * heads + head) * params.seq_q as u64 + query;
+    unsafe { global::st((params.lse + at * 4) as *mut f32, lse) }
+}
+
+/// Number of a tile among all.
+#[inline(always)]
+fn tile_number(params: &DecodeParams, work: &Work) -> u64 {
+    (work.batch as u64 * params.heads_kv as u64 + work.head as u64) * params.tiles as u64 + work.tile as u64
+}
+
+/// The fold of a tile's pieces: `N` elements a thread, element `i · threads + thread` of `[row, dim]`.
+pub struct Fold<O, const N: usize> {
+    total: [f32; N],
+    element: PhantomData<O>,
+}
+
+impl<O: Element, const N: usize> Fold<O, N> {
+    /// Nothing yet.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Fold { total: [0.0; N], element: PhantomData }
+    }
+
+    /// Joins the warps to a piece, and folds it, or writes it to the workspace; behind the `last` piece of a fold, writes
+    /// output and LSE. A barrier lies before and behind.
+    ///
+    /// # Safety
+    /// - All threads of the block call this together.
+    #[inline(always)]
+    pub unsafe fn join_warps<E: Engine>(&mut self, params: &DecodeParams, work: &Work, split: u32, last: bool) {
+        const { assert!(!E::SHAPE.folds() || N as u32 * E::SHAPE.warps * 32 == ROWS * E::SHAPE.dim) };
+        unsafe {
+            let base = shared::dynamic_base();
+            let thread = thread::thread_idx_x();
+            let apart = params.fold == 0 && work.pieces > 1;
+            let place = (tile_number(params, work) * params.splits as u64 + split as u64) * params.rows as u64;
+            if thread < work.rows {
+                let mut maximum = f32::NEG_INFINITY;
+                let mut warp = 0;
+                while warp < E::SHAPE.warps {
+                    let part: [f32; 2] = shared::ld(base + WARPS_AT + (warp * ROWS + thread) * 8);
+                    maximum = fmax(maximum, part[0]);
+                    warp += 1;
+                }
+                let mut sum = 0.0;
+                warp = 0;
+                while warp < E::SHAPE.warps {
+                    let part: [f32; 2] = shared::ld(base + WARPS_AT + (warp * ROWS + thread) * 8);
+                    let factor = ex2(part[0] - shift(maximum));
+                    shared::st(base + FACTORS_AT + (warp * ROWS + thread) * 4, factor);
+                    sum = fma(part[1], factor, sum);
+                    warp += 1;
+                }
+                if apart {
+                    global::st((params.statistics + (place + thread as u64) * 8) as *mut [f32; 2], [maximum, sum]);
+                } else {
+                    let total: [f32; 2] = shared::ld(base + TOTAL_AT + thread * 8);
+                    let (total, factors) = join(total, [maximum, sum]);
+                    shared::st(base + TOTAL_AT + thread * 8, total);
+                    shared::st(base + FOLD_AT + thread * 8, factors);
+                    if last {
+                        let (factor, lse) = finished(params, work, thread, total);
+                        shared::st(base + FINAL_AT + thread * 4, factor);
+                        write_lse(params, work, thread, lse);
+                    }
+                }
+            }
+            syncthreads();
+            let threads = const { E::SHAPE.warps * 32 };
+            let elements = work.rows * E::SHAPE.dim;
+            let count = if E::SHAPE.folds() { N as u32 } else { elements.div_ceil(threads) };
+            let mut i = 0;
+            while i < count {
+                let element = i * threads + thread;
+                let (row, column) = (element / E::SHAPE.dim, element % E::SHAPE.dim);
+                if row < work.rows {
+                    let mut piece = 0.0;
+                    let mut warp = 0;
+                    while warp < E::SHAPE.warps {
+                        let part: f32 = shared::ld(output::<E>(warp, row, work.rows) + column * 4);
+                        let factor: f32 = shared::ld(base + FACTORS_AT + (warp * ROWS + row) * 4);
+                        piece = fma(part, factor, piece);
+                        warp += 1;
+                    }
+                    if apart {
+                        if column < params.value_dim {
+                            let at = (place + row as u64) * params.value_dim as u64 + column as u64;
+                            global::st((params.partial + at * 4) as *mut f32, piece);
+                        }
+                    } else {
+                        let factors: [f32; 2] = shared::ld(base + FOLD_AT + row * 8);
+                        let before = if E::SHAPE.folds() { self.total[i as usize] } else { 0.0 };
+                        let total = fold(before, factors, piece);
+                        if E::SHAPE.folds() {
+                            self.total[i as usize] = total;
+                        }
+                        if last && column < params.value_dim {
+                            let factor: f32 = shared::ld(base + FINAL_AT + row * 4);
+                            write_output::<O>(params, work, row, column, total * factor);
+                        }
+                    }
+                }
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Folds the pieces of one row, one block each, where they were computed apart.
+///
+/// # Safety
+/// - The workspace holds what the decode kernel with the same parameters wrote.
+#[inline(always)]
+pub unsafe fn merge<O: Element>(params: &DecodeParams) {
+    unsafe {
+        let (rows, tiles, heads) = (params.rows, params.tiles, params.heads_kv);
+        core::hint::assert_unchecked(rows != 0);
+        core::hint::assert_unchecked(tiles != 0);
+        core::hint::assert_unchecked(heads != 0);
+        let block = thread::block_idx_x();
+        let (rest, row) = (block / rows, block % rows);
+        let (rest, tile) = (rest / tiles, rest % tiles);
+        let (batch, head) = (rest / heads, rest % heads);
+        let work = Work::new(params, batch, head, tile);
+        // Every block waits, so that this launch does not end before the one it follows.
+        #[cfg(tier = "sm_90a")]
+        cuda_std::grid_dependency::wait();
+        if row >= work.rows || work.pieces == 1 {
+            return;
+        }
+        let thread = thread::thread_idx_x();
+        let mut place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
+        let mut total = [f32::NEG_INFINITY, 0.0];
+        let mut out = [0.0; 2];
+        let mut piece = 0;
+        while piece < work.pieces {
+            let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
+            let (joined, factors) = join(total, part);
+            total = joined;
+            let mut i = 0;
+            while i < 2 {
+                let column = i as u32 * super::MERGE_THREADS + thread;
+                if column < params.value_dim {
+                    let at = place * params.value_dim as u64 + column as u64;
+                    let part = global::ld((params.partial + at * 4) as *const f32);
+                    out[i] = fold(out[i], factors, part);
+                }
+                i += 1;
+            }
+            place += rows as u64;
+            piece += 1;
+        }
+        let (factor, lse) = finished(params, &work, row, total);
+        if thread == 0 {
+            write_lse(params, &work, row, lse);
+        }
+        let mut i = 0;
+        while i < 2 {
+            let column = i as u32 * super::MERGE_THREADS + thread;
+            if column < params.value_dim {
+                write_output::<O>(params, &work, row, column, out[i] * factor);
+            }
+            i += 1;
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Decode in f32, by fused multiply-adds.
+//!
+//! For the scores, lane `16h + k` has key `k` and the rows `8h` to `8h + 7`; for the output, lane `l` has `W` columns
+//! from `W · l` of all rows. Weights go from one to the other through the warp's own place in shared memory: the first
+//! row of keys' stage, whose keys are used up by then.
+
+use super::{
+    DecodeParams, KEYS, ROWS, Shape, finish,
+    stream::{Engine, SM, Work},
+};
+use cuda_std::{
+    barrier::syncwarp,
+    global,
+    math::{ex2, fma, fmax, rcp},
+    shared, thread, warp,
+};
+
+/// A warp's part of a piece, with a padded head dim of `DIM = 32 · W`.
+pub struct Scalar<const DIM: u32, const W: usize> {
+    /// Columns of the output of every row.
+    out: [[f32; W]; ROWS as usize],
+    /// Maximum of the rows of this half-warp.
+    maximum: [f32; 8],
+    /// This lane's part of their sums.
+    sum: [f32; 8],
+    scale: f32,
+    cap: f32,
+}
+
+/// Rows of a half-warp.
+const HALF: usize = ROWS as usize / 2;
+
+impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
+    const SHAPE: Shape = Shape::new(SM, 4, 4, DIM);
+    const CACHE_BYTES: u32 = 4;
+    const SWIZZLE: u32 = 7;
+
+    #[inline(always)]
+    unsafe fn stage_queries(params: &DecodeParams, work: &Work) {
+        unsafe {
+            let base = shared::dynamic_base() + super::HEADER_BYTES;
+            let mut index = thread::thread_idx_x();
+            while index < ROWS * DIM {
+                let (row, column) = (index / DIM, index % DIM);
+                let mut value = 0.0;
+                if row < work.rows && column < params.head_dim {
+                    let strides = &params.q_strides;
+                    let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
+                    let at = work.batch as u64 * strides[0] + query * strides[1] + head * strides[2] + column as u64;
+                    value = global::ld_nc((params.q + at * 4) as *const f32);
+                }
+                shared::st(base + index * 4, value);
+                index += Self::SHAPE.warps * 32;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn new(params: &DecodeParams, _: &Work) -> Self {
+        const { assert!(W as u32 * 32 == DIM) };
+        let mut scale = params.scale;
+        let mut cap = 0.0;
+        if params.softcap != 0.0 {
+            cap = params.softcap * core::f32::consts::LOG2_E;
+            scale /= params.softcap;
+        } else {
+            scale *= core::f32::consts::LOG2_E;
+        }
+        Scalar { out: [[0.0; W]; ROWS as usize], maximum: [f32::NEG_INFINITY; 8], sum: [0.0; 8], scale, cap }
+    }
+
+    #[inline(always)]
+    unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32) {
+        unsafe {
+            let lane = thread::lane_id();
+            let (key, half) = (lane % KEYS, lane / KEYS);
+            let queries = shared::dynamic_base() + super::HEADER_BYTES + half * HALF as u32 * DIM * 4;
+            let mut x = [0.0f32; HALF];
+            let mut chunk = 0;
+            while chunk < DIM / 4 {
+                let k: [f32; 4] = shared::ld(keys + key * DIM * 4 + (chunk ^ (key & Self::SWIZZLE)) * 16);
+                let mut r = 0;
+                while r < HALF {
+                    let q: [f32; 4] = shared::ld(queries + (r as u32 * DIM + chunk * 4) * 4);
+                    x[r] = fma(q[3], k[3], fma(q[2], k[2], fma(q[1], k[1], fma(q[0], k[0], x[r]))));
+                    r += 1;
+                }
+                chunk += 1;
+            }
+            let token = first + key as i32;
+            let mut shrinks = [0.0f32; HALF];
+            let mut r = 0;
+            while r < HALF {
+                let bounds = finish::row(half * HALF as u32 + r as u32);
+                let mut y = x[r] * self.scale;
+                if self.cap != 0.0 {
+                    // tanh y = 1 − 2 / (e^2y + 1)
+                    let e = ex2(y * (2.0 * core::f32::consts::LOG2_E));
+                    y = self.cap * fma(-2.0, rcp(e + 1.0), 1.0);
+                }
+                if params.alibi_slopes != 0 {
+                    let distance = bounds.position - token;
+                    let distance = if distance < 0 { -distance } else { distance };
+                    y = fma(-bounds.slope, distance as f32, y);
+                }
+                y = if token >= bounds.begin && token < bounds.end { y } else { f32::NEG_INFINITY };
+                let maximum = fmax(self.maximum[r], warp::reduce_max::<16>(y));
+                let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
+                shrinks[r] = ex2(self.maximum[r] - shift);
+                x[r] = ex2(y - shift);
+                self.sum[r] = fma(self.sum[r], shrinks[r], x[r]);
+                self.maximum[r] = maximum;
+                r += 1;
+            }
+            // All lanes are done with the keys: weights [row, key] and shrinks [row] take their place.
+            syncwarp(warp::FULL);
+            r = 0;
+            while r < HALF {
+                let row = half * HALF as u32 + r as u32;
+                shared::st(keys + (row * KEYS + key) * 4, x[r]);
+                if key == 0 {
+                    shared::st(keys + (ROWS * KEYS + row) * 4, shrinks[r]);
+                }
+                r += 1;
+            }
+            syncwarp(warp::FULL);
+            r = 0;
+            while r < ROWS as usize {
+                let shrink: f32 = shared::ld(keys + (ROWS * KEYS + r as u32) * 4);
+                let mut w = 0;
+                while w < W {
+                    self.out[r][w] *= shrink;
+                    w += 1;
+                }
+                r += 1;
+            }
+            let mut key = 0;
+            while key < KEYS {
+                let mut v = [0.0f32; W];
+                let mut w = 0;
+                while w < W {
+                    let column = lane * W as u32 + w as u32;
+                    v[w] = shared::ld(values + key * DIM * 4 + ((column / 4) ^ (key & Self::SWIZZLE)) * 16 + column % 4 * 4);
+                    w += 1;
+                }
+                r = 0;
+                while r < ROWS as usize {
+                    let p: f32 = shared::ld(keys + (r as u32 * KEYS + key) * 4);
+                    w = 0;
+                    while w < W {
+                        self.out[r][w] = fma(p, v[w], self.out[r][w]);
+                        w += 1;
+                    }
+                    r += 1;
+                }
+                key += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put(&mut self, rows: u32) {
+        unsafe {
+            let lane = thread::lane_id();
+            let (key, half, warp) = (lane % KEYS, lane / KEYS, thread::uniform_warp_idx());
+            let mut r = 0;
+            while r < HALF {
+                let row = half * HALF as u32 + r as u32;
+                let sum = warp::reduce_sum::<16>(self.sum[r]);
+                if key == 0 && row < rows {
+                    finish::put_statistics(warp, row, self.maximum[r], sum);
+                }
+                r += 1;
+            }
+            r = 0;
+            while r < ROWS as usize {
+                if (r as u32) < rows {
+                    let to = finish::output::<Self>(warp, r as u32, rows) + lane * W as u32 * 4;
+                    let mut w = 0;
+                    while w < W {
+                        shared::st(to + w as u32 * 4, self.out[r][w]);
+                        w += 1;
+                    }
+                }
+                r += 1;
+            }
+            self.out = [[0.0; W]; ROWS as usize];
+            self.maximum = [f32::NEG_INFINITY; 8];
+            self.sum = [0.0; 8];
+        }
+    }
+}
+
+macro_rules! kernels {
+    ($($name:ident $dim:literal)*) => {
+        cuda_std::kernel! {$(
+            /// Decode attention in f32; see [`crate::decode`].
+            ///
+            /// # Safety
+            /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
+            ///   pool; outputs and workspace overlap nothing.
+            #[launch(threads = Shape::new(SM, 4, 4, $dim).warps * 32)]
+            pub fn $name(params: DecodeParams) {
+                type Kernel = Scalar<$dim, { $dim / 32 }>;
+                const N: usize = if Kernel::SHAPE.folds() { (ROWS * $dim / (Kernel::SHAPE.warps * 32)) as usize } else { 0 };
+                super::stream::run::<Kernel, f32, N>(&params)
+            }
+        )*}
+    };
+}
+
+kernels! { decode_f32_d64 64 decode_f32_d128 128 decode_f32_d256 256 }
