@@ -122,10 +122,11 @@ impl Source {
         let (row, chunk) = (thread / chunks, thread % chunks);
         let step = threads / chunks;
         let destination = to + Panels::<DIM>::SWIZZLE.apply(row * Panels::<DIM>::WIDTH + chunk * 16);
+        // Where the compiler sees how rows go on from tile to tile, it keeps an address for each in registers.
+        let mut row = forget(first as u32 + row) as i32;
+        let mut from = self.address + row as u64 * self.row_bytes + chunk as u64 * 16;
         let mut i = 0;
         while i < height / step {
-            let row = first + (row + i * step) as i32;
-            let from = self.address + row as u64 * self.row_bytes + chunk as u64 * 16;
             let mut panel = 0;
             while panel < Panels::<DIM>::COUNT {
                 let column = panel * (Panels::<DIM>::WIDTH / 2) + chunk * 8;
@@ -135,6 +136,8 @@ impl Source {
                 unsafe { copy_chunk(to, from + (panel * Panels::<DIM>::WIDTH) as u64, there) };
                 panel += 1;
             }
+            row += step as i32;
+            from += step as u64 * self.row_bytes;
             i += 1;
         }
     }
@@ -225,8 +228,8 @@ unsafe fn forward<
             let a_lane = Panels::<DIM>::lane(lane % 16, lane / 16);
             let b_lane = Panels::<DIM>::lane(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 
-            let own = Rows::new::<EXTENDED>(params, &tile, tile.row + warp_row);
             let first = tile.row + warp_row;
+            let own = Rows::new::<EXTENDED>(params, &tile, first);
             let last = tile.last_row(first, 16 * M as u32);
             let (whole_begin, whole_end) = tile.mask.whole_tiles(first as i32, last, keys as i32);
 
@@ -261,15 +264,27 @@ unsafe fn forward<
                     }
                     step += 1;
                 }
-                let mut m = 0;
-                while m < M {
-                    if EXTENDED {
-                        own.below(16 * m as i32).extend(&mut scores[m], n * keys as i32);
+                let partial = n >= whole_end || n < whole_begin;
+                if EXTENDED || partial {
+                    // The plain kernel has no registers for what it needs in its first and last tiles only.
+                    let own = if EXTENDED {
+                        own.below(0)
+                    } else {
+                        let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
+                        let warp_row = forget(thread::thread_idx_x()) / 32 * 16 * M as u32;
+                        Rows::new::<EXTENDED>(params, &tile, tile.row + warp_row)
+                    };
+                    let mut m = 0;
+                    while m < M {
+                        let own = own.below(16 * m as i32);
+                        if EXTENDED {
+                            own.extend(&mut scores[m], n * keys as i32);
+                        }
+                        if partial {
+                            own.mask(&mut scores[m], n * keys as i32);
+                        }
+                        m += 1;
                     }
-                    if n >= whole_end || n < whole_begin {
-                        own.below(16 * m as i32).mask(&mut scores[m], n * keys as i32);
-                    }
-                    m += 1;
                 }
 
                 arrived();
@@ -278,7 +293,7 @@ unsafe fn forward<
                 }
                 commit();
 
-                m = 0;
+                let mut m = 0;
                 while m < M {
                     let shrink = softmax[m].update(&mut scores[m], scale);
                     let mut i = 0;
@@ -367,13 +382,13 @@ kernels! {
         attention_forward_f16_d64 attention_forward_extended_f16_d64;
     "sm_80" "attention_forward_d64" Bf16: 64 dim, 4 warps of 2, 64 keys and 4 of 2:
         attention_forward_bf16_d64 attention_forward_extended_bf16_d64;
-    "sm_80" "attention_forward_d96" F16: 96 dim, 4 warps of 2, 64 keys and 4 of 2:
+    "sm_80" "attention_forward_d96" F16: 96 dim, 4 warps of 2, 48 keys and 8 of 1:
         attention_forward_f16_d96 attention_forward_extended_f16_d96;
-    "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 64 keys and 4 of 2:
+    "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 48 keys and 8 of 1:
         attention_forward_bf16_d96 attention_forward_extended_bf16_d96;
-    "sm_80" "attention_forward_d128" F16: 128 dim, 8 warps of 1, 64 keys and 8 of 1:
+    "sm_80" "attention_forward_d128" F16: 128 dim, 4 warps of 2, 48 keys and 8 of 1:
         attention_forward_f16_d128 attention_forward_extended_f16_d128;
-    "sm_80" "attention_forward_d128" Bf16: 128 dim, 8 warps of 1, 64 keys and 8 of 1:
+    "sm_80" "attention_forward_d128" Bf16: 128 dim, 4 warps of 2, 48 keys and 8 of 1:
         attention_forward_bf16_d128 attention_forward_extended_bf16_d128;
     "sm_80" "attention_forward_d192" F16: 192 dim, 8 warps of 1, 64 keys and 8 of 1:
         attention_forward_f16_d192 attention_forward_extended_f16_d192;
@@ -391,6 +406,6 @@ kernels! {
         attention_forward_f16_d128 attention_forward_extended_f16_d128;
     "sm_75" "attention_forward_d192" F16: 192 dim, 4 warps of 1, 32 keys and 4 of 1:
         attention_forward_f16_d192 attention_forward_extended_f16_d192;
-    "sm_75" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 32 keys and 4 of 1:
+    "sm_75" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 16 keys and 4 of 1:
         attention_forward_f16_d256 attention_forward_extended_f16_d256;
 }

@@ -333,7 +333,7 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
 
                 // One tile of keys: scores of this one while the last one's weights meet its values.
                 macro_rules! key_tile {
-                    ($masked:literal) => {{
+                    ($masked:expr) => {{
                         shared.k_ring().wait_full(k);
                         if W == 2 {
                             barrier::sync(TURN + group, 256);
@@ -368,14 +368,21 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                     }};
                 }
                 n -= 1;
-                while n >= begin && n >= whole_end {
-                    key_tile!(true);
-                }
-                while n >= begin && n >= whole_begin {
-                    key_tile!(false);
-                }
-                while n >= begin {
-                    key_tile!(true);
+                if EXTENDED && O <= 64 {
+                    // One copy of the loop keeps the image small where registers allow it: scores are worked on anyway.
+                    while n >= begin {
+                        key_tile!(n >= whole_end || n < whole_begin);
+                    }
+                } else {
+                    while n >= begin && n >= whole_end {
+                        key_tile!(true);
+                    }
+                    while n >= begin && n >= whole_begin {
+                        key_tile!(false);
+                    }
+                    while n >= begin {
+                        key_tile!(true);
+                    }
                 }
 
                 // Q may be replaced once every warp has read it for the last time.

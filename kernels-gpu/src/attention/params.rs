@@ -124,8 +124,8 @@ impl Tiles {
 /// The sm_80 kernels for f16 and bf16, plain and extended.
 pub const MMA_SM80: [Tiles; 5] = [
     Tiles::new(64, 128, 64),
-    Tiles::new(96, 128, 64),
-    Tiles::new(128, 128, 64),
+    Tiles::new(96, 128, 48),
+    Tiles::new(128, 128, 48),
     Tiles::new(192, 128, 64),
     Tiles::new(256, 64, 64),
 ];
@@ -136,7 +136,7 @@ pub const MMA_SM75: [Tiles; 5] = [
     Tiles::new(96, 64, 64),
     Tiles::new(128, 64, 64),
     Tiles::new(192, 64, 32),
-    Tiles::new(256, 64, 32),
+    Tiles::new(256, 64, 16),
 ];
 
 /// The f32 kernels of all tiers, plain and extended.
