@@ -5,7 +5,7 @@ use host::ops::{Layout, attention};
 use host::reference::attention::{self as reference, AttentionOptions, AttentionShape, Causal};
 use host::reference::data::{Distribution, normal, plant};
 use host::reference::{Eager, Exact, widen};
-use host::{DType, Device, Element as _, Float, Tensor, f16};
+use host::{DType, Device, Float, Tensor, f16};
 
 use crate::on_all;
 use crate::support::{Case, DIMS, devices, shape};

@@ -122,20 +122,25 @@ impl Source {
         let (row, chunk) = (thread / chunks, thread % chunks);
         let step = threads / chunks;
         let destination = to + Panels::<DIM>::SWIZZLE.apply(row * Panels::<DIM>::WIDTH + chunk * 16);
+        let mut place = row;
         // Where the compiler sees how rows go on from tile to tile, it keeps an address for each in registers.
-        let mut row = forget(first as u32 + row) as i32;
+        let mut row = forget(first as u32 + place) as i32;
         let mut from = self.address + row as u64 * self.row_bytes + chunk as u64 * 16;
         let mut i = 0;
-        while i < height / step {
-            let mut panel = 0;
-            while panel < Panels::<DIM>::COUNT {
-                let column = panel * (Panels::<DIM>::WIDTH / 2) + chunk * 8;
-                let there = row < self.rows && column < self.columns;
-                let to = destination + (panel * height + i * step) * Panels::<DIM>::WIDTH;
-                // SAFETY: this thread's chunk of the tile; the source is read only where there is one.
-                unsafe { copy_chunk(to, from + (panel * Panels::<DIM>::WIDTH) as u64, there) };
-                panel += 1;
+        while i < height.div_ceil(step) {
+            // The last step may be a part of one.
+            if (i + 1) * step <= height || place < height {
+                let mut panel = 0;
+                while panel < Panels::<DIM>::COUNT {
+                    let column = panel * (Panels::<DIM>::WIDTH / 2) + chunk * 8;
+                    let there = row < self.rows && column < self.columns;
+                    let to = destination + (panel * height + i * step) * Panels::<DIM>::WIDTH;
+                    // SAFETY: this thread's chunk of the tile; the source is read only where there is one.
+                    unsafe { copy_chunk(to, from + (panel * Panels::<DIM>::WIDTH) as u64, there) };
+                    panel += 1;
+                }
             }
+            place += step;
             row += step as i32;
             from += step as u64 * self.row_bytes;
             i += 1;

@@ -33,7 +33,10 @@ fn case(device: &Device, batch: u64, seq: u64, heads: u64, heads_kv: u64, dim: u
     let v = normal(device, DType::BF16, &[batch, heads_kv, seq, dim], 3)?;
     let pairs = seq * seq / if causal { 2 } else { 1 };
     Ok(Case {
-        name: format!("B{batch} H{heads}:{heads_kv} S{seq} D{dim}{}", if causal { " causal" } else { "" }),
+        name: format!(
+            "B{batch} H{heads}:{heads_kv} S{seq} D{dim}{}",
+            if causal { " causal" } else { "" }
+        ),
         bytes: 2 * (2 * q.elements() + 2 * k.elements()),
         flops: 4 * batch * heads * pairs * dim,
         run: Box::new(move |_| {

@@ -36,8 +36,11 @@ pub struct BenchArgs {
 type Suite = (&'static str, fn(&Device) -> host::Result<Vec<Case>>);
 
 /// Everything that can be measured.
-const SUITES: [Suite; 3] =
-    [("attention", attention::forward), ("vector-add", memory::vector_add), ("reduce", memory::reduce)];
+const SUITES: [Suite; 3] = [
+    ("attention", attention::forward),
+    ("vector-add", memory::vector_add),
+    ("reduce", memory::reduce),
+];
 
 /// One measured case.
 #[derive(Serialize)]

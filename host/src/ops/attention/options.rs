@@ -73,10 +73,13 @@ impl AttentionOptions {
     /// The bits of `AttentionParams::flags` that masks need.
     pub(super) fn mask_flags(&self) -> u32 {
         let right = self.causal != Causal::No || self.window_right.is_some();
-        let top_left = self.causal == Causal::TopLeft;
-        flags::RIGHT * right as u32
-            | flags::LEFT * self.window_left.is_some() as u32
-            | flags::TOP_LEFT * top_left as u32
+        [
+            (flags::RIGHT, right),
+            (flags::LEFT, self.window_left.is_some()),
+            (flags::TOP_LEFT, self.causal == Causal::TopLeft),
+        ]
+        .into_iter()
+        .fold(0, |bits, (flag, set)| if set { bits | flag } else { bits })
     }
 
     /// Keys before and after the own position, within what the kernels add without overflow.

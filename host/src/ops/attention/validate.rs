@@ -94,7 +94,7 @@ fn extents(argument: &'static str, tensor: &AnyTensor, packed: bool, layout: Lay
 }
 
 fn check_dim(argument: &'static str, tensor: &AnyTensor, dim: u64) -> Result<()> {
-    if dim == 0 || dim > MAX_DIM || dim % 8 != 0 {
+    if dim == 0 || dim > MAX_DIM || !dim.is_multiple_of(8) {
         let allowed = format!("a head dim (last axis) that is a multiple of 8 from 8 to {MAX_DIM} is needed");
         return Err(Error::shape(argument, tensor.shape(), allowed));
     }
@@ -165,7 +165,7 @@ impl<'a> Problem<'a> {
             let allowed = format!("the {} keys and {} heads of k are needed", ke.tokens, ke.heads);
             return Err(Error::shape("v", v.shape(), allowed));
         }
-        if ke.heads == 0 && qe.heads > 0 || ke.heads > 0 && qe.heads % ke.heads != 0 {
+        if ke.heads == 0 && qe.heads > 0 || ke.heads > 0 && !qe.heads.is_multiple_of(ke.heads) {
             let allowed = format!("heads that divide the {} query heads are needed", qe.heads);
             return Err(Error::shape("k", k.shape(), allowed));
         }
