@@ -470,7 +470,8 @@ fn move_tokens(k: &AnyTensor, v: &AnyTensor, cache: CacheView<'_>, places: Place
     let steps = tensor_strides.iter().chain(&checked.strides).flatten().chain(&dims);
     // The widest unit that all rows start and end at a multiple of.
     let unit = [16, 4, 2, 1].into_iter().find(|unit| {
-        addresses.iter().all(|address| address % unit == 0) && steps.clone().all(|step| step * size % unit == 0)
+        addresses.iter().all(|address| address.is_multiple_of(*unit))
+            && steps.clone().all(|step| (step * size).is_multiple_of(*unit))
     });
     let unit = unit.unwrap_or(1);
     let scale = |strides: [u64; 3]| strides.map(|stride| stride * size / unit);
@@ -594,7 +595,7 @@ fn move_pages(k_cache: &AnyTensor, v_cache: &AnyTensor, pairs: &[(PageId, PageId
         bytes
             .iter()
             .chain(&[k_cache.address(), v_cache.address()])
-            .all(|value| value % unit == 0)
+            .all(|value| value.is_multiple_of(*unit))
     };
     let unit = [16, 4, 2, 1].into_iter().find(fits).unwrap_or(1);
     let params = CopyPagesParams {

@@ -129,7 +129,7 @@ impl<'a> Decode<'a> {
             let allowed = format!("the head dim of k_cache, {}, is needed", cache.head_dim);
             return Err(Error::shape("q", q.shape(), allowed));
         }
-        if cache.heads == 0 || heads_q % cache.heads != 0 {
+        if cache.heads == 0 || !heads_q.is_multiple_of(cache.heads) {
             return Err(Error::shape(
                 "q",
                 q.shape(),
@@ -152,7 +152,8 @@ impl<'a> Decode<'a> {
         let padded = [64, 128, 256]
             .into_iter()
             .find(|&padded| dim.max(cache.value_dim) <= padded);
-        let Some(padded) = padded.filter(|_| dim > 0 && [dim, cache.value_dim].iter().all(|dim| dim * size % 16 == 0))
+        let Some(padded) =
+            padded.filter(|_| dim > 0 && [dim, cache.value_dim].iter().all(|dim| (dim * size).is_multiple_of(16)))
         else {
             let what = format!(
                 "head dims {dim} and {} (up to 256, rows in multiples of 16 bytes)",

@@ -73,7 +73,7 @@ impl RopeFrequencies {
 }
 
 fn check_rotary_dim(rotary_dim: u64) -> Result<()> {
-    if rotary_dim % 2 != 0 || rotary_dim > 1 << 16 {
+    if !rotary_dim.is_multiple_of(2) || rotary_dim > 1 << 16 {
         return Err(Error::range("rotary_dim", rotary_dim, "an even number, at most 65536"));
     }
     Ok(())
@@ -312,9 +312,9 @@ impl<'a> Rope<'a> {
         }
         let size = q.dtype().size();
         let address = |t: Option<&AnyTensor>| t.map_or(0, AnyTensor::address);
-        let vector = (inputs.iter().chain(&outputs)).all(|t| address(*t) % 16 == 0)
-            && (input_strides.iter().chain(&output_strides).flatten()).all(|stride| stride * size % 16 == 0)
-            && dims.iter().chain([&pairs]).all(|extent| extent % 8 == 0);
+        let vector = (inputs.iter().chain(&outputs)).all(|t| address(*t).is_multiple_of(16))
+            && (input_strides.iter().chain(&output_strides).flatten()).all(|stride| (stride * size).is_multiple_of(16))
+            && dims.iter().chain([&pairs]).all(|extent| extent.is_multiple_of(8));
         let width = if vector { 8 } else { 1 };
         let copied = (dim - 2 * pairs).div_ceil(2 * width);
         let lanes = total_heads.div_ceil(4);
