@@ -1,9 +1,9 @@
 //! What follows the product: factor, bias, activation, gate, residual, stores. Eight columns of a row at a time.
 
-use super::activation::activate;
+use super::activation::{activate, activate_fast};
 use super::params::*;
 use crate::tile::element::{Bf16, Element, F16};
-use cuda_std::global;
+use cuda_std::{global, math::fma};
 
 /// The operands of one problem of a batch.
 #[derive(Clone, Copy)]
@@ -68,6 +68,78 @@ impl Epilogue {
                 value = zip(value, residual, |value, residual| value + residual);
             }
             store(&self.y, row, column, count, value);
+        }
+    }
+
+    /// Whether [`finish_rows`](Self::finish_rows) takes tiles whose columns all exist: y, and the residual if there is
+    /// one, are of this type and aligned, and nobody wants the pre-activation.
+    #[inline(always)]
+    pub fn is_plain(&self, dtype: u32) -> bool {
+        let plain = |operand: &Operand| operand.dtype == dtype && operand.aligned != 0;
+        plain(&self.y)
+            && self.pre_activation.address == 0
+            && (self.residual.address == 0 || plain(&self.residual))
+            && self.n % 8 == 0
+    }
+
+    /// The bias of eight columns of the weight, 0 where there is none.
+    ///
+    /// # Safety
+    /// - The columns exist.
+    #[inline(always)]
+    pub unsafe fn bias(&self, column: u64) -> [f32; 8] {
+        if self.bias.address == 0 {
+            return [0.0; 8];
+        }
+        // SAFETY: forwarded to the caller.
+        unsafe { load(&self.bias, 0, column, 8) }
+    }
+
+    /// [`finish`](Self::finish) of eight columns in `ROWS` rows, four apart from `row` on, of which those below `rows`
+    /// exist; loads of all rows go before the arithmetic of the first. Results are of 16 bits.
+    ///
+    /// # Safety
+    /// - As for `finish`; [`is_plain`](Self::is_plain) holds for `T`; the columns exist and `bias` is theirs.
+    #[inline(always)]
+    pub unsafe fn finish_rows<T: Element, const ROWS: usize, const GATED: bool>(
+        &self,
+        row: u64,
+        rows: u64,
+        column: u64,
+        bias: [[f32; 8]; 2],
+        products: [[[f32; 8]; 2]; ROWS],
+    ) {
+        let mut residual = [[0.0; 8]; ROWS];
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if self.residual.address != 0 {
+                let mut i = 0;
+                while i < ROWS {
+                    let at = (row + 4 * i as u64) * self.residual.row_stride + column;
+                    if row + 4 * (i as u64) < rows {
+                        residual[i] = T::load8((self.residual.address as *const T).add(at as usize));
+                    }
+                    i += 1;
+                }
+            }
+            let mut i = 0;
+            while i < ROWS {
+                let at = (row + 4 * i as u64) * self.y.row_stride + column;
+                let alpha = self.alpha;
+                let z = zip(products[i][0], bias[0], |z, bias| fma(z, alpha, bias));
+                let mut value = activate_fast(self.activation, z);
+                if GATED {
+                    let up = zip(products[i][1], bias[1], |z, bias| fma(z, alpha, bias));
+                    value = zip(value, up, |gate, up| gate * up);
+                }
+                if self.residual.address != 0 {
+                    value = zip(value, residual[i], |value, residual| value + residual);
+                }
+                if row + 4 * (i as u64) < rows {
+                    T::store8((self.y.address as *mut T).add(at as usize), value);
+                }
+                i += 1;
+            }
         }
     }
 

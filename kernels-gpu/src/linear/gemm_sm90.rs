@@ -11,17 +11,36 @@
 use super::epilogue::{Columns, Epilogue, tile_of};
 use super::params::*;
 use crate::pipeline::{Cursor, OneThread, Ring, Warps};
+use crate::tile::element::{Bf16, Element, F16};
 use crate::tile::layout::{Swizzle, TileLayout};
 use core::mem::offset_of;
 use cuda_std::{
     barrier,
     launch::ParamAddress,
     mbarrier, register, shared, thread, tma, warp,
-    wgmma::{self, Acc, Bf16, F16, InFlight, MmaShape},
+    wgmma::{self, Acc, InFlight, MmaShape},
 };
 
 /// Eight warps compute.
 type Stages<const N: u32> = Ring<N, OneThread, Warps<8>>;
+
+/// A 16-bit element type, as wgmma knows it and as memory does.
+trait Half: Element {
+    /// wgmma's name of it.
+    type Operand: wgmma::Element;
+    /// `DTYPE_*`.
+    const DTYPE: u32;
+}
+
+impl Half for F16 {
+    type Operand = wgmma::F16;
+    const DTYPE: u32 = DTYPE_F16;
+}
+
+impl Half for Bf16 {
+    type Operand = wgmma::Bf16;
+    const DTYPE: u32 = DTYPE_BF16;
+}
 
 /// The kernel: tiles of 128 rows and `2·R` columns of the weight, through `STAGES` stages. `KN` says that the weight
 /// is dense along n.
@@ -30,7 +49,7 @@ type Stages<const N: u32> = Ring<N, OneThread, Warps<8>>;
 /// - `params`, at `address`, describes tensors of the device and their maps; the launch has [`HOPPER_THREADS`] threads
 ///   and [`hopper_shared`] bytes.
 #[inline(always)]
-unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN: bool>(
+unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
     params: &HopperParams,
     address: ParamAddress,
 ) where
@@ -66,7 +85,7 @@ unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN:
         let mut at = Cursor::<STAGES>::start();
         let mut tile = thread::block_idx_x();
         if warp_idx < 4 {
-            register::setmaxnreg_dec::<40>();
+            register::setmaxnreg_dec::<32>();
             if thread::thread_idx_x() == 0 {
                 let x_map = address.tensor_map(offset_of!(HopperParams, x_map));
                 let w_map = address.tensor_map(offset_of!(HopperParams, w_map));
@@ -104,7 +123,7 @@ unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN:
                 }
             }
         } else {
-            register::setmaxnreg_inc::<232>();
+            register::setmaxnreg_inc::<240>();
             let group = warp_idx / 4 - 1;
             let lane = thread::lane_id();
             let gated = linear.gated != 0;
@@ -132,7 +151,7 @@ unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN:
                     let mut i = 0;
                     while i < HOPPER_DEPTH / 16 {
                         let b = b.advance(if KN { w_tile.mn_step(i) } else { w_tile.k_step(i) });
-                        d = d.mma_shared::<T, false, KN>(a.advance(x_tile.k_step(i)), b, step > 0 || i > 0);
+                        d = d.mma_shared::<E::Operand, false, KN>(a.advance(x_tile.k_step(i)), b, step > 0 || i > 0);
                         i += 1;
                     }
                     wgmma::commit_group();
@@ -152,6 +171,7 @@ unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN:
                 let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
                 let columns = Columns::new(linear, tile_n, width);
                 let epilogue = Epilogue::new(linear, batch);
+                let plain = epilogue.is_plain(E::DTYPE);
                 let first_row = tile_m as u64 * HOPPER_ROWS as u64 + warp_row as u64;
                 let (row, pair) = (lane / 4, lane % 4);
                 let chunks = opaque(width / 64);
@@ -173,26 +193,53 @@ unsafe fn linear<T: wgmma::Element, const R: usize, const STAGES: u32, const KN:
                         c += 1;
                     }
                     barrier::syncwarp(warp::FULL);
-                    let outputs = if gated { 4 } else { 8 };
-                    let mut unit = lane;
-                    while unit < 16 * outputs {
-                        let (row, eight) = if gated {
-                            (unit / 4, unit % 4 * 2)
+                    // Eight columns and every fourth row (eighth when gated) are this lane's.
+                    let (row, eight) = if gated {
+                        (lane / 4, lane % 4 * 2)
+                    } else {
+                        (lane / 8, lane % 8)
+                    };
+                    let (column, weight_column) = columns.of(chunk * 64 + eight * 8);
+                    let product = |row: u32, eight: u32| staged(own + row * 256 + (eight ^ (row % 8)) * 32);
+                    if plain && column < linear.n {
+                        let bias = epilogue.bias(weight_column);
+                        // Two turns of a loop: all rows at once would need more registers than there are.
+                        let mut row = row;
+                        let end = opaque(16);
+                        if gated {
+                            let up_bias = epilogue.bias(weight_column + linear.n);
+                            while row < end {
+                                let products = [[product(row, eight), product(row, eight + 1)]];
+                                let y_row = first_row + row as u64;
+                                epilogue.finish_rows::<E, 1, true>(y_row, linear.m, column, [bias, up_bias], products);
+                                row += 8;
+                            }
                         } else {
-                            (unit / 8, unit % 8)
-                        };
-                        let y_row = first_row + row as u64;
-                        if y_row < linear.m {
-                            let from = own + row * 256;
-                            let z = staged(from + (eight ^ (row % 8)) * 32);
-                            let up = if gated {
-                                staged(from + ((eight + 1) ^ (row % 8)) * 32)
-                            } else {
-                                z
-                            };
-                            epilogue.finish(y_row, columns.of(chunk * 64 + eight * 8).0, z, up);
+                            while row < end {
+                                let y_row = first_row + row as u64;
+                                let bias = [bias, [0.0; 8]];
+                                let first = [product(row, eight), [0.0; 8]];
+                                if R > 64 {
+                                    epilogue.finish_rows::<E, 1, false>(y_row, linear.m, column, bias, [first]);
+                                    row += 4;
+                                } else {
+                                    let products = [first, [product(row + 4, eight), [0.0; 8]]];
+                                    epilogue.finish_rows::<E, 2, false>(y_row, linear.m, column, bias, products);
+                                    row += 8;
+                                }
+                            }
                         }
-                        unit += 32;
+                    } else if !plain {
+                        let step = if gated { 8 } else { 4 };
+                        let mut row = row;
+                        while row < 16 {
+                            if first_row + (row as u64) < linear.m {
+                                let z = product(row, eight);
+                                let up = if gated { product(row, eight + 1) } else { z };
+                                epilogue.finish(first_row + row as u64, column, z, up);
+                            }
+                            row += step;
+                        }
                     }
                     barrier::syncwarp(warp::FULL);
                     chunk += 1;

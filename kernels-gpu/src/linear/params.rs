@@ -43,7 +43,7 @@ pub const fn tiled_shared(tile: u32) -> u32 {
     if stages > accumulators { stages } else { accumulators }
 }
 
-/// Threads of a block of `linear_streaming_*`.
+/// Threads of a block of `linear_streaming_*`; those with a number in their name have so many warps.
 pub const STREAMING_THREADS: u32 = 256;
 /// Rows that a block takes, 16-bit types.
 pub const STREAMING_ROWS: u32 = 16;
@@ -56,9 +56,9 @@ pub const STREAMING_KN_COLUMNS: u32 = 64;
 /// Columns that a block takes of an f32 weight `[k, n]`.
 pub const STREAMING_KN_F32_COLUMNS: u32 = 128;
 
-/// Dynamic shared memory of `linear_streaming_*` for tiles of this size: a sum for each warp.
-pub const fn streaming_shared(rows: u32, columns: u32) -> u32 {
-    STREAMING_THREADS / 32 * rows * columns * 4
+/// Dynamic shared memory of `linear_streaming*` for tiles of this size: a sum for each of `warps` warps.
+pub const fn streaming_shared(rows: u32, columns: u32, warps: u32) -> u32 {
+    warps * rows * columns * 4
 }
 
 /// Threads of a block of `linear_hopper*`: one warpgroup loads, two compute.

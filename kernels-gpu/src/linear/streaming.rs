@@ -5,7 +5,7 @@
 //! fragment of an `mma.sync` whose B is x: the order of k within a fragment is free as long as both sides agree, so both
 //! come from global memory in the order of the loads, without a detour through shared memory.
 //!
-//! Eight warps take pieces of k in turn; their sums meet in shared memory and are added in the order of the warps. The
+//! The warps of a block take pieces of k in turn (four where there are many columns, sixteen where there are few); their sums meet in shared memory and are added in the order of the warps. The
 //! order depends on k alone, and each row is a column of the product of its own.
 
 use super::epilogue::{Columns, Epilogue};
@@ -64,7 +64,7 @@ fn partial(columns: u32, rows: u32, split: u32, row: u32, column: u32) -> u32 {
 /// # Safety
 /// - All threads call this; all sums are written.
 #[inline(always)]
-unsafe fn finish(params: &LinearParams, tile: &Tile, rows: u32, columns: u32, splits: u32) {
+unsafe fn finish(params: &LinearParams, tile: &Tile, rows: u32, columns: u32, splits: u32, threads: u32) {
     // SAFETY: forwarded to the caller.
     unsafe {
         barrier::syncthreads();
@@ -86,7 +86,7 @@ unsafe fn finish(params: &LinearParams, tile: &Tile, rows: u32, columns: u32, sp
                 };
                 epilogue.finish(y_row, tile.columns.of(column).0, z, up);
             }
-            unit += STREAMING_THREADS;
+            unit += threads;
         }
     }
 }
@@ -135,7 +135,7 @@ unsafe fn inputs<T: global::Value>(address: u64, exists: bool, zero: T) -> T {
 
 /// `STEPS` steps along k of one warp for a weight `[n, k]`, 32 deep and `distance` bytes apart.
 #[inline(always)]
-unsafe fn steps_nk<T: Mma, const STEPS: usize>(
+unsafe fn steps_nk<T: Mma, const STEPS: usize, const SPLITS: u32>(
     d: &mut [[f32; 4]; 2],
     w: [u64; 2],
     x: [u64; 2],
@@ -145,7 +145,7 @@ unsafe fn steps_nk<T: Mma, const STEPS: usize>(
 ) {
     // SAFETY: forwarded to the caller; whole warps come here.
     unsafe {
-        let distance = WARPS as u64 * 64;
+        let distance = SPLITS as u64 * 64;
         let mut a = [[[0u32; 4]; 2]; STEPS];
         let mut b = [[[0u32; 4]; 2]; STEPS];
         let mut s = 0;
@@ -176,7 +176,7 @@ unsafe fn steps_nk<T: Mma, const STEPS: usize>(
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn nk<T: Mma>(params: &LinearParams) {
+unsafe fn nk<T: Mma, const SPLITS: u32>(params: &LinearParams) {
     const STEPS: u64 = 4;
     let tile = Tile::new(params, 16, STREAMING_NK_COLUMNS);
     let (lane, split) = (thread::lane_id(), thread::warp_idx());
@@ -188,19 +188,19 @@ unsafe fn nk<T: Mma>(params: &LinearParams) {
     let mut d = [[0.0f32; 4]; 2];
     // In bytes along k, of this lane.
     let mut at = split as u64 * 64 + pair as u64 * 16;
-    let round = WARPS as u64 * 64;
+    let round = SPLITS as u64 * 64;
     let end = params.k * 2;
     // SAFETY: addresses below the end of rows that exist; all lanes of a warp take the same turns, for what lies
     // between their offsets decides nothing.
     unsafe {
         let mut first = split as u64 * 64;
         while first + (STEPS - 1) * round + 64 <= end {
-            steps_nk::<T, { STEPS as usize }>(&mut d, w, x, at, true, both);
+            steps_nk::<T, { STEPS as usize }, SPLITS>(&mut d, w, x, at, true, both);
             first += STEPS * round;
             at += STEPS * round;
         }
         while first < end {
-            steps_nk::<T, 1>(&mut d, w, x, at, at < end, both);
+            steps_nk::<T, 1, SPLITS>(&mut d, w, x, at, at < end, both);
             first += round;
             at += round;
         }
@@ -215,7 +215,7 @@ unsafe fn nk<T: Mma>(params: &LinearParams) {
             }
             h += 1;
         }
-        finish(params, &tile, 16, STREAMING_NK_COLUMNS, WARPS);
+        finish(params, &tile, 16, STREAMING_NK_COLUMNS, SPLITS, 32 * SPLITS);
     }
 }
 
@@ -314,7 +314,7 @@ unsafe fn kn<T: Mma>(params: &LinearParams) {
             }
             j += 1;
         }
-        finish(params, &tile, 16, STREAMING_KN_COLUMNS, WARPS);
+        finish(params, &tile, 16, STREAMING_KN_COLUMNS, WARPS, STREAMING_THREADS);
     }
 }
 
@@ -372,7 +372,14 @@ unsafe fn nk_f32(params: &LinearParams) {
             }
             row += 1;
         }
-        finish(params, &tile, STREAMING_F32_ROWS, STREAMING_NK_COLUMNS, 1);
+        finish(
+            params,
+            &tile,
+            STREAMING_F32_ROWS,
+            STREAMING_NK_COLUMNS,
+            1,
+            STREAMING_THREADS,
+        );
     }
 }
 
@@ -418,19 +425,26 @@ unsafe fn kn_f32(params: &LinearParams) {
             shared::st(at, acc[row]);
             row += 1;
         }
-        finish(params, &tile, STREAMING_F32_ROWS, STREAMING_KN_F32_COLUMNS, WARPS);
+        finish(
+            params,
+            &tile,
+            STREAMING_F32_ROWS,
+            STREAMING_KN_F32_COLUMNS,
+            WARPS,
+            STREAMING_THREADS,
+        );
     }
 }
 
 /// Entries, each one function of this module.
 macro_rules! entries {
-    ($($name:ident = $function:path;)*) => {
+    ($($name:ident = $function:path, $threads:expr;)*) => {
         cuda_std::kernel! {$(
             /// A linear layer of few rows. Blocks: columns along x, rows along y, problems along z.
             ///
             /// # Safety
             /// - `params` describes tensors of this element type and layout, weights aligned to 16 bytes.
-            #[launch(threads = STREAMING_THREADS)]
+            #[launch(threads = $threads)]
             pub fn $name(params: LinearParams) {
                 $function(&params)
             }
@@ -439,13 +453,15 @@ macro_rules! entries {
 }
 
 entries! {
-    linear_streaming_nk_f32 = nk_f32;
-    linear_streaming_kn_f32 = kn_f32;
-    linear_streaming_nk_f16 = nk::<F16>;
-    linear_streaming_kn_f16 = kn::<F16>;
+    linear_streaming_nk_f32 = nk_f32, STREAMING_THREADS;
+    linear_streaming_kn_f32 = kn_f32, STREAMING_THREADS;
+    linear_streaming4_nk_f16 = nk::<F16, 4>, 128;
+    linear_streaming16_nk_f16 = nk::<F16, 16>, 512;
+    linear_streaming_kn_f16 = kn::<F16>, STREAMING_THREADS;
 }
 #[cfg(not(tier = "sm_75"))]
 entries! {
-    linear_streaming_nk_bf16 = nk::<Bf16>;
-    linear_streaming_kn_bf16 = kn::<Bf16>;
+    linear_streaming4_nk_bf16 = nk::<Bf16, 4>, 128;
+    linear_streaming16_nk_bf16 = nk::<Bf16, 16>, 512;
+    linear_streaming_kn_bf16 = kn::<Bf16>, STREAMING_THREADS;
 }

@@ -41,6 +41,9 @@ impl LinearMode {
 /// Rows up to which streaming the weights wins.
 const STREAMED_ROWS: u64 = 16;
 
+/// Columns from which on four warps a block occupy a large GPU.
+const MANY_COLUMNS: u64 = 8192;
+
 /// A kernel and its grid.
 pub(super) struct Plan {
     pub(super) entry: String,
@@ -138,8 +141,14 @@ impl Plan {
             (_, true) => STREAMING_KN_F32_COLUMNS,
             (_, false) => STREAMING_KN_COLUMNS,
         };
-        let entry = format!("linear_streaming_{}_{}", lay.name(), geometry.dtype);
-        let plan = Plan::of_tiles(geometry, entry, [rows, columns], streaming_shared(rows, columns))?;
+        // Warps that share k. The order of a sum depends on it, so it follows from the weight alone.
+        let (warps, name) = match (lay, f32) {
+            (Lay::Nk, false) if geometry.columns() >= MANY_COLUMNS => (4, "4"),
+            (Lay::Nk, false) => (16, "16"),
+            _ => (8, ""),
+        };
+        let entry = format!("linear_streaming{name}_{}_{}", lay.name(), geometry.dtype);
+        let plan = Plan::of_tiles(geometry, entry, [rows, columns], streaming_shared(rows, columns, warps))?;
         let grid = [plan.tiles_n as u64, plan.tiles_m as u64, geometry.batch];
         Ok(Plan { grid, ..plan })
     }
