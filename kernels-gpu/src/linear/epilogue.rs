@@ -47,6 +47,23 @@ impl Epilogue {
     /// - No other thread finishes these elements.
     #[inline(always)]
     pub unsafe fn finish(&self, row: u64, column: u64, z: [f32; 8], up: [f32; 8]) {
+        // SAFETY: forwarded to the caller.
+        unsafe { self.finish_by(row, column, z, || up, activate) }
+    }
+
+    /// [`finish`](Self::finish) with an activation of one's own, and `up` called when it is needed.
+    ///
+    /// # Safety
+    /// - As for `finish`.
+    #[inline(always)]
+    pub unsafe fn finish_by(
+        &self,
+        row: u64,
+        column: u64,
+        z: [f32; 8],
+        up: impl FnOnce() -> [f32; 8],
+        activate: impl Fn(u32, [f32; 8]) -> [f32; 8],
+    ) {
         if column >= self.n {
             return;
         }
@@ -60,7 +77,7 @@ impl Epilogue {
             let mut value = self.pre_activate(row, column, count, z);
             value = activate(self.activation, value);
             if self.gated {
-                let up = self.pre_activate(row, self.n + column, count, up);
+                let up = self.pre_activate(row, self.n + column, count, up());
                 value = zip(value, up, |gate, up| gate * up);
             }
             if self.residual.address != 0 {
@@ -285,19 +302,17 @@ impl Columns {
 /// that blocks that run together share operands in L2.
 #[inline(always)]
 pub fn tile_of<const GROUP: u32>(params: &LinearParams, index: u32) -> (u32, u32) {
+    // At most all tiles of the problem, of which there are fewer than 2³¹.
+    let height = if params.tiles_m < GROUP { params.tiles_m } else { GROUP };
+    let per_group = height * params.tiles_n;
     // SAFETY: there is a tile, so there are tiles along both axes.
-    unsafe { core::hint::assert_unchecked(params.tiles_n != 0) };
-    // Below 2³¹ · 8.
-    let per_group = GROUP as u64 * params.tiles_n as u64;
-    // SAFETY: a product of positive factors.
     unsafe { core::hint::assert_unchecked(per_group != 0) };
-    let group = (index as u64 / per_group) as u32;
-    let within = (index as u64 % per_group) as u32;
-    let first = group * GROUP;
-    let rows = if params.tiles_m - first < GROUP {
+    let (group, within) = (index / per_group, index % per_group);
+    let first = group * height;
+    let rows = if params.tiles_m - first < height {
         params.tiles_m - first
     } else {
-        GROUP
+        height
     };
     // SAFETY: the group begins before the last row of tiles.
     unsafe { core::hint::assert_unchecked(rows != 0) };

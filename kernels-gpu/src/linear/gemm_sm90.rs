@@ -8,6 +8,7 @@
 //! A weight `[n, k]` is the K-major operand of wgmma, `[k, n]` the transposed one. The eight-column turns of gated
 //! pairs are two axes of the tensor map.
 
+use super::activation::activate_fast;
 use super::epilogue::{Columns, Epilogue, tile_of};
 use super::params::*;
 use crate::pipeline::{Cursor, OneThread, Ring, Warps};
@@ -85,7 +86,8 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
         let mut at = Cursor::<STAGES>::start();
         let mut tile = thread::block_idx_x();
         if warp_idx < 4 {
-            register::setmaxnreg_dec::<32>();
+            // The block has 168 · 384 registers: 40 · 128 + 232 · 256. Eight more, and a warpgroup waits for ever.
+            register::setmaxnreg_dec::<40>();
             if thread::thread_idx_x() == 0 {
                 let x_map = address.tensor_map(offset_of!(HopperParams, x_map));
                 let w_map = address.tensor_map(offset_of!(HopperParams, w_map));
@@ -123,7 +125,7 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 }
             }
         } else {
-            register::setmaxnreg_inc::<240>();
+            register::setmaxnreg_inc::<232>();
             let group = warp_idx / 4 - 1;
             let lane = thread::lane_id();
             let gated = linear.gated != 0;
@@ -167,16 +169,18 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 let d = d.wait::<0>().0;
                 ring.release(previous);
 
-                let batch = (tile / tiles_of_problem) as u64;
+                let batch = tile / tiles_of_problem;
                 let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
                 let columns = Columns::new(linear, tile_n, width);
-                let epilogue = Epilogue::new(linear, batch);
-                let plain = epilogue.is_plain(E::DTYPE);
                 let first_row = tile_m as u64 * HOPPER_ROWS as u64 + warp_row as u64;
-                let (row, pair) = (lane / 4, lane % 4);
                 let chunks = opaque(width / 64);
                 let mut chunk = 0;
                 while chunk < chunks {
+                    // Addresses are made anew for each chunk: kept, they would need more registers than there are.
+                    let (own, lane) = (opaque(own), opaque(lane));
+                    let (row, pair) = (lane / 4, lane % 4);
+                    let epilogue = Epilogue::new(linear, opaque(batch) as u64);
+                    let plain = epilogue.is_plain(E::DTYPE);
                     // Registers have constant numbers, so each chunk has its own stores; the rest is one loop.
                     let mut c = 0;
                     while c < R / 32 {
@@ -202,13 +206,13 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                     let (column, weight_column) = columns.of(chunk * 64 + eight * 8);
                     let product = |row: u32, eight: u32| staged(own + row * 256 + (eight ^ (row % 8)) * 32);
                     if plain && column < linear.n {
-                        let bias = epilogue.bias(weight_column);
-                        // Two turns of a loop: all rows at once would need more registers than there are.
+                        // A loop, and the bias loaded anew in each turn: all at once would need more registers than there are.
                         let mut row = row;
                         let end = opaque(16);
                         if gated {
-                            let up_bias = epilogue.bias(weight_column + linear.n);
                             while row < end {
+                                let bias = epilogue.bias(weight_column);
+                                let up_bias = epilogue.bias(weight_column + linear.n);
                                 let products = [[product(row, eight), product(row, eight + 1)]];
                                 let y_row = first_row + row as u64;
                                 epilogue.finish_rows::<E, 1, true>(y_row, linear.m, column, [bias, up_bias], products);
@@ -217,7 +221,7 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                         } else {
                             while row < end {
                                 let y_row = first_row + row as u64;
-                                let bias = [bias, [0.0; 8]];
+                                let bias = [epilogue.bias(weight_column), [0.0; 8]];
                                 let first = [product(row, eight), [0.0; 8]];
                                 if R > 64 {
                                     epilogue.finish_rows::<E, 1, false>(y_row, linear.m, column, bias, [first]);
@@ -234,9 +238,8 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                         let mut row = row;
                         while row < 16 {
                             if first_row + (row as u64) < linear.m {
-                                let z = product(row, eight);
-                                let up = if gated { product(row, eight + 1) } else { z };
-                                epilogue.finish(first_row + row as u64, column, z, up);
+                                let (z, up) = (product(row, eight), || product(row, eight + 1));
+                                epilogue.finish_by(first_row + row as u64, column, z, up, activate_fast);
                             }
                             row += step;
                         }
