@@ -1,7 +1,7 @@
 //! Runs PTX on the CPU with SIMT semantics and reports faults the way Miri does.
 //!
 //! ```
-//! use emulator::{Launch, Machine, Module, Target};
+//! use emulator::{Argument, Launch, Machine, Module, Target};
 //!
 //! let module = Module::parse(
 //!     ".version 8.0
@@ -25,13 +25,15 @@
 //! let data = machine.allocate(32 * 4)?;
 //! let numbers: Vec<u8> = (0..32u32).flat_map(u32::to_le_bytes).collect();
 //! machine.write(data, &numbers)?;
-//! machine.launch(&module, "double", &Launch { block: [32, 1, 1], params: &data.0.to_le_bytes(), ..Launch::default() })?;
+//! let params = module.entry("double")?.pack(&[Argument::Address(data)])?;
+//! machine.launch(&module, "double", &Launch { block: [32, 1, 1], params: &params, ..Launch::default() })?;
 //! let mut seven = [0; 4];
 //! machine.read(data.offset(7 * 4), &mut seven)?;
 //! assert_eq!(u32::from_le_bytes(seven), 14);
 //! # Ok::<(), emulator::Error>(())
 //! ```
 
+mod arguments;
 mod check;
 mod checks;
 mod error;
@@ -47,6 +49,7 @@ pub mod syntax;
 mod target;
 pub mod tensor;
 
+pub use arguments::Argument;
 pub use checks::Checks;
 pub use error::ParseError;
 pub use fault::{Error, Fault, FaultKind, LoadError, Site};

@@ -18,8 +18,10 @@ use clap::{Args, Parser, Subcommand};
 use host::{Device, DeviceKind, DeviceOptions, EmulatorOptions, Tier};
 
 mod bench;
+mod emulate;
 mod info;
 mod run;
+mod sanitize;
 mod tensors;
 
 /// GPU kernels for transformers in pure Rust: run them, check them, measure them.
@@ -43,6 +45,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Apply one op to the named tensors of a safetensors file.
     Run(run::RunArgs),
+    /// Run the ops on the emulator under all checks, on many schedules.
+    Sanitize(sanitize::SanitizeArgs),
+    /// Run anyone's PTX on the emulator.
+    Emulate(emulate::EmulateArgs),
 }
 
 /// Which machine runs the kernels.
@@ -123,6 +129,8 @@ pub fn main() -> ExitCode {
         Command::Info(args) => info::info(args),
         Command::Bench(args) => bench::bench(args),
         Command::Run(args) => run::run(args),
+        Command::Sanitize(args) => sanitize::sanitize(args),
+        Command::Emulate(args) => emulate::emulate(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

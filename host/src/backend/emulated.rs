@@ -119,6 +119,16 @@ impl EmulatedBackend {
         self.state().statistics.clone()
     }
 
+    /// Marks memory as secret: under the checks, a kernel that branches on it or addresses by it faults.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when the range is not within one allocation.
+    pub fn mark_secret(&self, address: u64, bytes: u64) -> Result<()> {
+        self.machine
+            .mark_secret(DeviceAddress(address), bytes as usize, true)
+            .map_err(|error| memory_error("mark_secret", &error))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
