@@ -78,6 +78,8 @@ pub struct EmulatorOptions {
     pub seed: Option<u64>,
     /// Multiprocessors that persistent kernels are told of; small, so that small problems still share blocks.
     pub multiprocessors: u32,
+    /// Warp instructions after which a launch counts as a runaway.
+    pub step_budget: u64,
 }
 
 impl Default for EmulatorOptions {
@@ -86,6 +88,7 @@ impl Default for EmulatorOptions {
             checks: false,
             seed: None,
             multiprocessors: 4,
+            step_budget: u64::MAX,
         }
     }
 }

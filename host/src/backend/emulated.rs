@@ -40,6 +40,7 @@ struct State {
     capture: Option<Vec<Recorded>>,
     sizes: HashMap<u64, u64>,
     used: u64,
+    replaced: HashMap<String, String>,
     statistics: Statistics,
 }
 
@@ -84,7 +85,9 @@ impl EmulatedBackend {
         if emulation.multiprocessors == 0 {
             return Err(Error::range("emulator.multiprocessors", 0, "at least 1"));
         }
-        let mut machine = Machine::new(target).memory_limit(MEMORY_BYTES);
+        let mut machine = Machine::new(target)
+            .memory_limit(MEMORY_BYTES)
+            .step_budget(emulation.step_budget);
         if emulation.checks {
             machine = machine.checks(Checks::all());
         }
@@ -117,6 +120,20 @@ impl EmulatedBackend {
     /// What all launches so far did: instructions by kind, bytes by space, bank conflicts.
     pub fn statistics(&self) -> Statistics {
         self.state().statistics.clone()
+    }
+
+    /// Runs this PTX instead of an entry's image from now on: how tests ask whether a damaged kernel would be noticed.
+    /// It must come before the entry is first launched.
+    pub fn replace(&self, entry: &str, ptx: String) {
+        self.state().replaced.insert(entry.into(), ptx);
+    }
+
+    /// The entries that were loaded, in alphabetical order.
+    pub fn loaded_entries(&self) -> Vec<String> {
+        let state = self.state();
+        let mut entries: Vec<String> = state.kernels.values().map(|kernel| kernel.entry.clone()).collect();
+        entries.sort();
+        entries
     }
 
     /// Marks memory as secret: under the checks, a kernel that branches on it or addresses by it faults.
@@ -216,6 +233,9 @@ impl EmulatedBackend {
 fn absorb(total: &mut Statistics, launch: Statistics) {
     for (kind, count) in launch.instructions {
         *total.instructions.entry(kind).or_default() += count;
+    }
+    for (line, count) in launch.lines {
+        *total.lines.entry(line).or_default() += count;
     }
     total.thread_instructions += launch.thread_instructions;
     total.warp_instructions += launch.warp_instructions;
@@ -343,7 +363,9 @@ impl Backend for EmulatedBackend {
             kernel: entry.clone(),
             log,
         };
-        let module = Module::parse(&image.ptx).map_err(|error| refused(error.to_string()))?;
+        let replaced = self.state().replaced.get(&entry).cloned();
+        let ptx = replaced.as_deref().unwrap_or(&image.ptx);
+        let module = Module::parse(ptx).map_err(|error| refused(error.to_string()))?;
         let info = module.entry(&entry).map_err(|error| refused(error.to_string()))?;
         let (major, minor) = image.info.ptx_version.split_once('.').unwrap_or(("0", "0"));
         let attributes = KernelAttributes {

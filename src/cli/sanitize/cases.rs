@@ -3,9 +3,9 @@
 use host::{
     DType::{BF16, F16, F32},
     ops::{
-        self, Activation, LinearMode, ReduceAxis, ReduceKind, WeightLayout, activation, activation_backward, add, cast,
-        contiguous, embedding, embedding_backward, gated, gated_backward, layer_norm, linear, log_softmax, reduce,
-        rms_norm, sample, softmax, swiglu, swiglu_backward, vector_add,
+        self, Activation, LinearMode, ReduceAxis, ReduceKind, WeightLayout, activation, activation_backward, add,
+        attention, cast, contiguous, embedding, embedding_backward, gated, gated_backward, layer_norm, linear,
+        log_softmax, reduce, rms_norm, sample, softmax, swiglu, swiglu_backward, vector_add,
     },
 };
 
@@ -35,6 +35,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(rows());
     cases.extend(tables());
     cases.extend(layers());
+    cases.extend(attentions());
     cases
 }
 
@@ -246,6 +247,38 @@ fn layers() -> Vec<Case> {
             let (x, w) = (bed.floats(BF16, &[16, 64])?, bed.floats(BF16, &[128, 64])?);
             let (y, z) = linear(&x, &w).swiglu().run_with_pre_activation()?;
             Ok(vec![y, z])
+        }),
+    ]
+}
+
+fn attentions() -> Vec<Case> {
+    vec![
+        case!("attention", "causal, 2 heads, 70 × 70, head dim 64, f16", |bed| {
+            let q = bed.floats(F16, &[1, 70, 2, 64])?;
+            let (k, v) = (bed.floats(F16, &[1, 70, 2, 64])?, bed.floats(F16, &[1, 70, 2, 64])?);
+            let result = attention(&q, &k, &v).causal().run()?;
+            Ok(vec![result.out, result.lse])
+        }),
+        case!("attention", "grouped heads, 20 × 300, head dim 128, bf16", |bed| {
+            let q = bed.floats(BF16, &[2, 20, 4, 128])?;
+            let (k, v) = (
+                bed.floats(BF16, &[2, 300, 2, 128])?,
+                bed.floats(BF16, &[2, 300, 2, 128])?,
+            );
+            let result = attention(&q, &k, &v).run()?;
+            Ok(vec![result.out, result.lse])
+        }),
+        case!("attention", "window and softcap, 150 × 150, head dim 64, f16", |bed| {
+            let q = bed.floats(F16, &[1, 150, 1, 64])?;
+            let (k, v) = (bed.floats(F16, &[1, 150, 1, 64])?, bed.floats(F16, &[1, 150, 1, 64])?);
+            let result = attention(&q, &k, &v).window(Some(40), Some(0)).softcap(30.0).run()?;
+            Ok(vec![result.out, result.lse])
+        }),
+        case!("attention", "40 × 50, head dim 32, f32", |bed| {
+            let q = bed.floats(F32, &[1, 40, 1, 32])?;
+            let (k, v) = (bed.floats(F32, &[1, 50, 1, 32])?, bed.floats(F32, &[1, 50, 1, 32])?);
+            let result = attention(&q, &k, &v).causal().run()?;
+            Ok(vec![result.out, result.lse])
         }),
     ]
 }

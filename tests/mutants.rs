@@ -1,0 +1,431 @@
+//! Would a bug be noticed? Real PTX of our kernels is damaged in one place at a time, and each damage ("mutant") must end
+//! in a fault or in another result.
+//!
+//! What is changed, at every place that the kernel reaches:
+//! - barriers, waits, fences and arrivals taken out, `cp.async` and `wgmma` waits that wait for one group fewer,
+//! - phases of `mbarrier` waits flipped,
+//! - arrival counts of `mbarrier.init` by one, expected bytes by 16,
+//! - `<` for `<=` and the like.
+//!
+//! `cargo test --test mutants` tries some of them, always the same; `FERROFLASH_MUTANTS=all` tries all of them and prints
+//! the survivors, which docs/testing-mutants.md explains.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use host::{
+    AnyTensor, DType, Device, DeviceOptions, EmulatorOptions, Result, Tensor, Tier,
+    backend::emulated::EmulatedBackend,
+    bf16, f16,
+    images::Images,
+    ops::{self, LinearMode, ReduceAxis, ReduceKind},
+    reference::data::normal,
+};
+
+/// A kernel and what runs it.
+struct Subject {
+    name: &'static str,
+    tier: Tier,
+    run: fn(&Device) -> Result<Vec<AnyTensor>>,
+}
+
+fn floats(device: &Device, dtype: DType, shape: &[u64], seed: u64) -> Result<AnyTensor> {
+    let len = shape.iter().product::<u64>() as usize;
+    Ok(match dtype {
+        DType::F16 => Tensor::from_slice(device, &normal::<f16>(seed, len), shape)?
+            .any()
+            .clone(),
+        DType::BF16 => Tensor::from_slice(device, &normal::<bf16>(seed, len), shape)?
+            .any()
+            .clone(),
+        _ => Tensor::from_slice(device, &normal::<f32>(seed, len), shape)?
+            .any()
+            .clone(),
+    })
+}
+
+fn vector_add(device: &Device) -> Result<Vec<AnyTensor>> {
+    let mut results = Vec::new();
+    for len in [1, 1000, 1024, 40_000] {
+        let (a, b) = (
+            floats(device, DType::F32, &[len], 1)?,
+            floats(device, DType::F32, &[len], 2)?,
+        );
+        results.push(ops::vector_add(&a, &b)?);
+    }
+    Ok(results)
+}
+
+fn reduce(device: &Device) -> Result<Vec<AnyTensor>> {
+    let mut results = Vec::new();
+    for len in [1, 31, 256, 3000, 9000] {
+        let x = floats(device, DType::F32, &[len], 3)?;
+        results.push(ops::reduce(&x, ReduceKind::Sum, ReduceAxis::All)?);
+        let x = floats(device, DType::F32, &[3, len], 4)?;
+        results.push(ops::reduce(&x, ReduceKind::Sum, ReduceAxis::Last)?);
+    }
+    Ok(results)
+}
+
+fn softmax(device: &Device) -> Result<Vec<AnyTensor>> {
+    let mut results = Vec::new();
+    for columns in [1, 32, 100, 2500] {
+        let x = floats(device, DType::F32, &[3, columns], 5)?;
+        results.push(ops::softmax(&x).run()?);
+        results.push(ops::softmax(&x).causal().run()?);
+    }
+    Ok(results)
+}
+
+fn linear(device: &Device) -> Result<Vec<AnyTensor>> {
+    let mut results = Vec::new();
+    for (m, n, k) in [(1, 8, 8), (70, 72, 64), (33, 136, 200)] {
+        let (x, w) = (
+            floats(device, DType::F16, &[m, k], 6)?,
+            floats(device, DType::F16, &[n, k], 7)?,
+        );
+        let bias = floats(device, DType::F16, &[n], 8)?;
+        results.push(ops::linear(&x, &w).mode(LinearMode::Tiled).bias(&bias).run()?);
+    }
+    Ok(results)
+}
+
+fn attention(device: &Device) -> Result<Vec<AnyTensor>> {
+    let mut results = Vec::new();
+    for (rows, keys) in [(1, 1), (70, 70), (30, 150), (128, 256)] {
+        let q = floats(device, DType::F16, &[1, rows, 2, 64], 9)?;
+        let (k, v) = (
+            floats(device, DType::F16, &[1, keys, 1, 64], 10)?,
+            floats(device, DType::F16, &[1, keys, 1, 64], 11)?,
+        );
+        let causal = ops::attention(&q, &k, &v).causal().run()?;
+        let full = ops::attention(&q, &k, &v).run()?;
+        results.extend([causal.out, causal.lse, full.out, full.lse]);
+    }
+    Ok(results)
+}
+
+const SUBJECTS: [Subject; 6] = [
+    Subject {
+        name: "vector_add",
+        tier: Tier::Sm90a,
+        run: vector_add,
+    },
+    Subject {
+        name: "reduce",
+        tier: Tier::Sm90a,
+        run: reduce,
+    },
+    Subject {
+        name: "softmax",
+        tier: Tier::Sm90a,
+        run: softmax,
+    },
+    Subject {
+        name: "linear, mma.sync",
+        tier: Tier::Sm80,
+        run: linear,
+    },
+    Subject {
+        name: "attention, mma.sync",
+        tier: Tier::Sm80,
+        run: attention,
+    },
+    Subject {
+        name: "attention, wgmma",
+        tier: Tier::Sm90a,
+        run: attention,
+    },
+];
+
+/// One change of one line.
+#[derive(Clone, Debug)]
+struct Mutant {
+    entry: String,
+    line: usize,
+    kind: &'static str,
+    text: String,
+}
+
+/// The instruction of a line, without predicate.
+fn instruction(line: &str) -> &str {
+    let line = line.trim();
+    match line.strip_prefix('@') {
+        Some(rest) => rest.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim()),
+        None => line,
+    }
+}
+
+/// Every change of a line that the operators make: a kind and the new line.
+fn changes(line: &str) -> Vec<(&'static str, String)> {
+    let text = instruction(line);
+    let mut found = Vec::new();
+    let mut without = |kind| found.push((kind, String::new()));
+    let opcode = text.split(|c: char| c.is_whitespace() || c == ';').next().unwrap_or("");
+    if opcode.starts_with("bar.") || opcode.starts_with("barrier.") {
+        without("barrier removed");
+    } else if opcode.contains(".wait_group") || opcode.contains(".wait_all") {
+        without("wait removed");
+    } else if opcode.starts_with("fence.") || opcode.starts_with("membar") || opcode == "wgmma.fence.sync.aligned" {
+        without("fence removed");
+    } else if opcode.starts_with("mbarrier.arrive") || opcode.starts_with("cp.async.mbarrier.arrive") {
+        without("arrival removed");
+    } else if opcode.contains("commit_group") {
+        without("commit removed");
+    }
+    // The last operand, to be changed.
+    let last = |change: &dyn Fn(&str) -> Option<String>| -> Option<String> {
+        let end = line.rfind(';')?;
+        let start = line[..end].rfind(|c: char| c == ',' || c.is_whitespace())? + 1;
+        let operand = change(line[start..end].trim())?;
+        Some(format!("{}{}{}", &line[..start], operand, &line[end..]))
+    };
+    let number = |by: i64| {
+        move |operand: &str| {
+            operand
+                .parse::<i64>()
+                .ok()
+                .map(|n| n + by)
+                .filter(|&n| n >= 0)
+                .map(|n| n.to_string())
+        }
+    };
+    // A register operand is changed in a copy, in a scope of its own.
+    let through = |change: &str| -> Option<String> {
+        let end = line.rfind(';')?;
+        let start = line[..end].rfind(|c: char| c == ',' || c.is_whitespace())? + 1;
+        let operand = line[start..end].trim().to_owned();
+        operand.starts_with('%').then(|| {
+            let changed = change.replace("OPERAND", &operand);
+            format!(
+                "{{ .reg .b32 mutant; {changed} {} mutant{} }}",
+                &line[..start],
+                &line[end..]
+            )
+        })
+    };
+    if opcode.contains(".wait_group") {
+        found.extend(last(&number(1)).map(|line| ("wait for one group fewer", line)));
+    }
+    if opcode.starts_with("mbarrier.init") {
+        for (kind, by) in [("arrival count + 1", 1), ("arrival count − 1", -1)] {
+            let line = last(&number(by)).or_else(|| through(&format!("add.s32 mutant, OPERAND, {by};")));
+            found.extend(line.map(|line| (kind, line)));
+        }
+    }
+    if opcode.contains("expect_tx") {
+        for (kind, by) in [("expected bytes + 16", 16), ("expected bytes − 16", -16)] {
+            let line = last(&number(by)).or_else(|| through(&format!("add.s32 mutant, OPERAND, {by};")));
+            found.extend(line.map(|line| (kind, line)));
+        }
+    }
+    if opcode.contains("wait.parity") {
+        let line = last(&|operand| operand.parse::<u32>().ok().map(|n| (n ^ 1).to_string()))
+            .or_else(|| through("xor.b32 mutant, OPERAND, 1;"));
+        found.extend(line.map(|line| ("phase flipped", line)));
+    }
+    if opcode.starts_with("setp.") {
+        for (from, to) in [
+            ("setp.lt.", "setp.le."),
+            ("setp.le.", "setp.lt."),
+            ("setp.gt.", "setp.ge."),
+            ("setp.ge.", "setp.gt."),
+        ] {
+            if opcode.starts_with(from) {
+                found.push(("< and ≤ exchanged", line.replacen(from, to, 1)));
+            }
+        }
+    }
+    found
+}
+
+/// Instructions that one run may take before it is a runaway; the subjects need less than a tenth of it.
+const STEPS: u64 = 5_000_000;
+
+/// Runs a subject, with one entry replaced if given; the bytes of all results.
+fn run(
+    subject: &Subject,
+    seed: Option<u64>,
+    replaced: Option<(&str, String)>,
+) -> Result<(Vec<Vec<u8>>, Arc<EmulatedBackend>)> {
+    let options = DeviceOptions {
+        tier: Some(subject.tier),
+        exact_allocation: true,
+        emulator: EmulatorOptions {
+            checks: true,
+            seed,
+            multiprocessors: 2,
+            step_budget: STEPS,
+        },
+        ..DeviceOptions::default()
+    };
+    let backend = Arc::new(EmulatedBackend::new(&options)?);
+    if let Some((entry, ptx)) = replaced {
+        backend.replace(entry, ptx);
+    }
+    let device = Device::from_backend(backend.clone(), Images::embedded(), options, "mutants".into())?;
+    let results = (subject.run)(&device)?;
+    let bytes = results.iter().map(AnyTensor::to_bytes).collect::<Result<Vec<_>>>()?;
+    Ok((bytes, backend))
+}
+
+/// What became of the mutants of a subject.
+struct Tally {
+    killed: BTreeMap<&'static str, usize>,
+    survivors: Vec<Mutant>,
+}
+
+/// The subject's PTX by entry, and its mutants.
+fn mutants_of(subject: &Subject, backend: &EmulatedBackend) -> (BTreeMap<String, String>, Vec<Mutant>) {
+    let mut sources = BTreeMap::new();
+    let mut mutants = Vec::new();
+    for entry in backend.loaded_entries() {
+        let ptx = Images::embedded().load(subject.tier, &entry).unwrap().ptx;
+        for (index, line) in ptx.lines().enumerate() {
+            mutants.extend(changes(line).into_iter().map(|(kind, text)| Mutant {
+                entry: entry.clone(),
+                line: index + 1,
+                kind,
+                text,
+            }));
+        }
+        sources.insert(entry, ptx);
+    }
+    (sources, mutants)
+}
+
+/// Tries every mutant, or at most `most` of them spread evenly.
+fn try_mutants(subject: &Subject, most: usize) -> Tally {
+    let seeds = [None, Some(1)];
+    let expected: Vec<_> = seeds
+        .iter()
+        .map(|&seed| run(subject, seed, None).unwrap_or_else(|e| panic!("{}: {e}", subject.name)))
+        .collect();
+    let executed = expected[0].1.statistics().lines;
+    let (sources, mut mutants) = mutants_of(subject, &expected[0].1);
+    // With several entries a line number may be another entry's; such a mutant is tried for nothing.
+    mutants.retain(|mutant| executed.contains_key(&(mutant.line as u32)));
+    let step = mutants.len().div_ceil(most).max(1);
+    let chosen: Vec<Mutant> = mutants.into_iter().step_by(step).collect();
+    let next = AtomicUsize::new(0);
+    let tally = Mutex::new(Tally {
+        killed: BTreeMap::new(),
+        survivors: Vec::new(),
+    });
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(|| {
+                while let Some(mutant) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let source = &sources[&mutant.entry];
+                    let changed: Vec<&str> = source
+                        .lines()
+                        .enumerate()
+                        .map(|(index, line)| {
+                            if index + 1 == mutant.line {
+                                mutant.text.as_str()
+                            } else {
+                                line
+                            }
+                        })
+                        .collect();
+                    let changed = changed.join("\n");
+                    let killed = seeds.iter().zip(&expected).any(|(&seed, (bytes, _))| {
+                        run(subject, seed, Some((&mutant.entry, changed.clone())))
+                            .map_or(true, |(got, _)| got != *bytes)
+                    });
+                    let mut tally = tally.lock().unwrap();
+                    if killed {
+                        *tally.killed.entry(mutant.kind).or_default() += 1;
+                    } else {
+                        tally.survivors.push(mutant.clone());
+                    }
+                }
+            });
+        }
+    });
+    let mut tally = tally.into_inner().unwrap();
+    tally
+        .survivors
+        .sort_by(|a, b| (&a.entry, a.line).cmp(&(&b.entry, b.line)));
+    for survivor in &tally.survivors {
+        let line = sources[&survivor.entry]
+            .lines()
+            .nth(survivor.line - 1)
+            .unwrap_or_default();
+        println!(
+            "survivor: {} line {}: {}: {}",
+            survivor.entry,
+            survivor.line,
+            survivor.kind,
+            line.trim()
+        );
+    }
+    tally
+}
+
+#[test]
+fn damaged_kernels_are_noticed() {
+    let all = std::env::var("FERROFLASH_MUTANTS").is_ok_and(|value| value == "all");
+    let only = std::env::var("FERROFLASH_MUTANTS_OF").unwrap_or_default();
+    let most = if all { usize::MAX } else { 12 };
+    let (mut killed, mut tried) = (0, 0);
+    let mut kinds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for subject in SUBJECTS.iter().filter(|subject| subject.name.contains(&only)) {
+        let tally = try_mutants(subject, most);
+        let dead: usize = tally.killed.values().sum();
+        println!(
+            "{} on {}: {dead} of {} killed",
+            subject.name,
+            subject.tier,
+            dead + tally.survivors.len()
+        );
+        for (&kind, &count) in &tally.killed {
+            kinds.entry(kind).or_default().0 += count;
+        }
+        for survivor in &tally.survivors {
+            kinds.entry(survivor.kind).or_default().1 += 1;
+        }
+        killed += dead;
+        tried += dead + tally.survivors.len();
+    }
+    for (kind, (dead, alive)) in kinds {
+        println!("  {kind:<26} {dead:>4} of {:>4}", dead + alive);
+    }
+    println!("{killed} of {tried} killed");
+    assert!(tried > 0, "no subject is named {only:?}");
+    // A change of a bound that no input reaches, or a barrier that another one makes superfluous, changes nothing.
+    assert!(
+        killed * 100 >= tried * 70,
+        "only {killed} of {tried} mutants were noticed"
+    );
+}
+
+#[test]
+fn the_operators_change_what_they_say() {
+    let kinds = |line| changes(line).into_iter().map(|(kind, _)| kind).collect::<Vec<_>>();
+    assert_eq!(kinds("\tbar.sync \t0;"), ["barrier removed"]);
+    assert_eq!(kinds("@%p1 mbarrier.arrive.shared.b64 _, [%r1];"), ["arrival removed"]);
+    assert_eq!(
+        changes("cp.async.wait_group 1;")[1],
+        ("wait for one group fewer", "cp.async.wait_group 2;".to_owned())
+    );
+    assert_eq!(
+        changes("setp.ge.u32 \t%p1, %r1, %r2;"),
+        [("< and ≤ exchanged", "setp.gt.u32 \t%p1, %r1, %r2;".to_owned())]
+    );
+    assert_eq!(
+        changes("mbarrier.init.shared.b64 [%r1], 4;")[1].1,
+        "mbarrier.init.shared.b64 [%r1], 3;"
+    );
+    let flipped = &changes("mbarrier.try_wait.parity.shared::cta.b64 p, [%r1], %r2;")[0].1;
+    assert!(
+        flipped.contains("xor.b32 mutant, %r2, 1;") && flipped.ends_with("[%r1], mutant; }"),
+        "{flipped}"
+    );
+    assert!(changes("add.s32 %r1, %r2, 1;").is_empty());
+}
