@@ -130,7 +130,7 @@ impl Device {
     /// The GPU with this ordinal.
     ///
     /// # Errors
-    /// [`Error::NoDevice`] without a driver or such a GPU.
+    /// [`Error::NoDevice`] without a driver or any GPU, [`Error::Range`] when there are fewer.
     pub fn cuda(ordinal: u32) -> Result<Device> {
         Device::with_options(Some(DeviceKind::Cuda(ordinal)), DeviceOptions::default())
     }
@@ -143,7 +143,7 @@ impl Device {
     /// Opens a device; `None` takes the first usable GPU, else the emulator.
     ///
     /// # Errors
-    /// - [`Error::NoDevice`] without a driver or such a GPU.
+    /// - [`Error::NoDevice`] without a driver or any GPU, [`Error::Range`] when there are fewer.
     /// - [`Error::Unsupported`] when the GPU cannot run the images of the wanted tier.
     pub fn with_options(kind: Option<DeviceKind>, options: DeviceOptions) -> Result<Device> {
         let (backend, reason): (Arc<dyn Backend>, String) = match kind {

@@ -1,18 +1,13 @@
 //! CUDA graphs: a sequence of launches recorded once and started as one.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use crate::{
-    Device, Result,
-    backend::GraphId,
-    memory::{Buffer, CapturedMemory},
-};
+use crate::{Device, Result, backend::GraphId, memory::CapturedMemory};
 
 /// A recorded sequence of launches. It keeps all memory that they use alive.
 pub struct Graph {
     device: Device,
     id: GraphId,
-    _kept: Vec<Arc<Buffer>>,
     _memory: CapturedMemory,
 }
 
@@ -33,21 +28,47 @@ impl Device {
             drop(inner.pool.end_capture());
             return self.guard(Err(error));
         }
-        let outcome = work();
-        let id = inner.backend.end_capture(self.stream().id());
+        // Ends the recording on every way out, a panic of `work` included.
+        let recording = Recording {
+            device: self,
+            ended: false,
+        };
+        let value = work()?;
+        let graph = recording.end()?;
+        Ok((graph, value))
+    }
+}
+
+/// A capture that is running.
+struct Recording<'a> {
+    device: &'a Device,
+    ended: bool,
+}
+
+impl Recording<'_> {
+    fn end(mut self) -> Result<Graph> {
+        self.ended = true;
+        let inner = self.device.inner();
+        let id = inner.backend.end_capture(self.device.stream().id());
         let memory = inner.pool.end_capture();
-        let kept = crate::launch::take_captured_buffers();
-        let value = outcome?;
-        let id = self.guard(id)?;
-        Ok((
-            Graph {
-                device: self.clone(),
-                id,
-                _kept: kept,
-                _memory: memory,
-            },
-            value,
-        ))
+        Ok(Graph {
+            id: self.device.guard(id)?,
+            device: self.device.clone(),
+            _memory: memory,
+        })
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let inner = self.device.inner();
+        if let Ok(id) = inner.backend.end_capture(self.device.stream().id()) {
+            inner.backend.destroy_graph(id);
+        }
+        drop(inner.pool.end_capture());
     }
 }
 

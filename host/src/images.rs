@@ -90,6 +90,23 @@ pub struct ImageInfo {
     pub file: String,
 }
 
+impl ImageInfo {
+    /// What no kernel can have, if there is such a thing: limits of CUDA on blocks, clusters and arguments.
+    fn problem(&self) -> Option<String> {
+        let count = |extents: [u32; 3]| extents.into_iter().map(u64::from).try_fold(1u64, u64::checked_mul);
+        if !count(self.threads).is_some_and(|threads| (1..=1024).contains(&threads)) {
+            return Some(format!("has blocks of {:?} threads; 1 to 1024 are allowed", self.threads));
+        }
+        if !count(self.cluster).is_some_and(|blocks| (1..=16).contains(&blocks)) {
+            return Some(format!("has clusters of {:?} blocks; 1 to 16 are allowed", self.cluster));
+        }
+        if self.param_bytes > 32_764 {
+            return Some(format!("takes {} bytes; at most 32764 are allowed", self.param_bytes));
+        }
+        None
+    }
+}
+
 /// One kernel's PTX, unpacked.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -122,11 +139,19 @@ impl Images {
         let text = member(archive, "manifest.json")?;
         let manifest: Manifest =
             serde_json::from_str(&text).map_err(|error| format_error("manifest.json", error.to_string()))?;
-        let index = manifest
-            .kernels
-            .into_iter()
-            .map(|info| ((info.tier, info.entry.clone()), info))
-            .collect();
+        let mut index = HashMap::with_capacity(manifest.kernels.len());
+        for info in manifest.kernels {
+            let problem = info.problem().or_else(|| {
+                index
+                    .contains_key(&(info.tier, info.entry.clone()))
+                    .then(|| "is listed twice".to_owned())
+            });
+            if let Some(problem) = problem {
+                let problem = format!("kernel {} of {} {problem}", info.entry, info.tier);
+                return Err(format_error("manifest.json", problem));
+            }
+            index.insert((info.tier, info.entry.clone()), info);
+        }
         Ok(Images { archive, index })
     }
 
@@ -172,9 +197,12 @@ fn member(archive: &[u8], name: &str) -> Result<String> {
         .by_name(name)
         .map_err(|error| format_error(name, error.to_string()))?;
     let mut text = String::new();
-    file.take(MEMBER_LIMIT)
+    file.take(MEMBER_LIMIT + 1)
         .read_to_string(&mut text)
         .map_err(|error| format_error(name, error.to_string()))?;
+    if text.len() as u64 > MEMBER_LIMIT {
+        return Err(format_error(name, format!("unpacks to more than {MEMBER_LIMIT} bytes")));
+    }
     Ok(text)
 }
 

@@ -3,7 +3,7 @@
 //! An op describes a launch as a [`Contract`]; [`Contract::prepare`] checks what can be checked before the machine
 //! sees it (grid limits, shared memory, argument size, devices, aliasing) and yields a [`Prepared`] launch.
 
-use std::{cell::RefCell, sync::Arc};
+use std::sync::Arc;
 
 use kernels_gpu::params::KernelParams;
 use smallvec::SmallVec;
@@ -11,15 +11,6 @@ use smallvec::SmallVec;
 use crate::{
     Device, Error, Result, backend::LaunchRequest, device::Kernel, memory::Buffer, stream::Stream, tensor::AnyTensor,
 };
-
-thread_local! {
-    // Buffers that launches recorded by `Device::capture` on this thread use.
-    static CAPTURED: RefCell<Vec<Arc<Buffer>>> = const { RefCell::new(Vec::new()) };
-}
-
-pub(crate) fn take_captured_buffers() -> Vec<Arc<Buffer>> {
-    CAPTURED.with(|captured| std::mem::take(&mut *captured.borrow_mut()))
-}
 
 /// A launch, described: which kernel, how many blocks, what it reads and writes.
 pub struct Contract<'a> {
@@ -217,13 +208,7 @@ impl Prepared<'_> {
             buffer.used_on(self.stream);
         }
         let inner = self.device.inner();
-        if inner.pool.is_capturing() {
-            CAPTURED.with(|captured| {
-                captured
-                    .borrow_mut()
-                    .extend(self.buffers.iter().map(|&buffer| buffer.clone()))
-            });
-        }
+        inner.pool.keep_for_capture(self.buffers.iter().copied());
         let request = LaunchRequest {
             kernel: self.kernel.id,
             grid: self.grid,

@@ -36,8 +36,16 @@ struct Shelves {
     free: HashMap<u64, Vec<u64>>,
     live_bytes: u64,
     peak_bytes: u64,
-    /// While a graph is recorded: blocks that its launches use and that must outlive it.
-    capture: Option<Vec<Block>>,
+    /// While a graph is recorded: what its launches use and it must keep.
+    capture: Option<Capture>,
+}
+
+#[derive(Default)]
+struct Capture {
+    /// Blocks given up while recording.
+    blocks: Vec<Block>,
+    /// Buffers that recorded work uses, dropped later than that.
+    buffers: Vec<Arc<Buffer>>,
 }
 
 /// Address and rounded size of a block of the pool.
@@ -87,7 +95,7 @@ impl PoolState {
     fn give(&self, block: Block) {
         let mut shelves = self.shelves();
         if let Some(kept) = &mut shelves.capture {
-            kept.push(block);
+            kept.blocks.push(block);
             return;
         }
         shelves.live_bytes -= block.bytes;
@@ -168,7 +176,7 @@ impl Pool {
         if shelves.capture.is_some() {
             return Err(Error::layout("graph", "a capture is already running on this device"));
         }
-        shelves.capture = Some(Vec::new());
+        shelves.capture = Some(Capture::default());
         Ok(())
     }
 
@@ -176,19 +184,28 @@ impl Pool {
         self.state.shelves().capture.is_some()
     }
 
+    /// While a graph is recorded: makes it keep these buffers.
+    pub(crate) fn keep_for_capture<'a>(&self, buffers: impl IntoIterator<Item = &'a Arc<Buffer>>) {
+        if let Some(capture) = &mut self.state.shelves().capture {
+            capture.buffers.extend(buffers.into_iter().cloned());
+        }
+    }
+
     pub(crate) fn end_capture(&self) -> CapturedMemory {
-        let blocks = self.state.shelves().capture.take().unwrap_or_default();
+        let capture = self.state.shelves().capture.take().unwrap_or_default();
         CapturedMemory {
             pool: self.state.clone(),
-            blocks,
+            blocks: capture.blocks,
+            _buffers: capture.buffers,
         }
     }
 }
 
-/// Blocks that a graph's launches use although no tensor holds them any more.
+/// What a graph's launches use although no tensor may hold it any more.
 pub(crate) struct CapturedMemory {
     pool: Arc<PoolState>,
     blocks: Vec<Block>,
+    _buffers: Vec<Arc<Buffer>>,
 }
 
 impl Drop for CapturedMemory {

@@ -128,6 +128,9 @@ impl AnyTensor {
         if bytes == 0 {
             return Ok(());
         }
+        self.device.check_health()?;
+        // A fill that a graph replays must find the memory still its own.
+        self.device.inner().pool.keep_for_capture([&self.buffer]);
         let backend = self.device.backend();
         // SAFETY: a dense view lies inside its buffer.
         self.device
@@ -279,21 +282,19 @@ impl AnyTensor {
         &self.buffer
     }
 
-    /// Whether two views may share an element. Exact for views of one parent cut along axes, else by extent.
+    /// Whether two views share memory. Exact for views with up to some hundred ways to place one among the other's
+    /// strides, as all views cut from one dense tensor have; beyond that it may say yes for a no.
     pub fn overlaps(&self, other: &AnyTensor) -> bool {
         if !Arc::ptr_eq(&self.buffer, &other.buffer) || self.elements() == 0 || other.elements() == 0 {
             return false;
         }
-        let (first, second) = if self.offset * self.dtype.size() <= other.offset * other.dtype.size() {
-            (self, other)
-        } else {
-            (other, self)
-        };
-        let delta = second.offset * second.dtype.size() - first.offset * first.dtype.size();
-        if delta >= first.span() * first.dtype.size() {
-            return false;
-        }
-        !interleaved(first, second, delta)
+        let start = |tensor: &AnyTensor| i128::from(tensor.offset) * i128::from(tensor.dtype.size());
+        meet(
+            &common_axes(self, other),
+            (self.dtype.size(), other.dtype.size()),
+            start(other) - start(self),
+            &mut 256,
+        )
     }
 
     /// A part of one axis.
@@ -386,41 +387,59 @@ impl AnyTensor {
     }
 }
 
-/// Whether two views of one buffer, `delta` bytes apart, interleave without meeting: at some level of their common
-/// strides, both inner parts fit beside each other in one outer step.
-fn interleaved(first: &AnyTensor, second: &AnyTensor, delta: u64) -> bool {
-    let axes = |tensor: &AnyTensor| {
-        let size = tensor.dtype.size();
-        let mut axes: SmallVec<[(u64, u64); 5]> = tensor
-            .strides
-            .iter()
-            .zip(&tensor.shape)
-            .filter(|(_, extent)| **extent > 1)
-            .map(|(stride, extent)| (stride * size, *extent))
-            .collect();
-        axes.sort_unstable_by(|a, b| b.cmp(a));
-        (axes, size)
-    };
-    let ((a, a_size), (b, b_size)) = (axes(first), axes(second));
-    let mut rest = delta;
-    for level in 0..a.len().min(b.len()) {
-        if a[level].0 != b[level].0 || a[level].0 == 0 {
-            return false;
-        }
-        let step = a[level].0;
-        rest %= step;
-        let inner = |axes: &[(u64, u64)], size: u64| {
-            axes[level + 1..]
-                .iter()
-                .map(|(stride, extent)| stride * (extent - 1))
-                .sum::<u64>()
-                + size
-        };
-        if rest >= inner(&a, a_size) && rest + inner(&b, b_size) <= step {
-            return true;
+/// A stride in bytes and how many steps along it each of two views takes at most.
+struct CommonAxis {
+    stride: i128,
+    steps: [i128; 2],
+}
+
+/// The strides of both views, largest first; a view without a stride takes no step along it.
+fn common_axes(first: &AnyTensor, second: &AnyTensor) -> SmallVec<[CommonAxis; 8]> {
+    let mut axes: SmallVec<[CommonAxis; 8]> = SmallVec::new();
+    for (view, tensor) in [first, second].into_iter().enumerate() {
+        for (&stride, &extent) in tensor.strides.iter().zip(&tensor.shape).filter(|(_, extent)| **extent > 1) {
+            let stride = i128::from(stride) * i128::from(tensor.dtype.size());
+            let at = axes.iter().position(|axis| axis.stride <= stride).unwrap_or(axes.len());
+            if axes.get(at).is_none_or(|axis| axis.stride != stride) {
+                axes.insert(at, CommonAxis { stride, steps: [0; 2] });
+            }
+            axes[at].steps[view] += i128::from(extent) - 1;
         }
     }
-    false
+    axes
+}
+
+/// Whether an element of the first view and one of the second, which starts `delta` bytes later, share a byte.
+///
+/// Along the largest stride the two elements are some number of steps apart; for each number that leaves the inner
+/// parts within reach of each other, the question is the same one with an axis less. `budget` bounds the numbers
+/// tried; when it is spent the answer is yes.
+fn meet(axes: &[CommonAxis], sizes: (u64, u64), delta: i128, budget: &mut u32) -> bool {
+    let reach = |view: usize, size: u64| {
+        axes.iter().map(|axis| axis.stride * axis.steps[view]).sum::<i128>() + i128::from(size)
+    };
+    if delta >= reach(0, sizes.0) || -delta >= reach(1, sizes.1) {
+        return false;
+    }
+    let Some((outer, inner)) = axes.split_first() else {
+        return true;
+    };
+    if outer.stride == 0 {
+        return true;
+    }
+    let inner_reach = |view: usize, size: u64| {
+        inner.iter().map(|axis| axis.stride * axis.steps[view]).sum::<i128>() + i128::from(size)
+    };
+    // The inner parts are `delta - stride · apart` from each other, which must lie in (-second's, first's reach).
+    let least = (delta - inner_reach(0, sizes.0)).div_euclid(outer.stride) + 1;
+    let most = -(-delta - inner_reach(1, sizes.1)).div_euclid(outer.stride) - 1;
+    (least.max(-outer.steps[1])..=most.min(outer.steps[0])).any(|apart| {
+        if *budget == 0 {
+            return true;
+        }
+        *budget -= 1;
+        meet(inner, sizes, delta - outer.stride * apart, budget)
+    })
 }
 
 /// Strides that view `(shape, strides)` as `target`, if there are any.

@@ -138,7 +138,7 @@ fn refuses_to_open(fake: &Fake) {
     let busy = CudaBackend::open(0).unwrap_err().to_string();
     assert!(busy.contains("CUDA_ERROR_DEVICE_UNAVAILABLE"), "{busy}");
     let missing = CudaBackend::open(3).unwrap_err().to_string();
-    assert_eq!(missing, "CUDA device = 3; allowed: 0 to 0");
+    assert_eq!(missing, "CUDA device = 3; allowed: 0, the only GPU of this machine");
 
     let devices = cuda::devices().unwrap();
     assert_eq!(devices.len(), 1);

@@ -125,7 +125,11 @@ pub type Outcome = Result<(), Failure>;
 
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return unparsed(&error),
+    };
+    let outcome = match cli.command {
         Command::Info(args) => info::info(args),
         Command::Bench(args) => bench::bench(args),
         Command::Run(args) => run::run(args),
@@ -143,4 +147,31 @@ pub fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Help and version as clap prints them; a mistake as one line.
+fn unparsed(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let mistake = !matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if mistake {
+        eprintln!("ferroflash: {} (--help says more)", one_line(&error.render().to_string()));
+    } else {
+        // Nobody reads the help when it cannot be written.
+        let _ = error.print();
+    }
+    ExitCode::from(error.exit_code() as u8)
+}
+
+/// clap's message without its usage and help lines.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
 }

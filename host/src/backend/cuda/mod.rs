@@ -131,7 +131,11 @@ impl CudaBackend {
     pub fn open(ordinal: u32) -> Result<CudaBackend> {
         let count = count()?;
         if ordinal >= count {
-            return Err(Error::range("CUDA device", ordinal, format!("0 to {}", count - 1)));
+            let allowed = match count {
+                1 => "0, the only GPU of this machine".to_owned(),
+                _ => format!("0 to {}, the GPUs of this machine", count - 1),
+            };
+            return Err(Error::range("CUDA device", ordinal, allowed));
         }
         let (device, properties) = describe(ordinal)?;
         // Retained here first, for the code: `cust` cannot name a GPU that is busy or in exclusive use (46).
