@@ -178,24 +178,40 @@ mod tests {
     fn check(value: f64) {
         let f16_wanted = nearest(value, f16::from_bits, f16::to_bits, 0x7c00);
         let bf16_wanted = nearest(value, bf16::from_bits, bf16::to_bits, 0x7f80);
-        assert_eq!(<f16 as Float>::from_f64(value).to_bits(), f16_wanted, "f16 of {value:e}");
-        assert_eq!(<bf16 as Float>::from_f64(value).to_bits(), bf16_wanted, "bf16 of {value:e}");
+        assert_eq!(
+            <f16 as Float>::from_f64(value).to_bits(),
+            f16_wanted,
+            "f16 of {value:e}"
+        );
+        assert_eq!(
+            <bf16 as Float>::from_f64(value).to_bits(),
+            bf16_wanted,
+            "bf16 of {value:e}"
+        );
     }
 
     #[test]
     fn a_hair_above_the_middle_rounds_up() {
         let bf16_middle = 1.0 + 2f64.powi(-8);
-        assert_eq!(<bf16 as Float>::from_f64(bf16_middle + 2f64.powi(-40)).to_f64(), 1.0 + 2f64.powi(-7));
+        assert_eq!(
+            <bf16 as Float>::from_f64(bf16_middle + 2f64.powi(-40)).to_f64(),
+            1.0 + 2f64.powi(-7)
+        );
         assert_eq!(<bf16 as Float>::from_f64(bf16_middle).to_f64(), 1.0);
         assert_eq!(<bf16 as Float>::from_f64(bf16_middle - 2f64.powi(-40)).to_f64(), 1.0);
         let f16_middle = 1.0 + 2f64.powi(-11);
-        assert_eq!(<f16 as Float>::from_f64(f16_middle + 2f64.powi(-40)).to_f64(), 1.0 + 2f64.powi(-10));
+        assert_eq!(
+            <f16 as Float>::from_f64(f16_middle + 2f64.powi(-40)).to_f64(),
+            1.0 + 2f64.powi(-10)
+        );
         assert_eq!(<f16 as Float>::from_f64(f16_middle).to_f64(), 1.0);
     }
 
     #[test]
     fn ends_of_the_ranges() {
-        for value in [0.0, -0.0, 65_504.0, 65_519.999, 65_520.0, 1e30, 3.4e38, 3.396e38, 1e300, 5e-8, 2.98e-8, 1e-300] {
+        for value in [
+            0.0, -0.0, 65_504.0, 65_519.999, 65_520.0, 1e30, 3.4e38, 3.396e38, 1e300, 5e-8, 2.98e-8, 1e-300,
+        ] {
             check(value);
             check(-value);
         }

@@ -95,10 +95,16 @@ impl ImageInfo {
     fn problem(&self) -> Option<String> {
         let count = |extents: [u32; 3]| extents.into_iter().map(u64::from).try_fold(1u64, u64::checked_mul);
         if !count(self.threads).is_some_and(|threads| (1..=1024).contains(&threads)) {
-            return Some(format!("has blocks of {:?} threads; 1 to 1024 are allowed", self.threads));
+            return Some(format!(
+                "has blocks of {:?} threads; 1 to 1024 are allowed",
+                self.threads
+            ));
         }
         if !count(self.cluster).is_some_and(|blocks| (1..=16).contains(&blocks)) {
-            return Some(format!("has clusters of {:?} blocks; 1 to 16 are allowed", self.cluster));
+            return Some(format!(
+                "has clusters of {:?} blocks; 1 to 16 are allowed",
+                self.cluster
+            ));
         }
         if self.param_bytes > 32_764 {
             return Some(format!("takes {} bytes; at most 32764 are allowed", self.param_bytes));

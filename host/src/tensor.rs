@@ -397,7 +397,12 @@ struct CommonAxis {
 fn common_axes(first: &AnyTensor, second: &AnyTensor) -> SmallVec<[CommonAxis; 8]> {
     let mut axes: SmallVec<[CommonAxis; 8]> = SmallVec::new();
     for (view, tensor) in [first, second].into_iter().enumerate() {
-        for (&stride, &extent) in tensor.strides.iter().zip(&tensor.shape).filter(|(_, extent)| **extent > 1) {
+        for (&stride, &extent) in tensor
+            .strides
+            .iter()
+            .zip(&tensor.shape)
+            .filter(|(_, extent)| **extent > 1)
+        {
             let stride = i128::from(stride) * i128::from(tensor.dtype.size());
             let at = axes.iter().position(|axis| axis.stride <= stride).unwrap_or(axes.len());
             if axes.get(at).is_none_or(|axis| axis.stride != stride) {
