@@ -14,7 +14,7 @@ use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::checkpoint::read_file;
+use crate::checkpoint::Files;
 use crate::config::{ConfigError, Fields, parse_object};
 use crate::error::{Error, Result};
 
@@ -143,18 +143,22 @@ impl ChatTemplate {
     /// # Errors
     /// A file cannot be read or understood, or the template is malformed.
     pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
-        let config_path = folder.join("tokenizer_config.json");
-        let config = if config_path.exists() {
-            read_file(&config_path, BYTES)?
+        Self::from_files(&Files::folder(folder))
+    }
+
+    pub(crate) fn from_files(files: &Files) -> Result<Option<Self>> {
+        const CONFIG: &str = "tokenizer_config.json";
+        const FILE: &str = "chat_template.jinja";
+        let config = if files.exists(CONFIG) {
+            files.read(CONFIG, BYTES)?
         } else {
             b"{}".to_vec()
         };
-        let at_config = |e| Error::config(&config_path, e);
+        let at_config = |e| Error::config(&files.path(CONFIG), e);
         let map = parse_object(&config).map_err(at_config)?;
         let tokens = special_tokens(&map).map_err(at_config)?;
-        let file = folder.join("chat_template.jinja");
-        let source = if file.exists() {
-            let bytes = read_file(&file, BYTES)?;
+        let source = if files.exists(FILE) {
+            let bytes = files.read(FILE, BYTES)?;
             let text = String::from_utf8(bytes).map_err(|e| ChatError::Malformed(format!("it is not UTF-8: {e}")))?;
             Some(text)
         } else {

@@ -38,9 +38,78 @@ pub enum Error {
     /// The chat template is unusable or refuses these messages.
     #[error(transparent)]
     Chat(#[from] ChatError),
-    /// A sampling option is outside its range.
+    /// A sampling option is outside its range, or logits cannot be sampled from.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// The device refused or failed.
+    #[error(transparent)]
+    Device(#[from] host::Error),
+    /// The page pool of the cache refused.
+    #[error(transparent)]
+    Cache(#[from] host::kv::PoolError),
+    /// The folder has no tokenizer.
+    #[error("the model has no tokenizer.json, which turns text into tokens")]
+    NoTokenizer,
+    /// The folder has no chat template.
+    #[error(
+        "the model has no chat template (neither chat_template.jinja nor `chat_template` in tokenizer_config.json): it \
+         continues texts, so give it a plain prompt"
+    )]
+    NoChatTemplate,
+    /// A prompt has no tokens.
+    #[error("the prompt has no tokens: at least one is needed")]
+    EmptyPrompt,
+    /// A token that the model does not have.
+    #[error("token {token} at position {position}: the model has tokens 0 to {last}", last = vocab_size - 1)]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Its place in the text.
+        position: usize,
+        /// Tokens that the model has.
+        vocab_size: usize,
+    },
+    /// Prompt and answer are longer than the model or the cache takes.
+    #[error("the prompt has {prompt} tokens and the answer may have {answer}: together at most {most} fit ({limit})")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Most tokens of the answer.
+        answer: usize,
+        /// What fits.
+        most: usize,
+        /// What sets the limit.
+        limit: &'static str,
+    },
+    /// The weights do not fit into the device's memory.
+    #[error(
+        "the weights take {needed} MiB in {dtype}, and {device} has {free} MiB free: {} fits",
+        what_fits(*free, *parameters)
+    )]
+    TooLarge {
+        /// MiB of the weights.
+        needed: u64,
+        /// MiB free.
+        free: u64,
+        /// The dtype they would be kept in.
+        dtype: host::DType,
+        /// The device.
+        device: String,
+        /// Parameters of the model.
+        parameters: u64,
+    },
+    /// The cache of keys and values does not fit into the device's memory.
+    #[error("a cache for {tokens} tokens takes {needed} MiB, and {free} MiB are free: at most {most} tokens fit")]
+    CacheTooLarge {
+        /// Tokens asked for.
+        tokens: usize,
+        /// MiB that they take.
+        needed: u64,
+        /// MiB free.
+        free: u64,
+        /// Tokens that would fit.
+        most: u64,
+    },
 }
 
 impl Error {
@@ -56,6 +125,15 @@ impl Error {
             path: path.to_owned(),
             source,
         }
+    }
+}
+
+fn what_fits(free: u64, parameters: u64) -> String {
+    let most = (free << 20) / 2;
+    if most >= parameters {
+        "a 16-bit dtype".to_owned()
+    } else {
+        format!("a model of at most {:.1} billion 16-bit parameters", most as f64 / 1e9)
     }
 }
 

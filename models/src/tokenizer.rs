@@ -76,6 +76,11 @@ impl Tokenizer {
         Ok(Self::parse(&bytes, &path.display().to_string())?)
     }
 
+    pub(crate) fn from_files(files: &crate::checkpoint::Files) -> Result<Self> {
+        const NAME: &str = "tokenizer.json";
+        Ok(Self::parse(&files.read(NAME, BYTES)?, &files.path(NAME).display().to_string())?)
+    }
+
     /// Reads the text of a `tokenizer.json`.
     ///
     /// # Errors

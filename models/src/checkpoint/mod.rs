@@ -24,7 +24,7 @@ pub use table::{LayerWeight, Layout, TensorSpec, Weight, tensor_table};
 
 use crate::chat::ChatTemplate;
 use crate::config::{GenerationConfig, ModelConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
 /// The dtypes in which weights can be.
@@ -90,11 +90,72 @@ struct Located {
     range: std::ops::Range<usize>,
 }
 
-/// A mapped file of weights.
+/// A file of weights.
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: memmap2::Mmap,
+    bytes: Bytes,
+}
+
+/// The content of a file of weights.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Static(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+/// Where the files of a model are.
+#[derive(Debug)]
+pub(crate) struct Files {
+    /// The folder, or a name for it.
+    folder: PathBuf,
+    /// The files, when they are part of the program.
+    embedded: Option<&'static [(&'static str, &'static [u8])]>,
+}
+
+impl Files {
+    pub(crate) fn folder(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            embedded: None,
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn find(&self, name: &str) -> Option<&'static [u8]> {
+        self.embedded?.iter().find(|(n, _)| *n == name).map(|(_, bytes)| *bytes)
+    }
+
+    pub(crate) fn exists(&self, name: &str) -> bool {
+        if self.embedded.is_some() {
+            self.find(name).is_some()
+        } else {
+            self.path(name).exists()
+        }
+    }
+
+    /// A whole file of at most `limit` bytes.
+    pub(crate) fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        match self.find(name) {
+            Some(bytes) => Ok(bytes.to_vec()),
+            None if self.embedded.is_some() => Err(Error::io(&self.path(name), std::io::ErrorKind::NotFound.into())),
+            None => read_file(&self.path(name), limit),
+        }
+    }
 }
 
 /// An open, checked model folder.
@@ -103,7 +164,7 @@ struct Shard {
 /// Linux, as with every mapped file).
 #[derive(Debug)]
 pub struct Checkpoint {
-    folder: PathBuf,
+    files: Files,
     config: ModelConfig,
     generation: GenerationConfig,
     shards: Vec<Shard>,
@@ -120,12 +181,23 @@ impl Checkpoint {
     /// [`crate::Error::Io`] for files that cannot be read, [`crate::Error::Config`] for a configuration that is malformed,
     /// contradictory or unknown, [`CheckpointError`] for weights that are missing, damaged, of another shape or unaccounted for.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        open::open(folder.as_ref())
+        open::open(Files::folder(folder.as_ref()))
     }
 
-    /// The folder.
+    /// [`Self::open`] of files that are part of the program, under a name that stands for their folder.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn embedded(name: &str, files: &'static [(&'static str, &'static [u8])]) -> Result<Self> {
+        open::open(Files {
+            folder: PathBuf::from(name),
+            embedded: Some(files),
+        })
+    }
+
+    /// The folder, or the name that stands for it.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.files.folder
     }
 
     /// The model's configuration.
@@ -162,12 +234,17 @@ impl Checkpoint {
         self.weights.iter().map(|w| w.range.len() as u64).sum()
     }
 
+    /// Whether there is a `tokenizer.json`.
+    pub fn has_tokenizer(&self) -> bool {
+        self.files.exists("tokenizer.json")
+    }
+
     /// Reads `tokenizer.json`.
     ///
     /// # Errors
     /// The file cannot be read or understood, or has tokens that the model's embedding lacks.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let tokenizer = Tokenizer::from_file(&self.folder.join("tokenizer.json"))?;
+        let tokenizer = Tokenizer::from_files(&self.files)?;
         tokenizer.check_vocabulary(self.config.vocab_size)?;
         Ok(tokenizer)
     }
@@ -177,7 +254,7 @@ impl Checkpoint {
     /// # Errors
     /// A file cannot be read or understood.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        ChatTemplate::from_folder(&self.folder)
+        ChatTemplate::from_files(&self.files)
     }
 
     fn view<'a>(&'a self, at: &'a Located) -> TensorView<'a> {
@@ -186,7 +263,7 @@ impl Checkpoint {
             dtype: at.dtype,
             shape: &at.spec.shape,
             // Checked against the file's length when the header was read.
-            data: &self.shards[at.shard].map[at.range.clone()],
+            data: &self.shards[at.shard].bytes[at.range.clone()],
         }
     }
 }

@@ -11,7 +11,7 @@ use super::error::dtype;
 use super::header::{self, Entry};
 use super::index::{self, WeightMap};
 use super::table::{TensorSpec, ignorable, prefix, tensor_table};
-use super::{Checkpoint, CheckpointError, Located, Shard};
+use super::{Bytes, Checkpoint, CheckpointError, Files, Located, Shard};
 use crate::config::{GenerationConfig, ModelConfig};
 use crate::error::{Error, Result};
 
@@ -21,16 +21,15 @@ const INDEX_BYTES: u64 = 256 << 20;
 /// How many names an error lists.
 const LISTED: usize = 5;
 
-pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
-    let config_path = folder.join("config.json");
-    let config =
-        ModelConfig::from_json(&read(&config_path, CONFIG_BYTES)?).map_err(|e| Error::config(&config_path, e))?;
-    let generation = generation(folder, config.vocab_size)?;
-    let (shards, entries) = files(folder)?;
+pub(super) fn open(files: Files) -> Result<Checkpoint> {
+    let json = files.read("config.json", CONFIG_BYTES)?;
+    let config = ModelConfig::from_json(&json).map_err(|e| Error::config(&files.path("config.json"), e))?;
+    let generation = generation(&files, config.vocab_size)?;
+    let (shards, entries) = weights(&files)?;
     let weights = match_table(&config, entries)?;
     let places = weights.iter().enumerate().map(|(i, w)| (w.spec.weight, i)).collect();
     Ok(Checkpoint {
-        folder: folder.to_owned(),
+        files,
         config,
         generation,
         shards,
@@ -59,21 +58,29 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn generation(folder: &Path, vocab_size: usize) -> Result<GenerationConfig> {
-    let path = folder.join("generation_config.json");
-    if !path.exists() {
+fn generation(files: &Files, vocab_size: usize) -> Result<GenerationConfig> {
+    const NAME: &str = "generation_config.json";
+    if !files.exists(NAME) {
         return Ok(GenerationConfig::default());
     }
-    GenerationConfig::from_json(&read(&path, CONFIG_BYTES)?, vocab_size).map_err(|e| Error::config(&path, e))
+    GenerationConfig::from_json(&files.read(NAME, CONFIG_BYTES)?, vocab_size)
+        .map_err(|e| Error::config(&files.path(NAME), e))
 }
 
 /// Every tensor of every file, by name.
 type Entries = BTreeMap<String, (usize, Entry)>;
 
-fn files(folder: &Path) -> Result<(Vec<Shard>, Entries)> {
-    let single = folder.join("model.safetensors");
-    if single.exists() {
-        let shard = map(&single)?;
+fn weights(files: &Files) -> Result<(Vec<Shard>, Entries)> {
+    const SINGLE: &str = "model.safetensors";
+    let folder = files.folder.as_path();
+    if files.exists(SINGLE) {
+        let shard = match files.find(SINGLE) {
+            Some(bytes) => Shard {
+                path: files.path(SINGLE),
+                bytes: Bytes::Static(bytes),
+            },
+            None => map(&files.path(SINGLE))?,
+        };
         let entries = entries(std::slice::from_ref(&shard))?;
         return Ok((vec![shard], entries));
     }
@@ -129,7 +136,7 @@ fn map(path: &Path) -> Result<Shard> {
     let map = unsafe { Mmap::map(&file) }.map_err(io)?;
     Ok(Shard {
         path: path.to_owned(),
-        map,
+        bytes: Bytes::Mapped(map),
     })
 }
 
@@ -140,7 +147,7 @@ fn entries(shards: &[Shard]) -> Result<Entries> {
             path: shard.path.clone(),
             reason,
         };
-        for entry in header::read(&shard.map).map_err(damaged)? {
+        for entry in header::read(&shard.bytes).map_err(damaged)? {
             if let Some((first, twice)) = all.insert(entry.name.clone(), (i, entry)) {
                 return Err(CheckpointError::Duplicate {
                     tensor: twice.name,

@@ -1,0 +1,120 @@
+//! What both families are made of: ops with a model's weights and settings filled in.
+//!
+//! Kernels are pinned where the op would choose by the number of rows, so that a row's bits do not depend on its batch.
+
+use host::ops::{Activation as Act, WeightLayout, linear};
+use host::{AnyTensor, DType};
+
+use crate::checkpoint::Layout;
+use crate::config::{Activation, Norm};
+use crate::error::Result;
+use crate::interim as ops;
+use crate::model::Model;
+use crate::session::{RopeInput, Step};
+use crate::weights::{Affine, NormWeights};
+
+fn act(activation: Activation) -> Act {
+    match activation {
+        Activation::GeluTanh => Act::GeluTanh,
+        Activation::GeluErf => Act::GeluErf,
+        Activation::Silu => Act::Silu,
+    }
+}
+
+fn layout(layout: Layout) -> WeightLayout {
+    match layout {
+        Layout::OutIn => WeightLayout::Nk,
+        Layout::InOut => WeightLayout::Kn,
+    }
+}
+
+/// Rows of a table.
+pub(crate) fn embed(table: &AnyTensor, ids: &AnyTensor) -> Result<AnyTensor> {
+    Ok(ops::embedding(table, ids)?)
+}
+
+/// `a + b`.
+pub(crate) fn add(a: &AnyTensor, b: &AnyTensor) -> Result<AnyTensor> {
+    Ok(ops::add(a, b)?)
+}
+
+/// The model's norm of each row.
+pub(crate) fn norm(m: &Model, x: &AnyTensor, w: &NormWeights) -> Result<AnyTensor> {
+    let (norm, eps) = match m.config.norm {
+        Norm::LayerNorm { eps } => (ops::layer_norm(x), eps),
+        Norm::RmsNorm { eps } => (ops::rms_norm(x), eps),
+    };
+    let norm = norm.weight(&w.weight).epsilon(eps);
+    let norm = match &w.bias {
+        Some(bias) => norm.bias(bias),
+        None => norm,
+    };
+    Ok(norm.run()?.y)
+}
+
+/// `act(x·W + b) + residual`.
+pub(crate) fn project(
+    x: &AnyTensor,
+    w: &Affine,
+    activation: Option<Activation>,
+    residual: Option<&AnyTensor>,
+) -> Result<AnyTensor> {
+    let mut y = linear(x, &w.weight).layout(layout(w.layout));
+    if let Some(bias) = &w.bias {
+        y = y.bias(bias);
+    }
+    if let Some(activation) = activation {
+        y = y.activation(act(activation));
+    }
+    if let Some(residual) = residual {
+        y = y.residual(residual);
+    }
+    Ok(y.run()?)
+}
+
+/// `act(x·G) · (x·U)`.
+pub(crate) fn gated(x: &AnyTensor, w: &Affine, activation: Activation) -> Result<AnyTensor> {
+    let y = linear(x, &w.weight).layout(layout(w.layout)).gated(act(activation));
+    Ok(match &w.bias {
+        Some(bias) => y.bias(bias).run()?,
+        None => y.run()?,
+    })
+}
+
+/// The logits of hidden rows into `out`, f32 `[rows, vocab]`.
+pub(crate) fn head(m: &Model, hidden: &AnyTensor, out: &AnyTensor) -> Result<()> {
+    let h = norm(m, hidden, &m.weights.final_norm)?;
+    Ok(linear(&h, &m.weights.head).dtype(DType::F32).run_into(out)?)
+}
+
+/// Q, K and V in one tensor `[tokens, (heads + 2·kv_heads)·head_dim]` → attention's output `[tokens, heads·head_dim]`: norms of
+/// heads, rotation, K and V into the cache, attention over everything there.
+pub(crate) fn attention(
+    m: &Model,
+    layer: usize,
+    qkv: &AnyTensor,
+    step: &Step,
+    [keys, values]: &[AnyTensor; 2],
+) -> Result<AnyTensor> {
+    let c = &m.config;
+    let (hq, hkv, d) = (c.num_heads as u64, c.num_kv_heads as u64, c.head_dim as u64);
+    let heads = qkv.reshape(&[step.batch, step.seq, hq + 2 * hkv, d])?;
+    let mut q = heads.slice(2, 0..hq)?;
+    let mut k = heads.slice(2, hq..hq + hkv)?;
+    let v = heads.slice(2, hq + hkv..hq + 2 * hkv)?;
+    let block = &m.weights.blocks[layer];
+    if let (Some(qn), Some(kn), Norm::RmsNorm { eps }) = (&block.query_norm, &block.key_norm, c.norm) {
+        q = ops::rms_norm(&q).weight(qn).epsilon(eps).run()?.y;
+        k = ops::rms_norm(&k).weight(kn).epsilon(eps).run()?.y;
+    }
+    let q = ops::rope_append(&q, &k, &v, step, keys, values)?;
+    let window = c.windows[layer];
+    let out = ops::attend(&q, step, keys, values, c.attention_scale(layer), window)?;
+    Ok(out.reshape(&[step.batch * step.seq, hq * d])?)
+}
+
+/// The largest logit of each row, of equal ones the first.
+pub(crate) fn argmax(logits: &AnyTensor) -> Result<Vec<u32>> {
+    let bytes = ops::argmax(logits)?.to_bytes()?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect())
+}
