@@ -2,13 +2,12 @@
 //!
 //! Kernels are pinned where the op would choose by the number of rows, so that a row's bits do not depend on its batch.
 
-use host::ops::{Activation as Act, WeightLayout, linear};
+use host::ops::{self, Activation as Act, CacheView, DecodeOptions, RopeAngles, RopePairing, WeightLayout, linear};
 use host::{AnyTensor, DType};
 
 use crate::checkpoint::Layout;
 use crate::config::{Activation, Norm};
 use crate::error::Result;
-use crate::interim as ops;
 use crate::model::Model;
 use crate::session::{RopeInput, Step};
 use crate::weights::{Affine, NormWeights};
@@ -107,10 +106,29 @@ pub(crate) fn attention(
         q = ops::rms_norm(&q).weight(qn).epsilon(eps).run()?.y;
         k = ops::rms_norm(&k).weight(kn).epsilon(eps).run()?.y;
     }
-    let q = ops::rope_append(&q, &k, &v, step, keys, values)?;
-    let window = c.windows[layer];
-    let out = ops::attend(&q, step, keys, values, c.attention_scale(layer), window)?;
-    Ok(out.reshape(&[step.batch * step.seq, hq * d])?)
+    let (k, v) = (&k, &v);
+    let mut options = DecodeOptions {
+        causal: true,
+        scale: Some(c.attention_scale(layer)),
+        window_left: c.windows[layer].map(|w| u32::try_from(w - 1).unwrap_or(u32::MAX)),
+        ..DecodeOptions::default()
+    };
+    let cache = CacheView::paged(keys, values, &step.table);
+    let out = match &step.rope {
+        Some(RopeInput::Tables { cos, sin, rows }) => {
+            let rotated = ops::rope(&q, RopePairing::Halves, RopeAngles::Table { cos, sin }).k(k);
+            let (q, rotated) = rotated.positions(rows).run()?;
+            let k = rotated.as_ref().unwrap_or(k);
+            ops::decode(&q, cache, &step.lengths).append(k, v).options(options).run()?
+        }
+        rope => {
+            if let Some(RopeInput::Frequencies(frequencies)) = rope {
+                options.rotary = Some((RopePairing::Halves, RopeAngles::Frequencies(frequencies)));
+            }
+            ops::decode(&q, cache, &step.lengths).append(k, v).options(options).run()?
+        }
+    };
+    Ok(out.out.reshape(&[step.batch * step.seq, hq * d])?)
 }
 
 /// The largest logit of each row, of equal ones the first.

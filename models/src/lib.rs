@@ -28,7 +28,6 @@ pub mod config;
 mod error;
 mod generate;
 mod gpt2;
-mod interim;
 mod layers;
 mod llama;
 mod model;

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use host::ops::RopeFrequencies;
 use host::{AnyTensor, DType, Device};
 
 use crate::chat::{ChatTemplate, Message};
 use crate::checkpoint::Checkpoint;
 use crate::config::{GenerationConfig, ModelConfig};
 use crate::error::{Error, Result};
-use crate::rope::RopeFrequencies;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Loader, Progress, Weights, dtype_of};
@@ -33,7 +33,7 @@ pub struct Model {
     pub(crate) dtype: DType,
     pub(crate) weights: Weights,
     /// Rotary frequencies for short texts, for models that rotate.
-    pub(crate) rope: Option<(RopeFrequencies, AnyTensor)>,
+    pub(crate) rope: Option<RopeFrequencies>,
     name: String,
     generation: GenerationConfig,
     eos: Vec<u32>,
@@ -75,12 +75,9 @@ impl Model {
             },
         };
         let weights = Loader::new(checkpoint, device, dtype, options.progress).load()?;
-        let rope = config.rope().map(|rope| -> Result<_> {
-            let frequencies = rope.frequencies(1);
-            let bytes: Vec<u8> = frequencies.inv_freq.iter().flat_map(|f| f.to_le_bytes()).collect();
-            let pairs = frequencies.inv_freq.len() as u64;
-            let tensor = AnyTensor::from_bytes(device, DType::F32, &[pairs], &bytes)?;
-            Ok((frequencies, tensor))
+        let rope = config.rope().map(|rope| {
+            let short = rope.frequencies(1);
+            RopeFrequencies::new(device, &short.inv_freq, short.attention_factor)
         });
         let folder = checkpoint.folder();
         Ok(Model {

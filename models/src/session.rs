@@ -8,6 +8,7 @@
 //! ```
 
 use host::kv::{PagePool, PoolConfig, SequenceId};
+use host::ops::RopeFrequencies;
 use host::{AnyTensor, DType};
 
 use crate::error::{Error, Result};
@@ -40,19 +41,14 @@ pub(crate) struct Step {
 
 /// How Q and K are rotated in a step.
 pub(crate) enum RopeInput {
-    /// By position times frequency, f32 `[pairs]`, cosine and sine times the factor.
-    Frequencies {
-        /// Radians a position.
-        frequencies: AnyTensor,
-        /// Factor of cosine and sine.
-        factor: f32,
-    },
+    /// By position times frequency.
+    Frequencies(RopeFrequencies),
     /// By tables with a row for each token of the step, f32 `[batch·seq, pairs]`: where sequences of different lengths have
     /// different frequencies.
     Tables {
         cos: AnyTensor,
         sin: AnyTensor,
-        /// 0, 1, 2, …: the row of each token, i32 `[batch·seq]`.
+        /// 0, 1, 2, …: the row of each token, i32 `[batch, seq]`.
         rows: AnyTensor,
     },
 }
@@ -244,15 +240,12 @@ impl<'m> Session<'m> {
     }
 
     fn rope(&self, positions: &[i32], lengths: &[i32], seq: u64) -> Result<Option<RopeInput>> {
-        let (Some(rope), Some((short, frequencies))) = (self.model.config.rope(), &self.model.rope) else {
+        let (Some(rope), Some(short)) = (self.model.config.rope(), &self.model.rope) else {
             return Ok(None);
         };
         let ends = lengths.iter().map(|l| *l as usize + seq as usize);
         if !ends.clone().any(|end| rope.depends_on_length(1, end)) {
-            return Ok(Some(RopeInput::Frequencies {
-                frequencies: frequencies.clone(),
-                factor: short.attention_factor,
-            }));
+            return Ok(Some(RopeInput::Frequencies(short.clone())));
         }
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for (end, positions) in ends.zip(positions.chunks(seq as usize)) {
@@ -266,7 +259,7 @@ impl<'m> Session<'m> {
         Ok(Some(RopeInput::Tables {
             cos: AnyTensor::from_bytes(device, DType::F32, &[n, pairs], &cos)?,
             sin: AnyTensor::from_bytes(device, DType::F32, &[n, pairs], &sin)?,
-            rows: AnyTensor::from_bytes(device, DType::I32, &[n], &rows)?,
+            rows: AnyTensor::from_bytes(device, DType::I32, &[lengths.len() as u64, seq], &rows)?,
         }))
     }
 }
