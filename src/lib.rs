@@ -21,3 +21,6 @@ pub use host::{
     AnyTensor, DType, Device, DeviceKind, DeviceOptions, DeviceProperties, E4M3, Element, EmulatorOptions, Error,
     Event, Float, Graph, Result, Stream, Tensor, Tier, bf16, f16, images, kv, ops, ops::*,
 };
+
+/// Language models on these kernels: checkpoints, tokenizers, generation.
+pub use models;

@@ -84,7 +84,7 @@ impl Model {
             session: Session::new(
                 self,
                 options.cache_tokens,
-                self.config().max_positions.min(options.cache_tokens),
+                self.context().min(options.cache_tokens),
                 options.max_sequences,
             )?,
             options,

@@ -16,12 +16,12 @@ pub(crate) fn forward(m: &Model, step: &Step, cache: &[[AnyTensor; 2]]) -> Resul
     }
     for (layer, block) in w.blocks.iter().enumerate() {
         let h = norm(m, &x, &block.attention_norm)?;
-        let qkv = project(&h, &block.qkv, None, None)?;
+        let qkv = project(step, &h, &block.qkv, None, None)?;
         let a = attention(m, layer, &qkv, step, &cache[layer])?;
-        x = project(&a, &block.attention_out, None, Some(&x))?;
+        x = project(step, &a, &block.attention_out, None, Some(&x))?;
         let h = norm(m, &x, &block.mlp_norm)?;
-        let up = project(&h, &block.up, Some(m.config.activation), None)?;
-        x = project(&up, &block.down, None, Some(&x))?;
+        let up = project(step, &h, &block.up, Some(m.config.activation), None)?;
+        x = project(step, &up, &block.down, None, Some(&x))?;
     }
     Ok(x)
 }

@@ -2,7 +2,9 @@
 //!
 //! Kernels are pinned where the op would choose by the number of rows, so that a row's bits do not depend on its batch.
 
-use host::ops::{self, Activation as Act, CacheView, DecodeOptions, RopeAngles, RopePairing, WeightLayout, linear};
+use host::ops::{
+    self, Activation as Act, CacheView, DecodeOptions, Linear, LinearMode, RopeAngles, RopePairing, WeightLayout, linear,
+};
 use host::{AnyTensor, DType};
 
 use crate::checkpoint::Layout;
@@ -53,6 +55,7 @@ pub(crate) fn norm(m: &Model, x: &AnyTensor, w: &NormWeights) -> Result<AnyTenso
 
 /// `act(x·W + b) + residual`.
 pub(crate) fn project(
+    step: &Step,
     x: &AnyTensor,
     w: &Affine,
     activation: Option<Activation>,
@@ -68,22 +71,37 @@ pub(crate) fn project(
     if let Some(residual) = residual {
         y = y.residual(residual);
     }
-    Ok(y.run()?)
+    pinned(y, step)
+}
+
+/// Runs a layer in the first mode of the step that takes its dtype and layout, whatever its number of rows.
+fn pinned(layer: Linear<'_>, step: &Step) -> Result<AnyTensor> {
+    for mode in step.modes() {
+        match layer.clone().mode(*mode).run() {
+            Err(host::Error::Unsupported { .. }) => {}
+            done => return Ok(done?),
+        }
+    }
+    Ok(layer.mode(LinearMode::Fma).run()?)
 }
 
 /// `act(x·G) · (x·U)`.
-pub(crate) fn gated(x: &AnyTensor, w: &Affine, activation: Activation) -> Result<AnyTensor> {
+pub(crate) fn gated(step: &Step, x: &AnyTensor, w: &Affine, activation: Activation) -> Result<AnyTensor> {
     let y = linear(x, &w.weight).layout(layout(w.layout)).gated(act(activation));
-    Ok(match &w.bias {
-        Some(bias) => y.bias(bias).run()?,
-        None => y.run()?,
-    })
+    match &w.bias {
+        Some(bias) => pinned(y.bias(bias), step),
+        None => pinned(y, step),
+    }
 }
 
 /// The logits of hidden rows into `out`, f32 `[rows, vocab]`.
 pub(crate) fn head(m: &Model, hidden: &AnyTensor, out: &AnyTensor) -> Result<()> {
     let h = norm(m, hidden, &m.weights.final_norm)?;
-    Ok(linear(&h, &m.weights.head).dtype(DType::F32).run_into(out)?)
+    let logits = linear(&h, &m.weights.head).dtype(DType::F32);
+    match logits.clone().mode(LinearMode::Streaming).run_into(out) {
+        Err(host::Error::Unsupported { .. }) => Ok(logits.mode(LinearMode::Fma).run_into(out)?),
+        done => Ok(done?),
+    }
 }
 
 /// Q, K and V in one tensor `[tokens, (heads + 2·kv_heads)·head_dim]` → attention's output `[tokens, heads·head_dim]`: norms of
@@ -116,14 +134,14 @@ pub(crate) fn attention(
     let cache = CacheView::paged(keys, values, &step.table);
     let out = match &step.rope {
         Some(RopeInput::Tables { cos, sin, rows }) => {
-            let rotated = ops::rope(&q, RopePairing::Halves, RopeAngles::Table { cos, sin }).k(k);
+            let rotated = ops::rope(&q, RopePairing::HalfSplit, RopeAngles::Table { cos, sin }).k(k);
             let (q, rotated) = rotated.positions(rows).run()?;
             let k = rotated.as_ref().unwrap_or(k);
             ops::decode(&q, cache, &step.lengths).append(k, v).options(options).run()?
         }
         rope => {
             if let Some(RopeInput::Frequencies(frequencies)) = rope {
-                options.rotary = Some((RopePairing::Halves, RopeAngles::Frequencies(frequencies)));
+                options.rotary = Some((RopePairing::HalfSplit, RopeAngles::Frequencies(frequencies)));
             }
             ops::decode(&q, cache, &step.lengths).append(k, v).options(options).run()?
         }

@@ -14,12 +14,12 @@ pub(crate) fn forward(m: &Model, step: &Step, cache: &[[AnyTensor; 2]]) -> Resul
     let mut x = embed(&w.tokens, &step.tokens)?;
     for (layer, block) in w.blocks.iter().enumerate() {
         let h = norm(m, &x, &block.attention_norm)?;
-        let qkv = project(&h, &block.qkv, None, None)?;
+        let qkv = project(step, &h, &block.qkv, None, None)?;
         let a = attention(m, layer, &qkv, step, &cache[layer])?;
-        x = project(&a, &block.attention_out, None, Some(&x))?;
+        x = project(step, &a, &block.attention_out, None, Some(&x))?;
         let h = norm(m, &x, &block.mlp_norm)?;
-        let up = gated(&h, &block.up, m.config.activation)?;
-        x = project(&up, &block.down, None, Some(&x))?;
+        let up = gated(step, &h, &block.up, m.config.activation)?;
+        x = project(step, &up, &block.down, None, Some(&x))?;
     }
     Ok(x)
 }

@@ -9,6 +9,7 @@ use crate::chat::{ChatTemplate, Message};
 use crate::checkpoint::Checkpoint;
 use crate::config::{GenerationConfig, ModelConfig};
 use crate::error::{Error, Result};
+use crate::rope::RopeScaling;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Loader, Progress, Weights, dtype_of};
@@ -99,6 +100,15 @@ impl Model {
         &self.config
     }
 
+    /// Most tokens that prompt and answer may have together. Dynamic scaling is there to go beyond the configuration's
+    /// `max_position_embeddings`, by its factor.
+    pub fn context(&self) -> usize {
+        match self.config.rope().map(|rope| &rope.scaling) {
+            Some(RopeScaling::Dynamic { factor, max_positions }) => (*max_positions as f64 * factor) as usize,
+            _ => self.config.max_positions,
+        }
+    }
+
     /// The name of its folder.
     pub fn name(&self) -> &str {
         &self.name
@@ -165,7 +175,7 @@ impl Model {
 
     /// Refuses texts that the model cannot read or has no positions for.
     pub(crate) fn check_prompt(&self, ids: &[u32], answer: usize) -> Result<()> {
-        let (vocab_size, most) = (self.config.vocab_size, self.config.max_positions);
+        let (vocab_size, most) = (self.config.vocab_size, self.context());
         if ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }

@@ -38,7 +38,7 @@ impl Model {
         stride: usize,
         mut progress: impl FnMut(usize),
     ) -> Result<Perplexity> {
-        let most = self.config.max_positions;
+        let most = self.context();
         if window < 2 || window > most {
             return Err(host::Error::range("window", window, format!("2 to {most}, the model's positions")).into());
         }

@@ -8,7 +8,7 @@
 //! ```
 
 use host::kv::{PagePool, PoolConfig, SequenceId};
-use host::ops::RopeFrequencies;
+use host::ops::{LinearMode, RopeFrequencies};
 use host::{AnyTensor, DType};
 
 use crate::error::{Error, Result};
@@ -34,9 +34,21 @@ pub(crate) struct Step {
     pub(crate) table: AnyTensor,
     pub(crate) batch: u64,
     pub(crate) seq: u64,
-    /// Whether nothing is in the cache before this step.
-    pub(crate) fresh: bool,
     pub(crate) rope: Option<RopeInput>,
+    /// Whether this is one new token of each sequence rather than a prompt.
+    decodes: bool,
+    emulated: bool,
+}
+
+impl Step {
+    /// The kinds of linear kernels for this step, best first. They do not depend on the number of rows: a prompt that is computed
+    /// in parts and a sequence in a batch have the bits that they have alone.
+    pub(crate) fn modes(&self) -> &'static [LinearMode] {
+        match self.decodes || self.emulated {
+            true => &[LinearMode::Streaming],
+            false => &[LinearMode::Hopper, LinearMode::Tiled],
+        }
+    }
 }
 
 /// How Q and K are rotated in a step.
@@ -60,22 +72,13 @@ pub(crate) struct Session<'m> {
     /// Keys and values of each layer, `[pages, PAGE, kv_heads, head_dim]`.
     layers: Vec<[AnyTensor; 2]>,
     columns: usize,
-    graphs: Vec<DecodeGraph>,
-}
-
-/// A decode step for a fixed number of sequences as a CUDA graph.
-struct DecodeGraph {
-    batch: u64,
-    packed: AnyTensor,
-    logits: AnyTensor,
-    graph: host::Graph,
 }
 
 impl<'m> Session<'m> {
     /// A cache for `tokens` tokens in all, in sequences of at most `longest` (0: the same), of `sequences` sequences.
     pub(crate) fn new(model: &'m Model, tokens: usize, longest: usize, sequences: usize) -> Result<Self> {
         let c = &model.config;
-        let longest = if longest == 0 { tokens } else { longest }.min(c.max_positions);
+        let longest = if longest == 0 { tokens } else { longest };
         // Each sequence may leave its last page unfilled; page 0 belongs to nobody.
         let pages = tokens.div_ceil(PAGE) + sequences + 1;
         let bytes = c.kv_bytes_per_token(model.dtype.size() as usize);
@@ -105,7 +108,6 @@ impl<'m> Session<'m> {
             pool: PagePool::new(config)?,
             layers,
             columns,
-            graphs: Vec::new(),
         })
     }
 
@@ -133,7 +135,7 @@ impl<'m> Session<'m> {
     pub(crate) fn prefill(&mut self, sequence: SequenceId, rest: &[u32]) -> Result<AnyTensor> {
         let mut last = None;
         for chunk in rest.chunks(CHUNK) {
-            last = Some(self.hidden(&[sequence], chunk)?);
+            last = Some(self.hidden(&[sequence], chunk, false)?);
         }
         let hidden = last.ok_or(Error::EmptyPrompt)?;
         let rows = hidden.extent(0);
@@ -147,7 +149,7 @@ impl<'m> Session<'m> {
         let all = AnyTensor::empty(&self.model.device, DType::F32, &[ids.len() as u64, vocab])?;
         let mut at = 0;
         for chunk in ids.chunks(CHUNK) {
-            let hidden = self.hidden(&[sequence], chunk)?;
+            let hidden = self.hidden(&[sequence], chunk, false)?;
             for begin in (0..hidden.extent(0)).step_by(LOGIT_ROWS as usize) {
                 let end = (begin + LOGIT_ROWS).min(hidden.extent(0));
                 let rows = hidden.slice(0, begin..end)?;
@@ -160,24 +162,16 @@ impl<'m> Session<'m> {
 
     /// Computes one token of each sequence; their logits, f32 `[sequences, vocab]`.
     pub(crate) fn decode(&mut self, sequences: &[SequenceId], tokens: &[u32]) -> Result<AnyTensor> {
-        if self.model.device.is_emulator() {
-            let hidden = self.hidden(sequences, tokens)?;
-            return self.head(&hidden);
-        }
-        self.decode_by_graph(sequences, tokens)
-    }
-
-    fn decode_by_graph(&mut self, sequences: &[SequenceId], tokens: &[u32]) -> Result<AnyTensor> {
-        let hidden = self.hidden(sequences, tokens)?;
+        let hidden = self.hidden(sequences, tokens, true)?;
         self.head(&hidden)
     }
 
     /// Appends `tokens`, equally many for each sequence, and computes their last hidden rows, `[tokens, hidden]`.
-    fn hidden(&mut self, sequences: &[SequenceId], tokens: &[u32]) -> Result<AnyTensor> {
+    fn hidden(&mut self, sequences: &[SequenceId], tokens: &[u32], decodes: bool) -> Result<AnyTensor> {
         let (packed, shape) = self.append(sequences, tokens)?;
         let bytes: Vec<u8> = packed.iter().flat_map(|x| x.to_le_bytes()).collect();
         let tensor = AnyTensor::from_bytes(&self.model.device, DType::I32, &[packed.len() as u64], &bytes)?;
-        let step = self.step(&tensor, &packed, shape)?;
+        let step = self.step(&tensor, &packed, shape, decodes)?;
         self.forward(&step)
     }
 
@@ -223,7 +217,7 @@ impl<'m> Session<'m> {
         Ok((packed, [sequences.len() as u64, seq as u64]))
     }
 
-    fn step(&self, tensor: &AnyTensor, packed: &[i32], [batch, seq]: [u64; 2]) -> Result<Step> {
+    fn step(&self, tensor: &AnyTensor, packed: &[i32], [batch, seq]: [u64; 2], decodes: bool) -> Result<Step> {
         let n = batch * seq;
         let part = |at: u64, len: u64| tensor.slice(0, at..at + len);
         let lengths = &packed[2 * n as usize..][..batch as usize];
@@ -234,8 +228,9 @@ impl<'m> Session<'m> {
             table: part(2 * n + batch, batch * self.columns as u64)?.reshape(&[batch, self.columns as u64])?,
             batch,
             seq,
-            fresh: lengths.iter().all(|l| *l == 0),
             rope: self.rope(&packed[n as usize..][..n as usize], lengths, seq)?,
+            decodes,
+            emulated: self.model.device.is_emulator(),
         })
     }
 

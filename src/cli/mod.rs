@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 success, 1 a failure, 2 bad usage. Errors are one line on standard error.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 /// Prints a line; a reader that has gone away (`ferroflash info | head`) ends the program quietly.
 macro_rules! say {
@@ -19,26 +19,27 @@ use host::{Device, DeviceKind, DeviceOptions, EmulatorOptions, Tier};
 
 mod bench;
 mod emulate;
+mod generate;
 mod info;
+mod perplexity;
 mod run;
 mod sanitize;
 mod tensors;
 
-/// GPU kernels for transformers in pure Rust: run them, check them, measure them.
+/// GPU kernels for transformers in pure Rust: run them, check them, measure them. Without a command, a small model tells a story.
 #[derive(Parser)]
-#[command(
-    name = "ferroflash",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
+#[command(name = "ferroflash", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Generate text with a language model.
+    Generate(Box<generate::GenerateArgs>),
+    /// Measure how well a language model predicts a text.
+    Perplexity(perplexity::PerplexityArgs),
     /// Show devices, driver, tiers and the kernels of this build.
     Info(info::InfoArgs),
     /// Measure the kernels beside the ceilings of the same GPU.
@@ -112,6 +113,14 @@ pub enum Failure {
     Usage(String),
     /// The work failed: exit code 1.
     Failed(String),
+    /// Somebody pressed Ctrl-C: exit code 130.
+    Interrupted,
+}
+
+impl From<models::Error> for Failure {
+    fn from(error: models::Error) -> Self {
+        Failure::Failed(error.to_string())
+    }
 }
 
 impl From<host::Error> for Failure {
@@ -125,16 +134,20 @@ pub type Outcome = Result<(), Failure>;
 
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
+    let started = Instant::now();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return unparsed(&error),
     };
     let outcome = match cli.command {
-        Command::Info(args) => info::info(args),
-        Command::Bench(args) => bench::bench(args),
-        Command::Run(args) => run::run(args),
-        Command::Sanitize(args) => sanitize::sanitize(args),
-        Command::Emulate(args) => emulate::emulate(args),
+        None => generate::story(started),
+        Some(Command::Generate(args)) => generate::generate(*args, started),
+        Some(Command::Perplexity(args)) => perplexity::perplexity(args),
+        Some(Command::Info(args)) => info::info(args),
+        Some(Command::Bench(args)) => bench::bench(args),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Sanitize(args)) => sanitize::sanitize(args),
+        Some(Command::Emulate(args)) => emulate::emulate(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -146,6 +159,7 @@ pub fn main() -> ExitCode {
             eprintln!("ferroflash: {text}");
             ExitCode::from(1)
         }
+        Err(Failure::Interrupted) => ExitCode::from(130),
     }
 }
 
@@ -157,10 +171,7 @@ fn unparsed(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     );
     if mistake {
-        eprintln!(
-            "ferroflash: {} (--help says more)",
-            one_line(&error.render().to_string())
-        );
+        eprintln!("ferroflash: {} (--help says more)", one_line(&error.render().to_string()));
     } else {
         // Nobody reads the help when it cannot be written.
         let _ = error.print();
