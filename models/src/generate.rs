@@ -82,7 +82,12 @@ pub(crate) fn choose(logits: &AnyTensor, choosers: &[&Chooser]) -> Result<Vec<u3
     }
     let vocab = logits.extent(1) as usize;
     let bytes = logits.to_bytes()?;
-    let rows: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let rows: Vec<f32> = bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect();
     choosers
         .iter()
         .zip(rows.chunks(vocab))

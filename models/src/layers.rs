@@ -3,7 +3,8 @@
 //! Kernels are pinned where the op would choose by the number of rows, so that a row's bits do not depend on its batch.
 
 use host::ops::{
-    self, Activation as Act, CacheView, DecodeOptions, Linear, LinearMode, RopeAngles, RopePairing, WeightLayout, linear,
+    self, Activation as Act, CacheView, DecodeOptions, Linear, LinearMode, RopeAngles, RopePairing, WeightLayout,
+    linear,
 };
 use host::{AnyTensor, DType};
 
@@ -137,13 +138,19 @@ pub(crate) fn attention(
             let rotated = ops::rope(&q, RopePairing::HalfSplit, RopeAngles::Table { cos, sin }).k(k);
             let (q, rotated) = rotated.positions(rows).run()?;
             let k = rotated.as_ref().unwrap_or(k);
-            ops::decode(&q, cache, &step.lengths).append(k, v).options(options).run()?
+            ops::decode(&q, cache, &step.lengths)
+                .append(k, v)
+                .options(options)
+                .run()?
         }
         rope => {
             if let Some(RopeInput::Frequencies(frequencies)) = rope {
                 options.rotary = Some((RopePairing::HalfSplit, RopeAngles::Frequencies(frequencies)));
             }
-            ops::decode(&q, cache, &step.lengths).append(k, v).options(options).run()?
+            ops::decode(&q, cache, &step.lengths)
+                .append(k, v)
+                .options(options)
+                .run()?
         }
     };
     Ok(out.out.reshape(&[step.batch * step.seq, hq * d])?)
@@ -152,5 +159,10 @@ pub(crate) fn attention(
 /// The largest logit of each row, of equal ones the first.
 pub(crate) fn argmax(logits: &AnyTensor) -> Result<Vec<u32>> {
     let bytes = ops::argmax(logits)?.to_bytes()?;
-    Ok(bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect())
+    Ok(bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|b| i64::from_le_bytes(*b) as u32)
+        .collect())
 }

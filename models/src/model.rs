@@ -86,7 +86,11 @@ impl Model {
             dtype,
             weights,
             rope: rope.transpose()?,
-            name: folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned(),
+            name: folder
+                .file_name()
+                .unwrap_or(folder.as_os_str())
+                .to_string_lossy()
+                .into_owned(),
             generation: checkpoint.generation().clone(),
             eos: checkpoint.eos().to_vec(),
             tokenizer,

@@ -63,7 +63,12 @@ impl Model {
             for first in rows.clone().step_by(ROWS) {
                 let last = (first + ROWS).min(rows.end);
                 let bytes = logits.slice(0, first as u64..last as u64)?.to_bytes()?;
-                let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                let values: Vec<f32> = bytes
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|b| f32::from_le_bytes(*b))
+                    .collect();
                 for (row, target) in values.chunks(self.config.vocab_size).zip(&ids[begin + first + 1..]) {
                     result.negative_log_likelihood += surprise(row, *target);
                     result.tokens += 1;

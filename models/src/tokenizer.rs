@@ -78,7 +78,10 @@ impl Tokenizer {
 
     pub(crate) fn from_files(files: &crate::checkpoint::Files) -> Result<Self> {
         const NAME: &str = "tokenizer.json";
-        Ok(Self::parse(&files.read(NAME, BYTES)?, &files.path(NAME).display().to_string())?)
+        Ok(Self::parse(
+            &files.read(NAME, BYTES)?,
+            &files.path(NAME).display().to_string(),
+        )?)
     }
 
     /// Reads the text of a `tokenizer.json`.

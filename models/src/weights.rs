@@ -257,7 +257,10 @@ impl Plan {
         } else {
             0..b.up.weight.extent(0)
         };
-        let up_bias = b.up.bias.as_ref().map_or(0..0, |bias| bias.extent(0) - inner..bias.extent(0));
+        let up_bias =
+            b.up.bias
+                .as_ref()
+                .map_or(0..0, |bias| bias.extent(0) - inner..bias.extent(0));
         match weight {
             L::AttentionNorm => Ok(b.attention_norm.weight.clone()),
             L::AttentionNormBias => named(b.attention_norm.bias.as_ref()),

@@ -27,10 +27,7 @@ fn devices() -> Vec<Device> {
 }
 
 fn load(checkpoint: &Checkpoint, device: &Device, dtype: Option<DType>) -> Model {
-    let options = LoadOptions {
-        dtype,
-        progress: None,
-    };
+    let options = LoadOptions { dtype, progress: None };
     Model::from_checkpoint(checkpoint, device, options).unwrap()
 }
 
@@ -40,7 +37,12 @@ fn small(name: &str, device: &Device, dtype: Option<DType>) -> Model {
 
 fn floats(tensor: &AnyTensor) -> Vec<f32> {
     let bytes = tensor.to_bytes().unwrap();
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
 }
 
 /// Root mean square of the difference over that of the reference, and the largest difference.
@@ -83,7 +85,9 @@ fn variants_have_the_logits_of_transformers() {
     for device in devices() {
         for name in variants() {
             let (_folder, checkpoint) = variant(&name);
-            let file = path("tests/fixtures/variants").join(&name).join("reference.safetensors");
+            let file = path("tests/fixtures/variants")
+                .join(&name)
+                .join("reference.safetensors");
             let r = reference(&file);
             let model = load(&checkpoint, &device, None);
             assert_eq!(model.dtype(), DType::F32);
@@ -118,7 +122,11 @@ fn a_prompt_computed_in_parts_gives_the_tokens_of_one_pass() {
                     "{name} on {device}, step {step}: token {token} is not the best"
                 );
             }
-            assert_eq!(whole[..8 * vocab], logits[..8 * vocab], "{name}: a token depends on those behind it");
+            assert_eq!(
+                whole[..8 * vocab],
+                logits[..8 * vocab],
+                "{name}: a token depends on those behind it"
+            );
         }
     }
 }
@@ -145,7 +153,10 @@ fn the_small_models_have_the_logits_and_the_greedy_text_of_transformers() {
                         _ => (2.0 * native("rms"), 2.0 * native("max")),
                     };
                     let context = format!("{name} in {} on {device}, prompt {i}", model.dtype());
-                    assert!(error < allowed, "{context}: relative error {error:.2e} of {allowed:.2e}");
+                    assert!(
+                        error < allowed,
+                        "{context}: relative error {error:.2e} of {allowed:.2e}"
+                    );
                     assert!(most < 2.0 * gap, "{context}: {most}");
                     let expected = &r.ids[&format!("prompt{i}.greedy")];
                     let answer = tokens(&model, ids, greedy(steps(&device)));
@@ -291,7 +302,10 @@ fn what_cannot_be_is_refused_by_name() {
     let refusal = |prompt: &[u32], options| model.generate(prompt, options).err().unwrap();
     assert!(matches!(refusal(&[], greedy(1)), Error::EmptyPrompt));
     let e = refusal(&[1, 1536], greedy(1));
-    assert_eq!(e.to_string(), "token 1536 at position 1: the model has tokens 0 to 1535");
+    assert_eq!(
+        e.to_string(),
+        "token 1536 at position 1: the model has tokens 0 to 1535"
+    );
     let e = refusal(&vec![1; 1000], greedy(25));
     assert_eq!(
         e.to_string(),
@@ -312,7 +326,10 @@ fn what_cannot_be_is_refused_by_name() {
         share_prefixes: true,
     };
     let e = model.batch(batch).unwrap().submit(&[1; 10], greedy(7)).unwrap_err();
-    assert!(e.to_string().contains("at most 16 fit (cache_tokens of the batch)"), "{e}");
+    assert!(
+        e.to_string().contains("at most 16 fit (cache_tokens of the batch)"),
+        "{e}"
+    );
     for empty in [
         BatchOptions {
             max_sequences: 0,
@@ -323,7 +340,14 @@ fn what_cannot_be_is_refused_by_name() {
             ..batch
         },
     ] {
-        assert!(model.batch(empty).err().unwrap().to_string().contains("allowed: at least 1"));
+        assert!(
+            model
+                .batch(empty)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("allowed: at least 1")
+        );
     }
     assert!(matches!(model.encode(b"\xff"), Err(Error::Tokenizer(_))));
     let gpt2 = small("stories-gpt2", &device, None);
@@ -350,7 +374,11 @@ fn perplexity_judges_every_token_once() {
         // Windows 0..8, 6..14, 12..20, 18..21.
         let expected: f64 = (1..ids.len())
             .map(|t| {
-                let begin = [(8, 0), (14, 6), (20, 12), (99, 18)].iter().find(|(end, _)| t < *end).unwrap().1;
+                let begin = [(8, 0), (14, 6), (20, 12), (99, 18)]
+                    .iter()
+                    .find(|(end, _)| t < *end)
+                    .unwrap()
+                    .1;
                 judged(&ids[begin..t], ids[t])
             })
             .sum();
@@ -390,7 +418,11 @@ fn a_checked_emulator_finds_nothing() {
         },
     )
     .unwrap();
-    for (name, dtype) in [("llama", None), ("qwen3", Some(DType::BF16)), ("gpt2", Some(DType::F16))] {
+    for (name, dtype) in [
+        ("llama", None),
+        ("qwen3", Some(DType::BF16)),
+        ("gpt2", Some(DType::F16)),
+    ] {
         let (_folder, checkpoint) = variant(name);
         let model = load(&checkpoint, &device, dtype);
         assert_eq!(tokens(&model, &[5, 6, 7], greedy(2)).len(), 2);

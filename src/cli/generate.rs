@@ -99,7 +99,10 @@ struct Timing {
 
 impl Timing {
     fn decode_rate(&self, first: usize) -> f64 {
-        let time = self.ended.saturating_sub(self.first_token.unwrap_or(self.ended)).as_secs_f64();
+        let time = self
+            .ended
+            .saturating_sub(self.first_token.unwrap_or(self.ended))
+            .as_secs_f64();
         self.new_tokens.saturating_sub(first) as f64 / time.max(1e-9)
     }
 }
@@ -130,7 +133,10 @@ pub fn generate(args: GenerateArgs, started: Instant) -> Outcome {
         );
     }
     let prompts = args.prompts()?;
-    let encoded: Vec<Vec<u32>> = prompts.iter().map(|p| args.encode(&model, p)).collect::<Result<_, _>>()?;
+    let encoded: Vec<Vec<u32>> = prompts
+        .iter()
+        .map(|p| args.encode(&model, p))
+        .collect::<Result<_, _>>()?;
     if let Some(path) = &args.logits {
         write_logits(&model, &encoded, path)?;
     }
@@ -298,16 +304,14 @@ impl GenerateArgs {
     }
 
     /// Several prompts: one batch, results in order.
-    fn many(
-        &self,
-        model: &Model,
-        prompts: &[Vec<u32>],
-        options: GenerateOptions,
-        timing: &mut Timing,
-    ) -> Outcome {
+    fn many(&self, model: &Model, prompts: &[Vec<u32>], options: GenerateOptions, timing: &mut Timing) -> Outcome {
         let tokenizer = model.tokenizer().ok_or(models::Error::NoTokenizer)?;
         let tokens: usize = prompts.iter().map(|p| p.len() + options.max_new_tokens).sum();
-        let longest = prompts.iter().map(|p| p.len() + options.max_new_tokens).max().unwrap_or(1);
+        let longest = prompts
+            .iter()
+            .map(|p| p.len() + options.max_new_tokens)
+            .max()
+            .unwrap_or(1);
         let mut batch = model.batch(BatchOptions {
             max_sequences: self.max_batch.min(prompts.len()),
             cache_tokens: tokens.min(longest * self.max_batch),
@@ -320,7 +324,11 @@ impl GenerateArgs {
                 ..options.clone()
             };
             batch.submit(prompt, options)?;
-            answers.push((TextStream::new(tokenizer, self.stop.iter().cloned()), String::new(), false));
+            answers.push((
+                TextStream::new(tokenizer, self.stop.iter().cloned()),
+                String::new(),
+                false,
+            ));
         }
         let mut printed = 0;
         while !batch.is_idle() && !INTERRUPTED.load(Ordering::SeqCst) {

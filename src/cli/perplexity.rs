@@ -33,7 +33,8 @@ pub struct PerplexityArgs {
 /// Prints the perplexity.
 pub fn perplexity(args: PerplexityArgs) -> Outcome {
     let device = args.device.open()?;
-    let text = std::fs::read(&args.text).map_err(|error| Failure::Failed(format!("{}: {error}", args.text.display())))?;
+    let text =
+        std::fs::read(&args.text).map_err(|error| Failure::Failed(format!("{}: {error}", args.text.display())))?;
     let model = generate::load(args.model.as_deref(), args.dtype, &device)?;
     let ids = model.encode(&text)?;
     let window = args.window.unwrap_or(model.config().max_positions.min(1024));
