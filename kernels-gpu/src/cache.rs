@@ -83,7 +83,9 @@ mod device {
                     let index = number - sequence * params.seq as u64;
                     let mut place = Place::NONE;
                     if params.slots != 0 {
-                        place = params.paging.of_slot(global::ld_nc((params.slots + number * 8) as *const i64));
+                        place = params
+                            .paging
+                            .of_slot(global::ld_nc((params.slots + number * 8) as *const i64));
                     } else if READ {
                         let length = global::ld_nc((params.lengths + sequence * 4) as *const i32);
                         if (index as i64) < length as i64 && index < params.capacity {
@@ -95,7 +97,8 @@ mod device {
                             place = params.paging.place(sequence as u32, before as u32 + index as u32);
                         }
                     }
-                    let outside = sequence * tensor_strides[0] + index * tensor_strides[1] + head as u64 * tensor_strides[2];
+                    let outside =
+                        sequence * tensor_strides[0] + index * tensor_strides[1] + head as u64 * tensor_strides[2];
                     let outside = tensor + (outside + column as u64) * size;
                     if place.exists() {
                         let inside = place.offset(cache_strides) + head as u64 * cache_strides[2] + column as u64;

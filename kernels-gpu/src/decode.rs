@@ -151,14 +151,30 @@ impl Shape {
     /// elements of `cache` bytes, on tier `sm` (75, 80 or 90).
     pub const fn new(sm: u32, element: u32, cache: u32, dim: u32) -> Shape {
         let row_bytes = dim * cache;
-        let query_bytes = if element == 4 || dim > 128 { ROWS * dim * element } else { 0 };
+        let query_bytes = if element == 4 || dim > 128 {
+            ROWS * dim * element
+        } else {
+            0
+        };
         // A stage of a warp is 16 keys and 16 values.
         let stage = 2 * KEYS * row_bytes;
         // Turing has 64 KiB of shared memory, the smallest Ampere 99, Hopper 227.
         let (warps, stages) = if sm == 75 {
-            if stage <= 8192 { (4, 1) } else if stage <= 16384 { (2, 1) } else { (1, 1) }
+            if stage <= 8192 {
+                (4, 1)
+            } else if stage <= 16384 {
+                (2, 1)
+            } else {
+                (1, 1)
+            }
         } else if sm == 80 {
-            if stage <= 8192 { (4, 2) } else if stage <= 16384 { (4, 1) } else { (2, 1) }
+            if stage <= 8192 {
+                (4, 2)
+            } else if stage <= 16384 {
+                (4, 1)
+            } else {
+                (2, 1)
+            }
         } else if stage <= 4096 {
             (4, 5)
         } else if stage <= 8192 {
@@ -168,8 +184,19 @@ impl Shape {
         } else {
             (4, 1)
         };
-        let convert_bytes = if cache < element { warps * 2 * KEYS * dim * element } else { 0 };
-        Shape { warps, stages, row_bytes, query_bytes, convert_bytes, dim }
+        let convert_bytes = if cache < element {
+            warps * 2 * KEYS * dim * element
+        } else {
+            0
+        };
+        Shape {
+            warps,
+            stages,
+            row_bytes,
+            query_bytes,
+            convert_bytes,
+            dim,
+        }
     }
 
     /// Whether a block may fold all pieces of a tile: where the registers have room for the totals.
@@ -189,7 +216,11 @@ impl Shape {
 
     /// Where the warps put their results at the end of a piece.
     pub const fn join_at(self) -> u32 {
-        if self.stages == 1 { self.stages_at() } else { self.stages_at() + self.warps * self.stages * self.stage_bytes() }
+        if self.stages == 1 {
+            self.stages_at()
+        } else {
+            self.stages_at() + self.warps * self.stages * self.stage_bytes()
+        }
     }
 
     /// Dynamic shared memory of a block when `rows` rows are in use.
@@ -207,7 +238,16 @@ mod tests {
     #[test]
     fn pieces_are_few_and_as_small_as_that_allows() {
         for most in [1, 2, 7, 32, 128] {
-            for (low, high) in [(0, 0), (0, 1), (0, 64), (0, 65), (63, 65), (100, 5000), (131_000, 131_073), (0, 2_000_000_000)] {
+            for (low, high) in [
+                (0, 0),
+                (0, 1),
+                (0, 64),
+                (0, 65),
+                (63, 65),
+                (100, 5000),
+                (131_000, 131_073),
+                (0, 2_000_000_000),
+            ] {
                 let size = split_tokens(low, high, most);
                 let count = |size: u32| high.div_ceil(size) - low / size;
                 assert!(size.is_power_of_two() && size >= MIN_SPLIT);
@@ -224,7 +264,11 @@ mod tests {
                 for dim in [64, 128, 256] {
                     let shape = Shape::new(sm, element, cache, dim);
                     assert!(MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
-                    assert!(shape.shared_bytes(ROWS) <= limit, "sm_{sm} {element} {cache} {dim}: {shape:?} {}", shape.shared_bytes(ROWS));
+                    assert!(
+                        shape.shared_bytes(ROWS) <= limit,
+                        "sm_{sm} {element} {cache} {dim}: {shape:?} {}",
+                        shape.shared_bytes(ROWS)
+                    );
                 }
             }
         }

@@ -35,28 +35,28 @@ pub mod cache;
 pub mod decode;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "device_tests"))]
 pub mod device_tests;
-#[cfg(any(not(target_arch = "nvptx64"), unit = "linear"))]
-pub mod linear;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "elementwise"))]
 pub mod elementwise;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "embedding"))]
 pub mod embedding;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "linear"))]
+pub mod linear;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "loss"))]
+pub mod loss;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "norm"))]
 pub mod norm;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "optimizer"))]
+pub mod optimizer;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "reduce"))]
 pub mod reduce;
+#[cfg(any(not(target_arch = "nvptx64"), unit = "rope"))]
+pub mod rope;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "sampling"))]
 pub mod sampling;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "softmax"))]
 pub mod softmax;
-#[cfg(any(not(target_arch = "nvptx64"), unit = "rope"))]
-pub mod rope;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "vector_add"))]
 pub mod vector_add;
-#[cfg(any(not(target_arch = "nvptx64"), unit = "loss"))]
-pub mod loss;
-#[cfg(any(not(target_arch = "nvptx64"), unit = "optimizer"))]
-pub mod optimizer;
 
 cuda_std::declare_dynamic_shared!();
 

@@ -32,7 +32,10 @@ pub struct Place {
 
 impl Place {
     /// No place: nothing is read or written there.
-    pub const NONE: Place = Place { page: u32::MAX, slot: 0 };
+    pub const NONE: Place = Place {
+        page: u32::MAX,
+        slot: 0,
+    };
 
     /// Whether there is a place.
     #[inline(always)]
@@ -57,7 +60,10 @@ impl Paging {
             return Place::NONE;
         }
         let page = (slot as u64 / self.page_size as u64) as u32;
-        Place { page, slot: (slot as u64 - page as u64 * self.page_size as u64) as u32 }
+        Place {
+            page,
+            slot: (slot as u64 - page as u64 * self.page_size as u64) as u32,
+        }
     }
 }
 
@@ -76,11 +82,20 @@ impl Paging {
             if self.table != 0 {
                 let entry = token / self.page_size;
                 let at = sequence as u64 * self.table_stride + entry as u64;
-                Place { page: ld_nc((self.table + at * 4) as *const u32), slot: token - entry * self.page_size }
+                Place {
+                    page: ld_nc((self.table + at * 4) as *const u32),
+                    slot: token - entry * self.page_size,
+                }
             } else if self.batch_index != 0 {
-                Place { page: ld_nc((self.batch_index + sequence as u64 * 4) as *const u32), slot: token }
+                Place {
+                    page: ld_nc((self.batch_index + sequence as u64 * 4) as *const u32),
+                    slot: token,
+                }
             } else {
-                Place { page: sequence, slot: token }
+                Place {
+                    page: sequence,
+                    slot: token,
+                }
             }
         }
     }
@@ -92,12 +107,21 @@ mod tests {
 
     #[test]
     fn slots_and_their_edges() {
-        let paging = Paging { table: 0, table_stride: 0, batch_index: 0, page_size: 12, pages: 3 };
+        let paging = Paging {
+            table: 0,
+            table_stride: 0,
+            batch_index: 0,
+            page_size: 12,
+            pages: 3,
+        };
         let at = |slot| {
             let place = paging.of_slot(slot);
             place.exists().then_some((place.page, place.slot))
         };
-        assert_eq!((at(0), at(11), at(12), at(35)), (Some((0, 0)), Some((0, 11)), Some((1, 0)), Some((2, 11))));
+        assert_eq!(
+            (at(0), at(11), at(12), at(35)),
+            (Some((0, 0)), Some((0, 11)), Some((1, 0)), Some((2, 11)))
+        );
         assert_eq!((at(-1), at(36), at(i64::MIN), at(i64::MAX)), (None, None, None, None));
         assert_eq!(paging.of_slot(25).offset(&[100, 10, 7]), 210);
     }

@@ -348,7 +348,10 @@ mod device {
         }
         let rest = begin + vectors * width + lane;
         let last = if rest < end {
-            (unsafe { global::ld_nc((row + rest * bytes) as *const E).to_f32() }, rest)
+            (
+                unsafe { global::ld_nc((row + rest * bytes) as *const E).to_f32() },
+                rest,
+            )
         } else {
             Argmax::IDENTITY
         };
@@ -366,8 +369,12 @@ mod device {
         while holders != 0 {
             let holder = holders.trailing_zeros();
             holders &= holders - 1;
-            let (low, high) =
-                unsafe { (warp::shfl_idx(group as u32, holder), warp::shfl_idx((group >> 32) as u32, holder)) };
+            let (low, high) = unsafe {
+                (
+                    warp::shfl_idx(group as u32, holder),
+                    warp::shfl_idx((group >> 32) as u32, holder),
+                )
+            };
             let at = ((high as u64) << 32 | low as u64) + own / width * lanes;
             if own < UNROLL as u64 * width && at < vectors {
                 let candidate = begin + at * width + own % width;
@@ -377,7 +384,11 @@ mod device {
                 }
             }
         }
-        let found = if column == u64::MAX { (best, column) } else { (top, column) };
+        let found = if column == u64::MAX {
+            (best, column)
+        } else {
+            (top, column)
+        };
         Argmax::join(found, last)
     }
 
@@ -401,7 +412,11 @@ mod device {
             let step = thread::grid_dim_x() as u64 * WARPS as u64;
             while row < params.rows {
                 let start = params.x + row * params.row_stride * size_of::<E>() as u64;
-                let range = Range { begin: 0, end: params.columns, aligned: params.aligned != 0 };
+                let range = Range {
+                    begin: 0,
+                    end: params.columns,
+                    aligned: params.aligned != 0,
+                };
                 let state = R::accumulate::<E>(start, range, lane, 32);
                 let state = reduce_warp::<R>(state);
                 if lane == 0 {
@@ -429,7 +444,11 @@ mod device {
                 } else {
                     begin + params.chunk
                 };
-                let range = Range { begin, end, aligned: params.aligned != 0 };
+                let range = Range {
+                    begin,
+                    end,
+                    aligned: params.aligned != 0,
+                };
                 let state = R::accumulate::<E>(start, range, thread as u64, THREADS as u64);
                 join_block::<R>(state, &params, item);
                 item += thread::grid_dim_x() as u64;

@@ -83,11 +83,7 @@ mod device {
     use super::*;
     use crate::paging::Place;
     use crate::tile::element::{Bf16, Element, F16};
-    use cuda_std::{
-        global, kernel,
-        math::fma,
-        thread,
-    };
+    use cuda_std::{global, kernel, math::fma, thread};
 
     /// Sine and cosine of any angle below 6 million.
     #[inline(always)]
@@ -126,7 +122,8 @@ mod device {
     unsafe fn addresses<E: Element>(params: &RopeParams, token: Token, t: usize, head: u32) -> (u64, u64) {
         let size = size_of::<E>() as u64;
         let strides = &params.input_strides[t];
-        let input = params.inputs[t] + (token.batch * strides[0] + token.index * strides[1] + head as u64 * strides[2]) * size;
+        let input =
+            params.inputs[t] + (token.batch * strides[0] + token.index * strides[1] + head as u64 * strides[2]) * size;
         let strides = &params.output_strides[t];
         let output = if t > 0 && params.flags & flags::TO_CACHE != 0 {
             if !token.place.exists() {
@@ -183,14 +180,23 @@ mod device {
     /// Rotates a chunk of a head: `V` pairs.
     #[inline(always)]
     unsafe fn rotate<E: Element, const V: usize>(
-        params: &RopeParams, chunk: u32, cos: &[f32; 8], sin: &[f32; 8], from: u64, to: u64,
+        params: &RopeParams,
+        chunk: u32,
+        cos: &[f32; 8],
+        sin: &[f32; 8],
+        from: u64,
+        to: u64,
     ) {
         unsafe {
             let size = size_of::<E>() as u64;
             let interleaved = params.flags & flags::INTERLEAVED != 0;
             let first = chunk as u64 * V as u64;
             // Interleaved, the pairs of a chunk are the elements of both vectors, one after the other.
-            let (low, high) = if interleaved { (2 * first, 2 * first + V as u64) } else { (first, first + params.pairs as u64) };
+            let (low, high) = if interleaved {
+                (2 * first, 2 * first + V as u64)
+            } else {
+                (first, first + params.pairs as u64)
+            };
             let a = load::<E, V>(from + low * size);
             let b = load::<E, V>(from + high * size);
             let (mut x, mut y) = (a, b);
@@ -246,7 +252,9 @@ mod device {
             let mut place = Place::NONE;
             if params.flags & flags::TO_CACHE != 0 {
                 if params.slots != 0 {
-                    place = params.paging.of_slot(global::ld_nc((params.slots + number * 8) as *const i64));
+                    place = params
+                        .paging
+                        .of_slot(global::ld_nc((params.slots + number * 8) as *const i64));
                 } else if before >= 0 && (before as u64 + index) < params.capacity {
                     place = params.paging.place(batch as u32, before as u32 + index as u32);
                 }

@@ -171,7 +171,10 @@ fn unparsed(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     );
     if mistake {
-        eprintln!("ferroflash: {} (--help says more)", one_line(&error.render().to_string()));
+        eprintln!(
+            "ferroflash: {} (--help says more)",
+            one_line(&error.render().to_string())
+        );
     } else {
         // Nobody reads the help when it cannot be written.
         let _ = error.print();

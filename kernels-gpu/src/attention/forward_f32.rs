@@ -68,8 +68,16 @@ unsafe fn forward<const DIM: u32, const WARPS: u32, const S: usize, const O: usi
         let lane = thread::lane_id();
         let (group, pair) = (lane / 4, lane % 4);
         let warp_row = thread::thread_idx_x() / 32 * 16;
-        let scale = if EXTENDED { core::f32::consts::LOG2_E } else { params.scale_log2 };
-        let sequence = if params.flags & flags::VARLEN != 0 { 0 } else { tile.batch as u64 };
+        let scale = if EXTENDED {
+            core::f32::consts::LOG2_E
+        } else {
+            params.scale_log2
+        };
+        let sequence = if params.flags & flags::VARLEN != 0 {
+            0
+        } else {
+            tile.batch as u64
+        };
 
         let mut out = [0.0f32; O];
         let mut softmax = OnlineSoftmax::new();
@@ -203,7 +211,12 @@ unsafe fn forward<const DIM: u32, const WARPS: u32, const S: usize, const O: usi
                     let column = 16 * i as u32 + 4 * pair;
                     if column < params.value_dim {
                         let o = 8 * i + 4 * h;
-                        let values = [out[o] * factor, out[o + 1] * factor, out[o + 2] * factor, out[o + 3] * factor];
+                        let values = [
+                            out[o] * factor,
+                            out[o + 1] * factor,
+                            out[o + 2] * factor,
+                            out[o + 3] * factor,
+                        ];
                         global::st((params.out + 4 * (start + column as u64)) as *mut [f32; 4], values);
                     }
                     i += 1;

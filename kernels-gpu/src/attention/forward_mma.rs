@@ -73,7 +73,11 @@ struct Panels<const DIM: u32>;
 
 impl<const DIM: u32> Panels<DIM> {
     /// 128 bytes where they divide a row, else 64.
-    const SWIZZLE: Swizzle = if DIM.is_multiple_of(64) { Swizzle::B128 } else { Swizzle::B64 };
+    const SWIZZLE: Swizzle = if DIM.is_multiple_of(64) {
+        Swizzle::B128
+    } else {
+        Swizzle::B64
+    };
     const WIDTH: u32 = Self::SWIZZLE.width();
     const COUNT: u32 = 2 * DIM / Self::WIDTH;
     /// Steps of 16 columns in a panel.
@@ -111,7 +115,12 @@ impl Source {
     fn new(address: u64, strides: &[u64; 3], place: (u64, u64, u64), rows: i32, columns: u32) -> Self {
         let (batch, start, head) = place;
         let first = batch * strides[0] + start * strides[1] + head * strides[2];
-        Source { address: address + 2 * first, row_bytes: 2 * strides[1], rows, columns }
+        Source {
+            address: address + 2 * first,
+            row_bytes: 2 * strides[1],
+            rows,
+            columns,
+        }
     }
 
     /// Starts to copy rows `first..first + HEIGHT` to the tile at `to`; what is not there becomes zeros.
@@ -162,7 +171,11 @@ unsafe fn copy_chunk(to: u32, from: u64, there: bool) {
 unsafe fn copy_chunk(to: u32, from: u64, there: bool) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        let chunk = if there { global::ld_nc(from as *const [u32; 4]) } else { [0; 4] };
+        let chunk = if there {
+            global::ld_nc(from as *const [u32; 4])
+        } else {
+            [0; 4]
+        };
         cuda_std::shared::st(to, chunk);
     }
 }
@@ -213,14 +226,22 @@ unsafe fn forward<
         let (begin, end) = tile.key_tiles(rows, keys);
         let lane = thread::lane_id();
         let warp_row = thread::thread_idx_x() / 32 * 16 * M as u32;
-        let scale = if EXTENDED { core::f32::consts::LOG2_E } else { params.scale_log2 };
+        let scale = if EXTENDED {
+            core::f32::consts::LOG2_E
+        } else {
+            params.scale_log2
+        };
 
         let mut out = [[0.0f32; O]; M];
         let mut softmax = [OnlineSoftmax::new(); M];
         if begin < end {
             core::hint::assert_unchecked(params.group != 0);
             let (head, kv_head) = (tile.head as u64, (tile.head / params.group) as u64);
-            let sequence = if params.flags & flags::VARLEN != 0 { 0 } else { tile.batch as u64 };
+            let sequence = if params.flags & flags::VARLEN != 0 {
+                0
+            } else {
+                tile.batch as u64
+            };
             let kv = (sequence, tile.start_k as u64, kv_head);
             let q = (sequence, tile.start_q as u64, head);
             let q = Source::new(params.q, &params.q_strides, q, tile.seq_q as i32, params.head_dim);
@@ -349,7 +370,16 @@ unsafe fn forward<
             while h < 2 {
                 let row = first_row + 16 * m as u32 + 8 * h as u32;
                 if row < tile.seq_q {
-                    store_row(params, &tile, row, h, &out[m], finished.factor[h], finished.lse[h], E::pack);
+                    store_row(
+                        params,
+                        &tile,
+                        row,
+                        h,
+                        &out[m],
+                        finished.factor[h],
+                        finished.lse[h],
+                        E::pack,
+                    );
                 }
                 h += 1;
             }

@@ -110,7 +110,10 @@ unsafe fn forward<E: Half, C: Participants, const S: usize, const O: usize, cons
     InFlight<S>: MmaShape,
     InFlight<O>: MmaShape,
 {
-    let shared = Shared::<C, S, O, W> { base: dynamic_base(), consumers: PhantomData };
+    let shared = Shared::<C, S, O, W> {
+        base: dynamic_base(),
+        consumers: PhantomData,
+    };
     // SAFETY: one thread initialises before all meet.
     unsafe {
         if thread::thread_idx_x() == 0 {
@@ -125,12 +128,20 @@ unsafe fn forward<E: Half, C: Participants, const S: usize, const O: usize, cons
     // SAFETY: whole warpgroups take each arm; register counts add up to the block's.
     unsafe {
         if warpgroup == 0 {
-            if W == 2 { register::setmaxnreg_dec::<24>() } else { register::setmaxnreg_dec::<40>() }
+            if W == 2 {
+                register::setmaxnreg_dec::<24>()
+            } else {
+                register::setmaxnreg_dec::<40>()
+            }
             if thread::thread_idx_x() == 0 {
                 produce(&shared, params, address);
             }
         } else {
-            if W == 2 { register::setmaxnreg_inc::<240>() } else { register::setmaxnreg_inc::<152>() }
+            if W == 2 {
+                register::setmaxnreg_inc::<240>()
+            } else {
+                register::setmaxnreg_inc::<152>()
+            }
             consume::<E, C, S, O, W, EXTENDED>(&shared, params, warpgroup - 1);
         }
     }
@@ -157,7 +168,11 @@ unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: u32>
             let (begin, end) = tile.key_tiles(rows, keys);
             core::hint::assert_unchecked(params.group != 0);
             let kv_head = (tile.head / params.group) as i32;
-            let sequence = if params.flags & flags::VARLEN != 0 { 0 } else { tile.batch as i32 };
+            let sequence = if params.flags & flags::VARLEN != 0 {
+                0
+            } else {
+                tile.batch as i32
+            };
             let load_k = |n: i32, k: Cursor<STAGES>| {
                 shared.k_ring().wait_empty(k);
                 shared.k_ring().expect(k, Shared::<C, S, O, W>::KV_BYTES);
@@ -214,7 +229,10 @@ unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: u32>
 
 /// `Q·Kᵀ` of this warpgroup's 64 rows with a tile of keys, issued and committed.
 #[inline(always)]
-unsafe fn issue_qk<E: Half, C: Participants, const S: usize, const O: usize, const W: u32>(q: u32, k: u32) -> InFlight<S>
+unsafe fn issue_qk<E: Half, C: Participants, const S: usize, const O: usize, const W: u32>(
+    q: u32,
+    k: u32,
+) -> InFlight<S>
 where
     InFlight<S>: MmaShape,
 {
@@ -284,7 +302,11 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
 {
     let (rows, keys) = (64 * W, 2 * S as u32);
     let (warp, lane) = (thread::thread_idx_x() / 32 % 4, thread::lane_id());
-    let scale = if EXTENDED { core::f32::consts::LOG2_E } else { params.scale_log2 };
+    let scale = if EXTENDED {
+        core::f32::consts::LOG2_E
+    } else {
+        params.scale_log2
+    };
     let q_rows = shared.base + group * 64 * PANEL_BYTES;
     let (mut q, mut k) = (Cursor::start(), Cursor::<STAGES>::start());
     // SAFETY: rings as initialised; all warpgroups run the same tiles, so turns and arrivals match.
@@ -406,7 +428,16 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
             while h < 2 {
                 let row = first_row + 8 * h as u32;
                 if row < tile.seq_q {
-                    store_row(params, &tile, row, h, &out.0, finished.factor[h], finished.lse[h], E::pack);
+                    store_row(
+                        params,
+                        &tile,
+                        row,
+                        h,
+                        &out.0,
+                        finished.factor[h],
+                        finished.lse[h],
+                        E::pack,
+                    );
                 }
                 h += 1;
             }

@@ -39,7 +39,11 @@ impl Mask {
     #[inline(always)]
     pub const fn tiles(self, first: i32, last: i32, keys: i32) -> (i32, i32) {
         let (begin, end) = (self.begin(first), self.end(last));
-        if end <= begin { (0, 0) } else { (begin / keys, (end + keys - 1) / keys) }
+        if end <= begin {
+            (0, 0)
+        } else {
+            (begin / keys, (end + keys - 1) / keys)
+        }
     }
 
     /// Among those tiles, the ones that no row of `first..=last` sees only in part, as (first, one past the last).
@@ -60,7 +64,12 @@ mod tests {
         for (seq_q, seq_kv) in [(1, 1), (5, 9), (9, 5), (33, 70), (64, 64)] {
             for shift in [0, seq_kv - seq_q] {
                 for (left, right) in [(UNBOUNDED, UNBOUNDED), (UNBOUNDED, 0), (7, 0), (3, 2), (0, UNBOUNDED)] {
-                    let mask = Mask { seq_kv, shift, left, right };
+                    let mask = Mask {
+                        seq_kv,
+                        shift,
+                        left,
+                        right,
+                    };
                     for first in 0..seq_q {
                         let last = (first + 15).min(seq_q - 1);
                         check(mask, first, last, 8);
@@ -79,10 +88,21 @@ mod tests {
         let whole = mask.whole_tiles(first, last, keys);
         for tile in 0..mask.seq_kv / keys + 2 {
             let seen = (first..=last).flat_map(|row| (0..keys).map(move |k| (row, tile * keys + k)));
-            let (any, all) = seen.fold((false, true), |(any, all), (row, key)| (any | sees(row, key), all & sees(row, key)));
-            assert!((begin..end).contains(&tile) || !any, "{mask:?} rows {first}..={last} tile {tile} is left out");
-            assert!(!(whole.0..whole.1).contains(&tile) || all, "{mask:?} rows {first}..={last} tile {tile} is not whole");
-            assert!(!all || !any || (whole.0..whole.1).contains(&tile), "{mask:?} tile {tile} is whole");
+            let (any, all) = seen.fold((false, true), |(any, all), (row, key)| {
+                (any | sees(row, key), all & sees(row, key))
+            });
+            assert!(
+                (begin..end).contains(&tile) || !any,
+                "{mask:?} rows {first}..={last} tile {tile} is left out"
+            );
+            assert!(
+                !(whole.0..whole.1).contains(&tile) || all,
+                "{mask:?} rows {first}..={last} tile {tile} is not whole"
+            );
+            assert!(
+                !all || !any || (whole.0..whole.1).contains(&tile),
+                "{mask:?} tile {tile} is whole"
+            );
         }
     }
 }

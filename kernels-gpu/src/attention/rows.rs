@@ -61,7 +61,10 @@ impl Rows {
     /// The same thread's rows in the fragment that lies `rows` rows below.
     #[inline(always)]
     pub fn below(&self, rows: i32) -> Self {
-        Rows { first: self.first + rows, ..*self }
+        Rows {
+            first: self.first + rows,
+            ..*self
+        }
     }
 
     /// Softcap and ALiBi: raw scores become natural logits.
@@ -126,9 +129,14 @@ pub unsafe fn store_row<const O: usize>(
     pack: impl Fn(f32, f32) -> u32,
 ) {
     let lane = thread::lane_id();
-    let sequence = if params.flags & flags::VARLEN != 0 { 0 } else { tile.batch as u64 };
+    let sequence = if params.flags & flags::VARLEN != 0 {
+        0
+    } else {
+        tile.batch as u64
+    };
     let row = (tile.start_q + row) as u64;
-    let start = sequence * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2];
+    let start =
+        sequence * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2];
     // SAFETY: the row exists; columns below the value dim are its own.
     unsafe {
         let mut i = 0;

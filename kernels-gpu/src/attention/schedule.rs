@@ -53,7 +53,11 @@ impl Tile {
         let rest = index - section * per_section;
         let first_head = section * params.section;
         // The last section may have fewer heads.
-        let width = if heads - first_head < params.section { heads - first_head } else { params.section };
+        let width = if heads - first_head < params.section {
+            heads - first_head
+        } else {
+            params.section
+        };
         // SAFETY: a section that exists has a head.
         unsafe { core::hint::assert_unchecked(width != 0) };
         let (block, plane) = (rest / width, first_head + rest % width);
@@ -69,34 +73,62 @@ impl Tile {
                 };
                 start_q = at(params.cu_seqlens_q, batch, params.seq_q);
                 start_k = at(params.cu_seqlens_k, batch, params.seq_kv);
-                let (end_q, end_k) =
-                    (at(params.cu_seqlens_q, batch + 1, params.seq_q), at(params.cu_seqlens_k, batch + 1, params.seq_kv));
+                let (end_q, end_k) = (
+                    at(params.cu_seqlens_q, batch + 1, params.seq_q),
+                    at(params.cu_seqlens_k, batch + 1, params.seq_kv),
+                );
                 // Bounds that do not ascend, or leave the tensors, make a sequence shorter: never an access outside.
                 seq_q = if end_q > start_q { end_q - start_q } else { 0 };
                 seq_kv = if end_k > start_k { end_k - start_k } else { 0 };
             }
         }
-        let bound = |flag: u32, keys: u32| if params.flags & flag != 0 { keys as i32 } else { UNBOUNDED };
+        let bound = |flag: u32, keys: u32| {
+            if params.flags & flag != 0 {
+                keys as i32
+            } else {
+                UNBOUNDED
+            }
+        };
         let mask = Mask {
             seq_kv: seq_kv as i32,
-            shift: if params.flags & flags::TOP_LEFT != 0 { 0 } else { seq_kv as i32 - seq_q as i32 },
+            shift: if params.flags & flags::TOP_LEFT != 0 {
+                0
+            } else {
+                seq_kv as i32 - seq_q as i32
+            },
             left: bound(flags::LEFT, params.window_left),
             right: bound(flags::RIGHT, params.window_right),
         };
-        Tile { batch, head, row, seq_q, start_q, start_k, mask }
+        Tile {
+            batch,
+            head,
+            row,
+            seq_q,
+            start_q,
+            start_k,
+            mask,
+        }
     }
 
     /// The tiles of keys that its rows need.
     #[inline(always)]
     pub fn key_tiles(self, rows: u32, keys: u32) -> (i32, i32) {
         let last = self.last_row(self.row, rows);
-        if self.row >= self.seq_q { (0, 0) } else { self.mask.tiles(self.row as i32, last, keys as i32) }
+        if self.row >= self.seq_q {
+            (0, 0)
+        } else {
+            self.mask.tiles(self.row as i32, last, keys as i32)
+        }
     }
 
     /// The last of `rows` rows from `first` that the sequence has.
     #[inline(always)]
     pub fn last_row(self, first: u32, rows: u32) -> i32 {
-        let end = if first + rows < self.seq_q { first + rows } else { self.seq_q };
+        let end = if first + rows < self.seq_q {
+            first + rows
+        } else {
+            self.seq_q
+        };
         end as i32 - 1
     }
 }

@@ -35,7 +35,10 @@ impl OnlineSoftmax {
     /// No key seen.
     #[inline(always)]
     pub const fn new() -> Self {
-        OnlineSoftmax { maximum: [f32::NEG_INFINITY; 2], sum: [0.0; 2] }
+        OnlineSoftmax {
+            maximum: [f32::NEG_INFINITY; 2],
+            sum: [0.0; 2],
+        }
     }
 
     /// Takes the scores of a tile, turns them into weights `2^(score·scale − maximum·scale)` and returns the factors by
@@ -59,7 +62,10 @@ impl OnlineSoftmax {
         }
         let base = [scaled(maximum[0], scale), scaled(maximum[1], scale)];
         // From rounded exponent to rounded exponent, as the weights before were taken: an unchanged maximum gives 1.
-        let shrink = [ex2(self.maximum[0] * scale - base[0]), ex2(self.maximum[1] * scale - base[1])];
+        let shrink = [
+            ex2(self.maximum[0] * scale - base[0]),
+            ex2(self.maximum[1] * scale - base[1]),
+        ];
         let mut sum = [0.0; 2];
         i = 0;
         while i < R / 4 {
@@ -82,7 +88,10 @@ impl OnlineSoftmax {
     /// - All lanes of the warp execute this together.
     #[inline(always)]
     pub unsafe fn finish(self, scale: f32, sink: f32) -> Finished {
-        let mut finished = Finished { factor: [0.0; 2], lse: [f32::NEG_INFINITY; 2] };
+        let mut finished = Finished {
+            factor: [0.0; 2],
+            lse: [f32::NEG_INFINITY; 2],
+        };
         let mut row = 0;
         while row < 2 {
             // SAFETY: forwarded to the caller.
@@ -108,5 +117,9 @@ impl OnlineSoftmax {
 /// A maximum in units of the exponent; 0 for a row without a key.
 #[inline(always)]
 fn scaled(maximum: f32, scale: f32) -> f32 {
-    if maximum == f32::NEG_INFINITY { 0.0 } else { maximum * scale }
+    if maximum == f32::NEG_INFINITY {
+        0.0
+    } else {
+        maximum * scale
+    }
 }

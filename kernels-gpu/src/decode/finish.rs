@@ -38,7 +38,12 @@ pub unsafe fn begin(params: &DecodeParams, work: &Work) {
         if row < ROWS {
             let base = shared::dynamic_base();
             let bounds = work.row(params, row);
-            let words = [bounds.begin as u32, bounds.end as u32, bounds.position as u32, bounds.slope.to_bits()];
+            let words = [
+                bounds.begin as u32,
+                bounds.end as u32,
+                bounds.position as u32,
+                bounds.slope.to_bits(),
+            ];
             shared::st(base + ROWS_AT + row * 16, words);
             shared::st(base + TOTAL_AT + row * 8, [f32::NEG_INFINITY, 0.0]);
         }
@@ -66,7 +71,12 @@ pub unsafe fn row(row: u32) -> super::stream::Row {
 /// - `warp` and `row` are in range, and no other thread says the same.
 #[inline(always)]
 pub unsafe fn put_statistics(warp: u32, row: u32, maximum: f32, sum: f32) {
-    unsafe { shared::st(shared::dynamic_base() + WARPS_AT + (warp * ROWS + row) * 8, [maximum, sum]) }
+    unsafe {
+        shared::st(
+            shared::dynamic_base() + WARPS_AT + (warp * ROWS + row) * 8,
+            [maximum, sum],
+        )
+    }
 }
 
 /// Where a warp puts the output of a row.
@@ -153,7 +163,10 @@ impl<O: Element, const N: usize> Fold<O, N> {
     /// Nothing yet.
     #[inline(always)]
     pub const fn new() -> Self {
-        Fold { total: [0.0; N], element: PhantomData }
+        Fold {
+            total: [0.0; N],
+            element: PhantomData,
+        }
     }
 
     /// Joins the warps to a piece, and folds it, or writes it to the workspace; behind the `last` piece of a fold, writes
@@ -187,7 +200,10 @@ impl<O: Element, const N: usize> Fold<O, N> {
                     warp += 1;
                 }
                 if apart {
-                    global::st((params.statistics + (place + thread as u64) * 8) as *mut [f32; 2], [maximum, sum]);
+                    global::st(
+                        (params.statistics + (place + thread as u64) * 8) as *mut [f32; 2],
+                        [maximum, sum],
+                    );
                 } else {
                     let total: [f32; 2] = shared::ld(base + TOTAL_AT + thread * 8);
                     let (total, factors) = join(total, [maximum, sum]);
@@ -203,7 +219,11 @@ impl<O: Element, const N: usize> Fold<O, N> {
             syncthreads();
             let threads = const { E::SHAPE.warps * 32 };
             let elements = work.rows * E::SHAPE.dim;
-            let count = if E::SHAPE.folds() { N as u32 } else { elements.div_ceil(threads) };
+            let count = if E::SHAPE.folds() {
+                N as u32
+            } else {
+                elements.div_ceil(threads)
+            };
             let mut i = 0;
             while i < count {
                 let element = i * threads + thread;

@@ -66,7 +66,13 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
         } else {
             scale *= core::f32::consts::LOG2_E;
         }
-        Scalar { out: [[0.0; W]; ROWS as usize], maximum: [f32::NEG_INFINITY; 8], sum: [0.0; 8], scale, cap }
+        Scalar {
+            out: [[0.0; W]; ROWS as usize],
+            maximum: [f32::NEG_INFINITY; 8],
+            sum: [0.0; 8],
+            scale,
+            cap,
+        }
     }
 
     #[inline(always)]
@@ -103,7 +109,11 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                     let distance = if distance < 0 { -distance } else { distance };
                     y = fma(-bounds.slope, distance as f32, y);
                 }
-                y = if token >= bounds.begin && token < bounds.end { y } else { f32::NEG_INFINITY };
+                y = if token >= bounds.begin && token < bounds.end {
+                    y
+                } else {
+                    f32::NEG_INFINITY
+                };
                 let maximum = fmax(self.maximum[r], warp::reduce_max::<16>(y));
                 let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
                 shrinks[r] = ex2(self.maximum[r] - shift);
@@ -140,7 +150,9 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                 let mut w = 0;
                 while w < W {
                     let column = lane * W as u32 + w as u32;
-                    v[w] = shared::ld(values + key * DIM * 4 + ((column / 4) ^ (key & Self::SWIZZLE)) * 16 + column % 4 * 4);
+                    v[w] = shared::ld(
+                        values + key * DIM * 4 + ((column / 4) ^ (key & Self::SWIZZLE)) * 16 + column % 4 * 4,
+                    );
                     w += 1;
                 }
                 r = 0;

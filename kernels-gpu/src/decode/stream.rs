@@ -78,8 +78,16 @@ impl Work {
             core::hint::assert_unchecked(params.group != 0);
             let position = |row: u32| length - params.seq_q as i32 + (row / params.group) as i32;
             let (first, last) = (position(first_row), position(first_row + rows - 1));
-            let low = if params.window_left == UNBOUNDED { floor } else { first - params.window_left as i32 };
-            let high = if params.window_right == UNBOUNDED { length } else { last + params.window_right as i32 + 1 };
+            let low = if params.window_left == UNBOUNDED {
+                floor
+            } else {
+                first - params.window_left as i32
+            };
+            let high = if params.window_right == UNBOUNDED {
+                length
+            } else {
+                last + params.window_right as i32 + 1
+            };
             let low = if low < floor { floor } else { low };
             let high = if high > length { length } else { high };
             let low = if low > length { length } else { low };
@@ -89,7 +97,18 @@ impl Work {
             let shift = size.trailing_zeros();
             let pieces = ((high + size - 1) >> shift) - (low >> shift);
             let pieces = if high == low { 1 } else { pieces };
-            Work { batch, head, tile, first_row, rows, length, low, high, size, pieces }
+            Work {
+                batch,
+                head,
+                tile,
+                first_row,
+                rows,
+                length,
+                low,
+                high,
+                size,
+                pieces,
+            }
         }
     }
 
@@ -101,20 +120,37 @@ impl Work {
     pub unsafe fn row(&self, params: &DecodeParams, row: u32) -> Row {
         unsafe {
             if row >= self.rows {
-                return Row { begin: 0, end: 0, position: 0, slope: 0.0 };
+                return Row {
+                    begin: 0,
+                    end: 0,
+                    position: 0,
+                    slope: 0.0,
+                };
             }
             core::hint::assert_unchecked(params.group != 0);
             let query = (self.first_row + row) / params.group;
             let position = self.length - params.seq_q as i32 + query as i32;
-            let begin = if params.window_left == UNBOUNDED { 0 } else { position - params.window_left as i32 };
-            let end = if params.window_right == UNBOUNDED { self.length } else { position + params.window_right as i32 + 1 };
+            let begin = if params.window_left == UNBOUNDED {
+                0
+            } else {
+                position - params.window_left as i32
+            };
+            let end = if params.window_right == UNBOUNDED {
+                self.length
+            } else {
+                position + params.window_right as i32 + 1
+            };
             let mut slope = 0.0;
             if params.alibi_slopes != 0 {
                 let head = self.query_head(params, row) as u64 + self.batch as u64 * params.alibi_batch_stride;
                 slope = global::ld_nc((params.alibi_slopes + head * 4) as *const f32) * core::f32::consts::LOG2_E;
             }
             Row {
-                begin: if begin < self.low as i32 { self.low as i32 } else { begin },
+                begin: if begin < self.low as i32 {
+                    self.low as i32
+                } else {
+                    begin
+                },
                 end: if end > self.high as i32 { self.high as i32 } else { end },
                 position,
                 slope,
@@ -207,7 +243,10 @@ impl Loader<'_> {
             if step < self.steps && token >= self.begin && token < self.end {
                 let place = self.params.paging.place(self.work.batch, token);
                 let size = E::CACHE_BYTES as u64;
-                self.next = [place.offset(&self.params.k_strides) * size, place.offset(&self.params.v_strides) * size];
+                self.next = [
+                    place.offset(&self.params.k_strides) * size,
+                    place.offset(&self.params.v_strides) * size,
+                ];
             }
         }
     }
@@ -239,8 +278,16 @@ impl Loader<'_> {
                         let live = k_offset != NOWHERE;
                         // What is not there is zero: nothing of the cache is read for it.
                         let (k_live, v_live) = (live && at < k_bytes, live && at < v_bytes);
-                        let k_from = if k_live { k_head + k_offset + at as u64 } else { params.k };
-                        let v_from = if v_live { v_head + v_offset + at as u64 } else { params.v };
+                        let k_from = if k_live {
+                            k_head + k_offset + at as u64
+                        } else {
+                            params.k
+                        };
+                        let v_from = if v_live {
+                            v_head + v_offset + at as u64
+                        } else {
+                            params.v
+                        };
                         copy(to, k_from, k_live);
                         copy(to + KEYS * E::SHAPE.row_bytes, v_from, v_live);
                         u += 1;
@@ -259,7 +306,12 @@ impl Loader<'_> {
 #[inline(always)]
 unsafe fn shuffle(value: u64, lane: u32) -> u64 {
     // SAFETY: the warp is together.
-    let (low, high) = unsafe { (warp::shfl_idx(value as u32, lane), warp::shfl_idx((value >> 32) as u32, lane)) };
+    let (low, high) = unsafe {
+        (
+            warp::shfl_idx(value as u32, lane),
+            warp::shfl_idx((value >> 32) as u32, lane),
+        )
+    };
     (high as u64) << 32 | low as u64
 }
 
@@ -312,7 +364,11 @@ unsafe fn wait<E: Engine>() {
 pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(params: &DecodeParams) {
     unsafe {
         // Neighbouring blocks read the heads of the same tokens, which lie together.
-        let (heads, splits, tiles) = (params.heads_kv, if params.fold != 0 { 1 } else { params.splits }, params.tiles);
+        let (heads, splits, tiles) = (
+            params.heads_kv,
+            if params.fold != 0 { 1 } else { params.splits },
+            params.tiles,
+        );
         core::hint::assert_unchecked(heads != 0);
         core::hint::assert_unchecked(splits != 0);
         core::hint::assert_unchecked(tiles != 0);
@@ -331,7 +387,11 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
         if params.fold == 0 {
             let first = (work.low & !(work.size - 1)) + split * work.size;
             begin = if first > begin { first } else { begin };
-            end = if first + work.size < end { first + work.size } else { end };
+            end = if first + work.size < end {
+                first + work.size
+            } else {
+                end
+            };
         }
         let block_keys = const { E::SHAPE.warps * KEYS };
         let start = begin & !(block_keys - 1);

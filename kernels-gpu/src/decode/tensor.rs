@@ -10,9 +10,9 @@ use crate::tile::{
 };
 use core::marker::PhantomData;
 use cuda_std::{
-    global, matrix,
+    global,
     math::{ex2, fma, fmax, rcp},
-    shared, thread, warp,
+    matrix, shared, thread, warp,
 };
 
 /// A type that tensor cores multiply.
@@ -95,7 +95,11 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> T
             let distance = if distance < 0 { -distance } else { distance };
             x = fma(-bounds.slope, distance as f32, x);
         }
-        if key >= bounds.begin && key < bounds.end { x } else { f32::NEG_INFINITY }
+        if key >= bounds.begin && key < bounds.end {
+            x
+        } else {
+            f32::NEG_INFINITY
+        }
     }
 }
 
@@ -181,7 +185,11 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
                     matrix::ldmatrix_x4(chunk_at::<DIM>(queries_at, lane % 16, 2 * s as u32 + lane / 16))
                 };
                 // Matrices: keys 0–7, both halves of the 16 columns; keys 8–15, the same.
-                let b = matrix::ldmatrix_x4(chunk_at::<DIM>(keys, lane % 8 + lane / 16 * 8, 2 * s as u32 + lane / 8 % 2));
+                let b = matrix::ldmatrix_x4(chunk_at::<DIM>(
+                    keys,
+                    lane % 8 + lane / 16 * 8,
+                    2 * s as u32 + lane / 8 % 2,
+                ));
                 let odd = s % 2;
                 scores[2 * odd] = E::mma(a, [b[0], b[1]], scores[2 * odd]);
                 scores[2 * odd + 1] = E::mma(a, [b[2], b[3]], scores[2 * odd + 1]);

@@ -7,9 +7,13 @@
 
 use super::epilogue::{Columns, Epilogue, tile_of};
 use super::params::*;
-use crate::tile::element::{Bf16, Element, F16};
+#[cfg(not(tier = "sm_75"))]
+use crate::tile::element::Bf16;
+use crate::tile::element::{Element, F16};
 use crate::tile::layout::Swizzle;
-use cuda_std::{barrier, cp_async, matrix, shared, thread, warp};
+#[cfg(not(tier = "sm_75"))]
+use cuda_std::cp_async;
+use cuda_std::{barrier, matrix, shared, thread, warp};
 
 /// An element type that `mma.sync` multiplies.
 pub trait Mma: Element {
