@@ -226,7 +226,7 @@ impl Geometry {
         let takes = |address: u64, dense: (u64, u64), other: (u64, u64), batch: u64| {
             let along = dense.1 == 1 || dense.0 == 1;
             let aligned = |(stride, extent): (u64, u64)| extent == 1 || stride % 8 == 0;
-            along && address % 16 == 0 && aligned(other) && aligned((batch, self.batch))
+            along && address.is_multiple_of(16) && aligned(other) && aligned((batch, self.batch))
         };
         let (x_address, w_address) = (self.x[0], self.w[0]);
         let (m, n, k) = (self.m, self.columns(), self.k);
@@ -234,7 +234,7 @@ impl Geometry {
         let x_along_m = takes(x_address, (x_row, m), (x_k, k), x_batch);
         let w_along_k = takes(w_address, (w_k, k), (w_n, n), w_batch);
         // The second half of a pair begins n columns on.
-        let w_along_n = takes(w_address, (w_n, n), (w_k, k), w_batch) && (!self.gated || self.n % 8 == 0);
+        let w_along_n = takes(w_address, (w_n, n), (w_k, k), w_batch) && (!self.gated || self.n.is_multiple_of(8));
         match (x_along_k, x_along_m, w_along_k, w_along_n) {
             (true, _, true, _) => Ok(Lay::Nk),
             (true, _, _, true) => Ok(Lay::Kn),
@@ -254,10 +254,10 @@ impl Geometry {
             if lay == Lay::Tn {
                 return Err("x must be dense along k".into());
             }
-            if self.k % 8 != 0 {
+            if !self.k.is_multiple_of(8) {
                 return Err(format!("k = {} must be a multiple of 8", self.k));
             }
-            if lay == Lay::Kn && self.columns() % 8 != 0 {
+            if lay == Lay::Kn && !self.columns().is_multiple_of(8) {
                 return Err(format!("{} columns of w must be a multiple of 8", self.columns()));
             }
             return Ok(lay);
@@ -269,12 +269,18 @@ impl Geometry {
         if self.k == 0 || x_k != 1 || w_address % 16 != 0 || !batch {
             return Err("x must be dense along k, and w aligned to 16 bytes".into());
         }
-        let x_vectors =
-            x_address % 16 == 0 && aligned((x_row, self.m)) && aligned((x_batch, self.batch)) && self.k % vector == 0;
+        let x_vectors = x_address % 16 == 0
+            && aligned((x_row, self.m))
+            && aligned((x_batch, self.batch))
+            && self.k.is_multiple_of(vector);
         if w_k == 1 && aligned((w_n, self.columns())) && x_vectors {
             return Ok(Lay::Nk);
         }
-        if w_n == 1 && aligned((w_k, self.k)) && self.columns() % vector == 0 && (!self.gated || self.n % 8 == 0) {
+        if w_n == 1
+            && aligned((w_k, self.k))
+            && self.columns().is_multiple_of(vector)
+            && (!self.gated || self.n.is_multiple_of(8))
+        {
             return Ok(Lay::Kn);
         }
         Err("rows of x and w must be dense and aligned to 16 bytes".into())
@@ -290,7 +296,9 @@ impl Geometry {
         match lay {
             Lay::Tn => Err("x must be dense along k".into()),
             Lay::Kn if self.gated => Err("gated pairs need a weight that is dense along k".into()),
-            Lay::Nk if self.gated && self.n % 8 != 0 => Err(format!("n = {} must be a multiple of 8", self.n)),
+            Lay::Nk if self.gated && !self.n.is_multiple_of(8) => {
+                Err(format!("n = {} must be a multiple of 8", self.n))
+            }
             _ if self.m >= limit || self.columns() >= limit || self.k >= limit || self.batch >= limit => {
                 Err("extents must be below 2^31".into())
             }
