@@ -44,8 +44,13 @@ struct Outcome {
     ulp_from_expected: u64,
     /// Bytes in which the GPU and the emulator differ; approximate functions may.
     bytes_unlike_emulator: usize,
+    /// Buffer, element, expected and found bits where they differ: the first few hundred.
+    unexpected: Vec<(usize, usize, u64, u64)>,
     problem: String,
 }
+
+/// Elements that an outcome lists at most.
+const LISTED: usize = 400;
 
 #[derive(Serialize)]
 struct Report {
@@ -99,6 +104,22 @@ fn on_emulator(source: &str, case: &Case) -> Result<Results, String> {
         .collect()
 }
 
+/// PTX with its version lowered to what a driver takes, when a newer compiler wrote it: CUDA 12.x reads PTX 8.x, 13.x 9.x.
+fn for_driver(source: &str, cuda: u32) -> String {
+    let (major, minor) = (cuda / 1000 - 4, cuda % 1000 / 10);
+    let lower = |line: &str| {
+        let version = line.strip_prefix(".version")?.trim();
+        let (file_major, file_minor) = version.split_once('.')?;
+        let newer = (file_major.parse::<u32>().ok()?, file_minor.parse::<u32>().ok()?) > (major, minor);
+        newer.then(|| format!(".version {major}.{minor}"))
+    };
+    let lines: Vec<String> = source
+        .lines()
+        .map(|line| lower(line).unwrap_or_else(|| line.to_owned()))
+        .collect();
+    lines.join("\n")
+}
+
 fn on_gpu(source: &str, case: &Case) -> Result<Results, String> {
     let backend = CudaBackend::open(0).map_err(|e| e.to_string())?;
     let stream = backend.create_stream().map_err(|e| e.to_string())?;
@@ -115,6 +136,9 @@ fn on_gpu(source: &str, case: &Case) -> Result<Results, String> {
         match argument {
             Argument::Scalar(bytes) => arguments.push(bytes.clone()),
             Argument::Buffer(buffer) => {
+                if buffer.secret {
+                    return Err("not for a GPU: a test of taint".into());
+                }
                 let at = backend
                     .allocate(buffer.bytes.max(16) as u64)
                     .map_err(|e| e.to_string())?;
@@ -128,7 +152,7 @@ fn on_gpu(source: &str, case: &Case) -> Result<Results, String> {
     }
     backend.synchronize(stream).map_err(|e| e.to_string())?;
     let mut pointers: Vec<*mut c_void> = arguments.iter_mut().map(|a| a.as_mut_ptr().cast()).collect();
-    let text = CString::new(source).map_err(|e| e.to_string())?;
+    let text = CString::new(for_driver(source, backend.properties().driver_version)).map_err(|e| e.to_string())?;
     let name = CString::new(entry).map_err(|e| e.to_string())?;
     let attributes = [LaunchAttribute::cluster(case.cluster)];
     let config = LaunchConfig {
@@ -171,6 +195,7 @@ fn one(path: &Path) -> Outcome {
         bytes: 0,
         ulp_from_expected: 0,
         bytes_unlike_emulator: 0,
+        unexpected: Vec::new(),
         problem: String::new(),
     };
     let results = std::fs::read_to_string(path)
@@ -189,18 +214,21 @@ fn one(path: &Path) -> Outcome {
         Argument::Buffer(buffer) => Some(buffer),
         Argument::Scalar(_) => None,
     });
-    for ((buffer, emulated), real) in buffers.zip(&emulated).zip(&real) {
+    for (index, ((buffer, emulated), real)) in buffers.zip(&emulated).zip(&real).enumerate() {
         if buffer.after.is_none() {
             continue;
         }
+        let differing = buffer.differences(real).into_iter();
+        let listed = differing.map(|(element, expected, found)| (index, element, expected, found));
+        outcome.unexpected.extend(listed.take(LISTED));
         outcome.bytes += real.len();
         outcome.bytes_unlike_emulator += real.iter().zip(emulated).filter(|(a, b)| a != b).count();
         match buffer.compare(real) {
             Ok(ulp) => outcome.ulp_from_expected = outcome.ulp_from_expected.max(ulp),
-            Err(problem) => return Outcome { problem, ..outcome },
+            Err(problem) => outcome.problem = problem,
         }
     }
-    outcome.agrees = true;
+    outcome.agrees = outcome.problem.is_empty();
     outcome
 }
 
@@ -212,6 +240,7 @@ fn guarded(program: &Path, path: &Path) -> Outcome {
         bytes: 0,
         ulp_from_expected: 0,
         bytes_unlike_emulator: 0,
+        unexpected: Vec::new(),
         problem,
     };
     let child = Command::new(program)
@@ -305,6 +334,9 @@ fn main() -> ExitCode {
         );
         report.outcomes.push(outcome);
     }
+    report
+        .outcomes
+        .retain(|outcome| !outcome.problem.starts_with("not for a GPU"));
     let agreeing = report.outcomes.iter().filter(|outcome| outcome.agrees).count();
     println!("{agreeing} of {} files agree", report.outcomes.len());
     if let Some(path) = json {

@@ -1,5 +1,6 @@
 //! One launch: its arguments checked, its clusters spread over threads.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -160,7 +161,7 @@ impl LaunchState<'_> {
                 asynchronous: Default::default(),
             };
             for id in 0..warps_per_cta {
-                let mut registers = template.clone();
+                let mut registers = recycled(&template);
                 for &(register, constant) in &varying {
                     let lanes = &mut registers[register as usize];
                     match constant {
@@ -221,6 +222,40 @@ impl LaunchState<'_> {
     }
 }
 
+/// Bytes of register files that a thread keeps for later blocks.
+const KEPT_BYTES: usize = 64 << 20;
+
+thread_local! {
+    // A block's register files are megabytes that live for microseconds: returned to the system and faulted in anew for
+    // every block they would take more time than the kernel.
+    static REGISTERS: RefCell<Vec<Vec<Lanes>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A register file with the content of `template`.
+fn recycled(template: &[Lanes]) -> Vec<Lanes> {
+    let mut registers = REGISTERS
+        .with(|kept| kept.borrow_mut().pop())
+        .unwrap_or_else(|| Vec::with_capacity(template.len()));
+    registers.clear();
+    registers.extend_from_slice(template);
+    registers
+}
+
+/// Keeps the register files of a cluster that has ended.
+fn recycle(cluster: Cluster) {
+    REGISTERS.with(|kept| {
+        let mut kept = kept.borrow_mut();
+        let mut bytes: usize = kept.iter().map(|r| r.capacity() * size_of::<Lanes>()).sum();
+        for warp in cluster.warps {
+            bytes += warp.registers.capacity() * size_of::<Lanes>();
+            if bytes > KEPT_BYTES {
+                return;
+            }
+            kept.push(warp.registers);
+        }
+    });
+}
+
 /// Runs all clusters of a launch.
 pub(crate) fn run(state: &LaunchState<'_>, budget: u64, threads: usize) -> Result<Statistics, Error> {
     let count: u64 = state.clusters().iter().map(|&n| u64::from(n)).product();
@@ -260,7 +295,10 @@ pub(crate) fn run(state: &LaunchState<'_>, budget: u64, threads: usize) -> Resul
             let used = cluster.clock - before;
             let total = spent.fetch_add(used, Ordering::Relaxed) + used;
             match turn {
-                Ok(Turn::Finished) => counters.add(&cluster.counters),
+                Ok(Turn::Finished) => {
+                    counters.add(&cluster.counters);
+                    recycle(cluster);
+                }
                 Ok(Turn::Paused) if total > budget => {
                     let warp = cluster.warps.iter().position(|w| !w.finished()).unwrap_or(0);
                     let message = format!("the launch did not end within {budget} warp instructions");

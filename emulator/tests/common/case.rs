@@ -19,6 +19,7 @@
 //! // arg u32: 7             a scalar
 //! // fault: race            the launch must end in this fault
 //! // line: 20               at this line of the PTX
+//! // emulator only: why     a GPU would not load it
 //! ```
 //!
 //! Values are decimal, hexadecimal (`0x…`, bit patterns) or floats; `v*n` repeats a value.
@@ -35,6 +36,8 @@ pub struct Case {
     pub target: String,
     pub fault: Option<String>,
     pub line: Option<u32>,
+    /// Why no GPU runs it.
+    pub emulator_only: Option<String>,
     pub arguments: Vec<Argument>,
 }
 
@@ -119,6 +122,7 @@ impl Case {
             target: "sm_90a".into(),
             fault: None,
             line: None,
+            emulator_only: None,
             arguments: Vec::new(),
         };
         for text in source.lines().map_while(|l| l.strip_prefix("//")) {
@@ -139,6 +143,7 @@ impl Case {
                 ["shared"] => case.shared = rest.parse().unwrap(),
                 ["target"] => case.target = rest.into(),
                 ["fault"] => case.fault = Some(rest.into()),
+                ["emulator", "only"] => case.emulator_only = Some(rest.into()),
                 ["line"] => case.line = Some(rest.parse().unwrap()),
                 ["arg", ty] => case.arguments.push(Argument::Scalar(values(ty, rest))),
                 [kind @ ("in" | "out" | "inout" | "scratch" | "secret"), ty, ..] => {
@@ -178,12 +183,8 @@ impl Buffer {
     /// # Errors
     /// The first element that is further away than the header allows.
     pub fn compare(&self, got: &[u8]) -> Result<u64, String> {
-        let Some(expected) = &self.after else { return Ok(0) };
-        let number = |b: &[u8]| b.iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
-        let width = width(&self.ty);
         let mut worst = 0;
-        for (i, (w, g)) in expected.chunks(width).zip(got.chunks(width)).enumerate() {
-            let (w, g) = (number(w), number(g));
+        for (i, w, g) in self.differences(got) {
             worst = worst.max(w.abs_diff(g));
             if w.abs_diff(g) > self.ulp {
                 let float = match self.ty.as_str() {
@@ -194,5 +195,17 @@ impl Buffer {
             }
         }
         Ok(worst)
+    }
+
+    /// Element, expected and found bits wherever they differ.
+    pub fn differences(&self, got: &[u8]) -> Vec<(usize, u64, u64)> {
+        let expected = self.after.as_deref().unwrap_or_default();
+        let number = |b: &[u8]| b.iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
+        let width = width(&self.ty);
+        let pairs = expected.chunks(width).zip(got.chunks(width)).enumerate();
+        pairs
+            .map(|(i, (w, g))| (i, number(w), number(g)))
+            .filter(|(_, w, g)| w != g)
+            .collect()
     }
 }

@@ -25,6 +25,9 @@ pub fn run(path: &Path, options: Options) -> Result<(), String> {
         return Err("printing the printed module changes it".into());
     }
     let case = Case::parse(&source);
+    if case.emulator_only.as_deref() == Some("") {
+        return Err("`emulator only` needs a reason".into());
+    }
     let first = module.entries().next().unwrap_or_default();
     let entry = case.entry.as_deref().unwrap_or(first);
     let target = match case.target.as_str() {
