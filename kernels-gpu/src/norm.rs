@@ -186,7 +186,8 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = BLOCK_THREADS)]
+                // Where ptxas aims at three blocks a multiprocessor of sm_80, it spills.
+                #[launch(threads = BLOCK_THREADS, min_blocks = if cfg!(tier = "sm_90a") { 3 } else { 2 })]
                 pub fn $block(params: NormParams) {
                     forward::<$element, Block<BLOCK_THREADS>, 4>(params)
                 }

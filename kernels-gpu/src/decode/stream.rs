@@ -317,7 +317,7 @@ unsafe fn shuffle(value: u64, lane: u32) -> u64 {
 
 /// The same number, without the compiler's knowing it.
 #[inline(always)]
-fn opaque(mut value: u32) -> u32 {
+pub fn opaque(mut value: u32) -> u32 {
     // SAFETY: an empty instruction.
     unsafe { core::arch::asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
     value

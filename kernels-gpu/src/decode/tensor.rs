@@ -176,24 +176,40 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
             // Two tiles of 8 keys; even and odd steps apart, for shorter chains of products.
             let mut scores = [[0.0f32; 4]; 4];
             let queries_at = shared::dynamic_base() + super::HEADER_BYTES;
-            let mut s = 0;
-            while s < S {
-                let a = if Self::IN_REGISTERS {
-                    self.queries[s]
-                } else {
-                    // Matrices: rows 0–7 and 8–15 of the first 8 columns, then of the others.
-                    matrix::ldmatrix_x4(chunk_at::<DIM>(queries_at, lane % 16, 2 * s as u32 + lane / 16))
-                };
-                // Matrices: keys 0–7, both halves of the 16 columns; keys 8–15, the same.
-                let b = matrix::ldmatrix_x4(chunk_at::<DIM>(
-                    keys,
-                    lane % 8 + lane / 16 * 8,
-                    2 * s as u32 + lane / 8 % 2,
-                ));
-                let odd = s % 2;
-                scores[2 * odd] = E::mma(a, [b[0], b[1]], scores[2 * odd]);
-                scores[2 * odd + 1] = E::mma(a, [b[2], b[3]], scores[2 * odd + 1]);
-                s += 1;
+            // Turing's wide heads have no register to spare for fragments of several turns, for a second chain, or for
+            // what the rows see, kept from step to step.
+            let narrow = SM == 75 && !Self::IN_REGISTERS;
+            if narrow {
+                self.rows = [finish::row(lane / 4), finish::row(lane / 4 + 8)];
+            }
+            let chains = if narrow { 1 } else { 2 };
+            let turns = if narrow {
+                super::stream::opaque(S as u32) as usize
+            } else {
+                S
+            };
+            let mut pair = 0;
+            while pair < turns {
+                let mut odd = 0;
+                while odd < chains {
+                    let s = pair + odd;
+                    let a = if Self::IN_REGISTERS {
+                        self.queries[s]
+                    } else {
+                        // Matrices: rows 0–7 and 8–15 of the first 8 columns, then of the others.
+                        matrix::ldmatrix_x4(chunk_at::<DIM>(queries_at, lane % 16, 2 * s as u32 + lane / 16))
+                    };
+                    // Matrices: keys 0–7, both halves of the 16 columns; keys 8–15, the same.
+                    let b = matrix::ldmatrix_x4(chunk_at::<DIM>(
+                        keys,
+                        lane % 8 + lane / 16 * 8,
+                        2 * s as u32 + lane / 8 % 2,
+                    ));
+                    scores[2 * odd] = E::mma(a, [b[0], b[1]], scores[2 * odd]);
+                    scores[2 * odd + 1] = E::mma(a, [b[2], b[3]], scores[2 * odd + 1]);
+                    odd += 1;
+                }
+                pair += chains;
             }
             let mut x = [0.0f32; 8];
             let mut i = 0;
@@ -226,6 +242,13 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
             }
             let p = fragment::a_from_accumulator(&x, 0, E::pack);
             let mut t = 0;
+            // Nor for the permuted chunks of a row, which do not change from step to step.
+            let lane = if narrow { super::stream::opaque(lane) } else { lane };
+            while narrow && t < T {
+                let b = matrix::ldmatrix_x2_trans(chunk_at::<DIM>(values, lane % 16, t as u32));
+                self.out[t] = E::mma(p, b, self.out[t]);
+                t += 1;
+            }
             while t < T {
                 // Matrices: keys 0–7 and 8–15 of 8 columns, then of the next 8.
                 let b = matrix::ldmatrix_x4_trans(chunk_at::<DIM>(values, lane % 16, t as u32 + lane / 16));

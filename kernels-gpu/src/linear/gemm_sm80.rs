@@ -380,7 +380,7 @@ macro_rules! entries {
             ///
             /// # Safety
             /// - `params` describes tensors of this element type and layout.
-            #[launch(threads = TILED_THREADS, tensor_core = 1)]
+            #[launch(threads = TILED_THREADS, min_blocks = 8 / $mt, tensor_core = 1)]
             pub fn $name(params: LinearParams) {
                 linear::<$type, $mt, $nt, $x, $w>(&params)
             }
