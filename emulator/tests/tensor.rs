@@ -198,9 +198,8 @@ fn wgmma_from_tensor_maps() {
 
 /// One warp: A and B by `cp.async` to shared memory, `ldmatrix`, `mma.sync`, `stmatrix`, and out through a TMA store with a box that
 /// hangs over the tensor's edge.
-#[test]
-fn ldmatrix_mma_stmatrix_and_a_store_over_the_edge() {
-    let source = format!(
+fn store_kernel(row: i32) -> String {
+    format!(
         "{HEAD}.visible .entry kernel(.param .u64 pa, .param .u64 pb, .param .u64 pm) {{
         .reg .pred %p<4>; .reg .b32 %r<32>; .reg .b64 %rd<16>;
         ld.param.u64 %rd1, [pa]; ld.param.u64 %rd2, [pb]; ld.param.u64 %rd3, [pm];
@@ -220,11 +219,16 @@ fn ldmatrix_mma_stmatrix_and_a_store_over_the_edge() {
         stmatrix.sync.aligned.m8n8.x2.shared.b16 [%r7+1024], {{%r16, %r17}};
         fence.proxy.async; bar.warp.sync 0xffffffff;
         setp.ne.u32 %p2, %r1, 0; @%p2 bra $END;
-        mov.u32 %r21, 0; mov.u32 %r22, -2; add.u32 %r2, %r2, 1024;
+        mov.u32 %r21, 0; mov.u32 %r22, {row}; add.u32 %r2, %r2, 1024;
         cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%rd3, {{%r21, %r22}}], [%r2];
         cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;
         $END: ret; }}"
-    );
+    )
+}
+
+#[test]
+fn ldmatrix_mma_stmatrix_and_a_store_over_the_edge() {
+    let source = store_kernel(4);
     let a: Vec<f32> = (0..256).map(value).collect();
     let b: Vec<f32> = (0..128).map(|i| value(i + 3)).collect();
     for machine in machines() {
@@ -236,13 +240,39 @@ fn ldmatrix_mma_stmatrix_and_a_store_over_the_edge() {
         launch(&machine, &source, 32, 1280, &[pa.0, pb.0, pm.0]);
         let mut bytes = vec![0; 12 * 8 * 2];
         machine.read(out, &mut bytes).unwrap();
-        for r in 0..12 {
+        assert!(bytes[..4 * 8 * 2].iter().all(|&b| b == 0xcc), "rows above the box");
+        for r in 4..12 {
             for c in 0..8 {
                 let at = (r * 8 + c) * 2;
                 let got = f32::from_bits(Half::F16.widen(u16::from_le_bytes([bytes[at], bytes[at + 1]])));
-                let want: f32 = (0..16).map(|k| a[(r + 2) * 16 + k] * b[k * 8 + c]).sum();
+                let want: f32 = (0..16).map(|k| a[(r - 4) * 16 + k] * b[k * 8 + c]).sum();
                 assert_eq!(got, want, "{r}, {c}");
             }
         }
+    }
+}
+
+/// Hardware takes a store that begins at a negative coordinate for an illegal instruction.
+#[test]
+fn a_store_does_not_begin_before_the_tensor() {
+    let machine = Machine::new(Target::SM_90A);
+    let pa = upload(&machine, &[0; 512]);
+    let pb = upload(&machine, &[0; 256]);
+    let out = upload(&machine, &[0; 12 * 8 * 2]);
+    let pm = upload(
+        &machine,
+        &map(DataType::F16, out, 8, 12, [8, 16], Swizzle::None).encode(),
+    );
+    let module = Module::parse(&store_kernel(-2)).unwrap();
+    let params: Vec<u8> = [pa, pb, pm].iter().flat_map(|a| a.0.to_le_bytes()).collect();
+    let launch = Launch {
+        block: [32, 1, 1],
+        dynamic_shared_bytes: 1280,
+        params: &params,
+        ..Launch::default()
+    };
+    match machine.launch(&module, "kernel", &launch) {
+        Err(emulator::Error::Fault(fault)) => assert!(fault.to_string().contains("negative coordinate -2"), "{fault}"),
+        other => panic!("{other:?}"),
     }
 }

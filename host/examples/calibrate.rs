@@ -9,6 +9,7 @@
 
 use std::{
     ffi::{CString, c_void},
+    io::Read,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     ptr::null_mut,
@@ -42,6 +43,8 @@ struct Outcome {
     bytes: usize,
     /// Largest distance of the GPU from the expected values, units of the last place.
     ulp_from_expected: u64,
+    /// The same of each buffer of results, in order.
+    ulp_by_buffer: Vec<u64>,
     /// Bytes in which the GPU and the emulator differ; approximate functions may.
     bytes_unlike_emulator: usize,
     /// Buffer, element, expected and found bits where they differ: the first few hundred.
@@ -49,6 +52,8 @@ struct Outcome {
     problem: String,
 }
 
+/// How the problem of a file begins that no GPU runs.
+const NOT_FOR_GPU: &str = "not for a GPU";
 /// Elements that an outcome lists at most.
 const LISTED: usize = 400;
 
@@ -121,6 +126,9 @@ fn for_driver(source: &str, cuda: u32) -> String {
 }
 
 fn on_gpu(source: &str, case: &Case) -> Result<Results, String> {
+    if let Some(reason) = &case.emulator_only {
+        return Err(format!("{NOT_FOR_GPU}: {reason}"));
+    }
     let backend = CudaBackend::open(0).map_err(|e| e.to_string())?;
     let stream = backend.create_stream().map_err(|e| e.to_string())?;
     let entry = match &case.entry {
@@ -137,7 +145,7 @@ fn on_gpu(source: &str, case: &Case) -> Result<Results, String> {
             Argument::Scalar(bytes) => arguments.push(bytes.clone()),
             Argument::Buffer(buffer) => {
                 if buffer.secret {
-                    return Err("not for a GPU: a test of taint".into());
+                    return Err(format!("{NOT_FOR_GPU}: a test of taint"));
                 }
                 let at = backend
                     .allocate(buffer.bytes.max(16) as u64)
@@ -194,6 +202,7 @@ fn one(path: &Path) -> Outcome {
         agrees: false,
         bytes: 0,
         ulp_from_expected: 0,
+        ulp_by_buffer: Vec::new(),
         bytes_unlike_emulator: 0,
         unexpected: Vec::new(),
         problem: String::new(),
@@ -218,14 +227,18 @@ fn one(path: &Path) -> Outcome {
         if buffer.after.is_none() {
             continue;
         }
-        let differing = buffer.differences(real).into_iter();
-        let listed = differing.map(|(element, expected, found)| (index, element, expected, found));
+        let differing = buffer.differences(real);
+        let ulp = differing.iter().map(|(_, w, g)| w.abs_diff(*g)).max().unwrap_or(0);
+        outcome.ulp_by_buffer.push(ulp);
+        outcome.ulp_from_expected = outcome.ulp_from_expected.max(ulp);
+        let listed = differing
+            .into_iter()
+            .map(|(element, expected, found)| (index, element, expected, found));
         outcome.unexpected.extend(listed.take(LISTED));
         outcome.bytes += real.len();
         outcome.bytes_unlike_emulator += real.iter().zip(emulated).filter(|(a, b)| a != b).count();
-        match buffer.compare(real) {
-            Ok(ulp) => outcome.ulp_from_expected = outcome.ulp_from_expected.max(ulp),
-            Err(problem) => outcome.problem = problem,
+        if let Err(problem) = buffer.compare(real) {
+            outcome.problem = problem;
         }
     }
     outcome.agrees = outcome.problem.is_empty();
@@ -239,6 +252,7 @@ fn guarded(program: &Path, path: &Path) -> Outcome {
         agrees: false,
         bytes: 0,
         ulp_from_expected: 0,
+        ulp_by_buffer: Vec::new(),
         bytes_unlike_emulator: 0,
         unexpected: Vec::new(),
         problem,
@@ -252,10 +266,16 @@ fn guarded(program: &Path, path: &Path) -> Outcome {
         Ok(child) => child,
         Err(error) => return lost(error.to_string()),
     };
+    // Read while it runs: more than a pipe holds would stop it.
+    let mut pipe = child.stdout.take().expect("piped");
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        pipe.read_to_end(&mut text).map(|_| text)
+    });
     let start = Instant::now();
-    loop {
+    let status = loop {
         match child.try_wait() {
-            Ok(Some(_)) => break,
+            Ok(Some(status)) => break status,
             Ok(None) if start.elapsed() > LIMIT => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -264,12 +284,11 @@ fn guarded(program: &Path, path: &Path) -> Outcome {
             Ok(None) => std::thread::sleep(Duration::from_millis(20)),
             Err(error) => return lost(error.to_string()),
         }
-    }
-    match child.wait_with_output() {
-        Ok(output) => {
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| lost(format!("ended with {}", output.status)))
-        }
-        Err(error) => lost(error.to_string()),
+    };
+    match reader.join() {
+        Ok(Ok(text)) => serde_json::from_slice(&text).unwrap_or_else(|_| lost(format!("ended with {status}"))),
+        Ok(Err(error)) => lost(error.to_string()),
+        Err(_) => lost("its output could not be read".into()),
     }
 }
 
@@ -334,9 +353,7 @@ fn main() -> ExitCode {
         );
         report.outcomes.push(outcome);
     }
-    report
-        .outcomes
-        .retain(|outcome| !outcome.problem.starts_with("not for a GPU"));
+    report.outcomes.retain(|outcome| !outcome.problem.contains(NOT_FOR_GPU));
     let agreeing = report.outcomes.iter().filter(|outcome| outcome.agrees).count();
     println!("{agreeing} of {} files agree", report.outcomes.len());
     if let Some(path) = json {

@@ -154,25 +154,28 @@ fn bulk_copies_cross_the_cluster() {
 const EXTENTS: [u64; 5] = [40, 5, 4, 3, 2];
 const BOX: [u32; 5] = [32, 3, 2, 2, 2];
 const AT: [i32; 5] = [20, -1, 3, 1, 1];
+/// Where the boxes of the tests that store begin: loads may begin before the tensor, stores may not.
+const STORED_AT: [i32; 5] = [20, 3, 3, 1, 1];
 
 struct Tile {
     rank: usize,
+    at: [i32; 5],
     tensor: Vec<f32>,
     expected: Vec<f32>,
     /// The element of the tensor that each element of the box is, if it is one.
     places: Vec<Option<usize>>,
 }
 
-fn tile(rank: usize) -> Tile {
+fn tile(rank: usize, at: [i32; 5]) -> Tile {
     let elements: u64 = EXTENTS[..rank].iter().product();
     let tensor: Vec<f32> = (0..elements).map(|at| at as f32 + 0.5).collect();
     let count: u32 = BOX[..rank].iter().product();
     let places: Vec<Option<usize>> = (0..count)
-        .map(|mut at| {
+        .map(|mut index| {
             let (mut place, mut stride) = (0, 1);
             for axis in 0..rank {
-                let coordinate = AT[axis] as i64 + (at % BOX[axis]) as i64;
-                at /= BOX[axis];
+                let coordinate = at[axis] as i64 + (index % BOX[axis]) as i64;
+                index /= BOX[axis];
                 if coordinate < 0 || coordinate >= EXTENTS[axis] as i64 {
                     return None;
                 }
@@ -185,6 +188,7 @@ fn tile(rank: usize) -> Tile {
     let expected = places.iter().map(|place| place.map_or(0.0, |at| tensor[at])).collect();
     Tile {
         rank,
+        at,
         tensor,
         expected,
         places,
@@ -203,7 +207,7 @@ fn launch_tma(device: &Device, entry: &str, tile: &Tile, blocks: u64) -> (Vec<f3
     let source = floats(&tile.tensor);
     let destination = floats(&vec![0.0; tile.tensor.len()]);
     let bytes = 4 * tile.expected.len() as u64;
-    let mut input: Vec<u32> = AT.iter().map(|&at| at as u32).collect();
+    let mut input: Vec<u32> = tile.at.iter().map(|&at| at as u32).collect();
     input.push(bytes as u32);
     let input = upload(device, &bytes_of(&input));
     let output = AnyTensor::zeros(device, DType::F32, &[blocks * bytes / 2]).unwrap();
@@ -251,7 +255,7 @@ fn launch_tma(device: &Device, entry: &str, tile: &Tile, blocks: u64) -> (Vec<f3
 fn tma_loads_stores_and_adds_boxes() {
     for device in devices(SM90) {
         for rank in 1..=5 {
-            let tile = tile(rank);
+            let tile = tile(rank, STORED_AT);
             let (destination, output) = launch_tma(&device, &format!("device_test_tma_{rank}d"), &tile, 1);
             assert_eq!(output, tile.expected.repeat(2), "rank {rank}: loaded");
             let mut expected = vec![0.0; tile.tensor.len()];
@@ -267,7 +271,7 @@ fn tma_loads_stores_and_adds_boxes() {
 fn tma_multicasts_boxes() {
     for device in devices(SM90) {
         for rank in 1..=5 {
-            let tile = tile(rank);
+            let tile = tile(rank, AT);
             let (destination, output) = launch_tma(&device, &format!("device_test_tma_{rank}d_multicast"), &tile, 2);
             assert_eq!(output, tile.expected.repeat(4), "rank {rank}");
             assert!(destination.iter().all(|&value| value == 0.0));

@@ -173,6 +173,12 @@ impl Copy {
                         window,
                     }
                 } else {
+                    // The CUDA programming guide forbids it, and an H200 calls it an illegal instruction; loads may begin there.
+                    if let Some(negative) = coordinates.iter().find(|&&c| c < 0) {
+                        return Err(refuse(format!(
+                            "the box of a tensor store or reduction begins at the negative coordinate {negative}"
+                        )));
+                    }
                     let reduce = match self.reduce {
                         None => None,
                         Some((op, _)) => Some((op, reducible(op, map.tiled().data_type).map_err(refuse)?)),

@@ -108,7 +108,13 @@ fn fast(to: Type, from: Type, rounding: Rounding, integral: bool) -> Option<Map1
         (F16, F32, NearestEven, false) => map1!(|a: u32| half::f32_to_f16(a, Rounding::NearestEven)),
         (Bf16, F32, NearestEven, false) => map1!(|a: u32| half::f32_to_bf16(a, Rounding::NearestEven)),
         (F64, F32, _, false) => map1!(|a: u32| convert::f32_to_f64(a)),
-        (F32, F64, NearestEven, false) => map1!(|a: u64| convert::f64_to_f32(a, Rounding::NearestEven)),
+        (F32, F64, NearestEven, false) => map1!(|a: u64| convert::f64_to_f32(a, NearestEven)),
+        (F32, F64, Zero, false) => map1!(|a: u64| convert::f64_to_f32(a, Zero)),
+        (F32, F64, Rounding::Down, false) => map1!(|a: u64| convert::f64_to_f32(a, Rounding::Down)),
+        (F32, F64, Rounding::Up, false) => map1!(|a: u64| convert::f64_to_f32(a, Rounding::Up)),
+        (F64, F16, _, false) => map1!(|a: u16| convert::f16_to_f64(a)),
+        (F16, F64, NearestEven, false) => map1!(|a: u64| convert::f64_to_f16(a, NearestEven)),
+        (F16, F64, Zero, false) => map1!(|a: u64| convert::f64_to_f16(a, Zero)),
         _ => return None,
     })
 }

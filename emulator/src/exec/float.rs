@@ -144,7 +144,11 @@ fn class(name: usize, ty: Type) -> Option<crate::program::Test> {
                 1 => test2!(|a: $bits, _b: $bits| <$float>::from_bits(a).is_infinite()),
                 2 => test2!(|a: $bits, _b: $bits| !<$float>::from_bits(a).is_nan()),
                 3 => test2!(|a: $bits, _b: $bits| <$float>::from_bits(a).is_nan()),
-                4 => test2!(|a: $bits, _b: $bits| <$float>::from_bits(a).is_normal()),
+                // PTX counts zeros among the normal numbers.
+                4 => test2!(|a: $bits, _b: $bits| {
+                    let a = <$float>::from_bits(a);
+                    a.is_normal() || a == 0.0
+                }),
                 _ => test2!(|a: $bits, _b: $bits| <$float>::from_bits(a).is_subnormal()),
             })
         };
@@ -250,8 +254,8 @@ pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>
             let f: Map1 = match (opcode, wide, approximate) {
                 ("abs", false, false) => approximation!(single::abs),
                 ("neg", false, false) => approximation!(single::neg),
-                ("abs", true, false) => map1!(|a: u64| a & !(1 << 63)),
-                ("neg", true, false) => map1!(|a: u64| a ^ 1 << 63),
+                ("abs", true, false) => map1!(|a: u64| double::abs(a)),
+                ("neg", true, false) => map1!(|a: u64| double::neg(a)),
                 ("rcp", false, true) => approximation!(approx::rcp),
                 ("rcp", true, true) if ftz => map1!(|a: u64| approx::rcp_f64(a)),
                 ("rcp", false, false) if rounded.is_some() => by_mode!(mode, rcp),

@@ -54,6 +54,7 @@ fn round_integral(sign: bool, mant: u128, exp: i32, rounding: Rounding) -> (u64,
 #[must_use]
 pub fn round_to_integral(format: Format, x: u64, rounding: Rounding) -> u64 {
     match soft::unpack(format, x) {
+        Value::Nan if format == soft::F64 => super::double::quiet(x),
         Value::Nan => format.nan,
         Value::Inf(_) => x,
         Value::Finite { sign, mant, exp } => {
@@ -86,37 +87,61 @@ pub fn int_to_float(to: Format, x: u64, bits: u32, signed: bool, rounding: Round
     }
 }
 
-/// f32 → f64, exact; NaN becomes canonical.
+/// f32 → f64, exact; a NaN becomes quiet and keeps sign and payload.
 #[inline(always)]
 #[must_use]
 pub fn f32_to_f64(x: u32) -> u64 {
-    let f = f32::from_bits(x);
-    if f.is_nan() {
-        super::NAN_F64
-    } else {
-        f64::from(f).to_bits()
+    if super::single::is_nan(x) {
+        return u64::from(x >> 31) << 63 | 0x7ff8 << 48 | u64::from(x & 0x7f_ffff) << 29;
     }
+    f64::from(f32::from_bits(x)).to_bits()
 }
 
-/// f64 → f32.
+/// f16 → f64, exact; a NaN becomes quiet and keeps sign and payload.
+#[inline(always)]
+#[must_use]
+pub fn f16_to_f64(h: u16) -> u64 {
+    if h & 0x7fff > 0x7c00 {
+        return u64::from(h >> 15) << 63 | 0x7ff8 << 48 | u64::from(h & 0x3ff) << 42;
+    }
+    soft::convert(soft::F16, soft::F64, h.into(), Rounding::Zero)
+}
+
+/// f64 → f32; a NaN becomes quiet and keeps its sign and the high bits of its payload.
 #[inline]
 #[must_use]
 pub fn f64_to_f32(x: u64, rounding: Rounding) -> u32 {
+    if super::double::is_nan(x) {
+        return (x >> 63 << 31) as u32 | 0x7fc0_0000 | (x >> 29) as u32 & 0x7f_ffff;
+    }
     if rounding == Rounding::NearestEven {
-        let f = f64::from_bits(x) as f32;
-        if f.is_nan() { NAN_F32 } else { f.to_bits() }
+        (f64::from_bits(x) as f32).to_bits()
     } else {
         soft::convert(soft::F64, soft::F32, x, rounding) as u32
     }
+}
+
+/// f64 → f16, as [`f64_to_f32`].
+#[inline]
+#[must_use]
+pub fn f64_to_f16(x: u64, rounding: Rounding) -> u16 {
+    if super::double::is_nan(x) {
+        return (x >> 63 << 15) as u16 | 0x7e00 | (x >> 42) as u16 & 0x3ff;
+    }
+    soft::convert(soft::F64, soft::F16, x, rounding) as u16
 }
 
 /// `cvt.{rna,rn,rz}{.relu}.tf32.f32`: 10 bits of mantissa, in the high 19 bits of the register.
 #[inline]
 #[must_use]
 pub fn f32_to_tf32(x: u32, rounding: Rounding, relu: bool) -> u32 {
-    let f = f32::from_bits(x);
-    if f.is_nan() {
-        return NAN_F32;
+    if super::single::is_nan(x) {
+        // As on hardware: `.rna` cuts a NaN off as it does numbers, the others return their own.
+        return if rounding == Rounding::NearestAway {
+            x & 0xffff_e000
+        } else {
+            NAN_F32 & 0xffff_e000
+        };
     }
     if relu && x & 0x8000_0000 != 0 {
         return 0;
@@ -241,7 +266,11 @@ mod tests {
         );
         assert_eq!(f32_to_tf32(x.to_bits(), Rounding::NearestEven, false), 1f32.to_bits());
         assert_eq!(f32_to_tf32((-x).to_bits(), Rounding::NearestAway, true), 0);
-        assert_eq!(f32_to_tf32(f32::NAN.to_bits(), Rounding::NearestEven, true), NAN_F32);
+        assert_eq!(
+            f32_to_tf32(f32::NAN.to_bits(), Rounding::NearestEven, true),
+            0x7fff_e000
+        );
+        assert_eq!(f32_to_tf32(0xffa1_2345, Rounding::NearestAway, false), 0xffa1_2000);
         assert_eq!(f64_to_f32(1e300f64.to_bits(), Rounding::Zero), f32::MAX.to_bits());
         assert_eq!(f64_to_f32(0.1f64.to_bits(), Rounding::NearestEven), 0.1f32.to_bits());
     }

@@ -1,10 +1,30 @@
 //! f64 arithmetic on bit patterns.
+//!
+//! A NaN operand comes out again, quiet, with its sign and payload, as on hardware (`docs/calibration.md`); of two the first does.
 
 use super::{NAN_F64, Rounding, soft};
 
+/// A result that no rounding in software made: a NaN is that of the first operand that is one, or new.
 #[inline(always)]
-fn canonical(x: f64) -> u64 {
-    if x.is_nan() { NAN_F64 } else { x.to_bits() }
+fn finish<const N: usize>(x: f64, operands: [u64; N]) -> u64 {
+    if x.is_nan() {
+        propagated(operands).unwrap_or(NAN_F64)
+    } else {
+        x.to_bits()
+    }
+}
+
+/// The first NaN among the operands, quiet.
+#[inline]
+fn propagated<const N: usize>(operands: [u64; N]) -> Option<u64> {
+    operands.into_iter().find(|&x| is_nan(x)).map(quiet)
+}
+
+/// A NaN with its quiet bit set; other values as they are.
+#[inline(always)]
+#[must_use]
+pub fn quiet(x: u64) -> u64 {
+    if is_nan(x) { x | 1 << 51 } else { x }
 }
 
 /// Whether `x` is a NaN.
@@ -19,8 +39,8 @@ pub fn is_nan(x: u64) -> bool {
 #[must_use]
 pub fn add(a: u64, b: u64, rounding: Rounding) -> u64 {
     match rounding {
-        Rounding::NearestEven => canonical(f64::from_bits(a) + f64::from_bits(b)),
-        other => soft::add(soft::F64, a, b, other),
+        Rounding::NearestEven => finish(f64::from_bits(a) + f64::from_bits(b), [a, b]),
+        other => propagated([a, b]).unwrap_or_else(|| soft::add(soft::F64, a, b, other)),
     }
 }
 
@@ -28,7 +48,21 @@ pub fn add(a: u64, b: u64, rounding: Rounding) -> u64 {
 #[inline(always)]
 #[must_use]
 pub fn sub(a: u64, b: u64, rounding: Rounding) -> u64 {
-    add(a, b ^ 1 << 63, rounding)
+    add(a, neg(b), rounding)
+}
+
+/// `neg.f64`; a NaN keeps its sign.
+#[inline(always)]
+#[must_use]
+pub fn neg(a: u64) -> u64 {
+    if is_nan(a) { quiet(a) } else { a ^ 1 << 63 }
+}
+
+/// `abs.f64`; a NaN keeps its sign.
+#[inline(always)]
+#[must_use]
+pub fn abs(a: u64) -> u64 {
+    if is_nan(a) { quiet(a) } else { a & !(1 << 63) }
 }
 
 /// `mul.f64`.
@@ -36,8 +70,8 @@ pub fn sub(a: u64, b: u64, rounding: Rounding) -> u64 {
 #[must_use]
 pub fn mul(a: u64, b: u64, rounding: Rounding) -> u64 {
     match rounding {
-        Rounding::NearestEven => canonical(f64::from_bits(a) * f64::from_bits(b)),
-        other => soft::mul(soft::F64, a, b, other),
+        Rounding::NearestEven => finish(f64::from_bits(a) * f64::from_bits(b), [a, b]),
+        other => propagated([a, b]).unwrap_or_else(|| soft::mul(soft::F64, a, b, other)),
     }
 }
 
@@ -46,8 +80,11 @@ pub fn mul(a: u64, b: u64, rounding: Rounding) -> u64 {
 #[must_use]
 pub fn fma(a: u64, b: u64, c: u64, rounding: Rounding) -> u64 {
     match rounding {
-        Rounding::NearestEven => canonical(f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c))),
-        other => soft::fma(soft::F64, a, b, c, other),
+        Rounding::NearestEven => finish(
+            f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)),
+            [a, b, c],
+        ),
+        other => propagated([a, b, c]).unwrap_or_else(|| soft::fma(soft::F64, a, b, c, other)),
     }
 }
 
@@ -56,8 +93,8 @@ pub fn fma(a: u64, b: u64, c: u64, rounding: Rounding) -> u64 {
 #[must_use]
 pub fn div(a: u64, b: u64, rounding: Rounding) -> u64 {
     match rounding {
-        Rounding::NearestEven => canonical(f64::from_bits(a) / f64::from_bits(b)),
-        other => soft::div(soft::F64, a, b, other),
+        Rounding::NearestEven => finish(f64::from_bits(a) / f64::from_bits(b), [a, b]),
+        other => propagated([a, b]).unwrap_or_else(|| soft::div(soft::F64, a, b, other)),
     }
 }
 
@@ -73,8 +110,8 @@ pub fn rcp(a: u64, rounding: Rounding) -> u64 {
 #[must_use]
 pub fn sqrt(a: u64, rounding: Rounding) -> u64 {
     match rounding {
-        Rounding::NearestEven => canonical(f64::from_bits(a).sqrt()),
-        other => soft::sqrt(soft::F64, a, other),
+        Rounding::NearestEven => finish(f64::from_bits(a).sqrt(), [a]),
+        other => propagated([a]).unwrap_or_else(|| soft::sqrt(soft::F64, a, other)),
     }
 }
 
@@ -86,7 +123,7 @@ fn key(x: u64) -> i64 {
 #[inline(always)]
 fn pick(a: u64, b: u64, max: bool) -> u64 {
     match (is_nan(a), is_nan(b)) {
-        (true, true) => NAN_F64,
+        (true, true) => a,
         (true, false) => b,
         (false, true) => a,
         _ if (key(a) < key(b)) != max => a,

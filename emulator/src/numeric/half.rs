@@ -26,8 +26,7 @@ pub fn f16_to_f32(h: u16) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn bf16_to_f32(h: u16) -> u32 {
-    let x = u32::from(h) << 16;
-    if single::is_nan(x) { super::NAN_F32 } else { x }
+    u32::from(h) << 16
 }
 
 /// f32 → f16.
@@ -282,10 +281,14 @@ mod tests {
         for h in 0..=u16::MAX {
             for (kind, format) in [(Half::F16, soft::F16), (Half::Bf16, soft::BF16)] {
                 let wide = kind.widen(h);
-                assert_eq!(
-                    u64::from(wide),
-                    soft::convert(format, soft::F32, h.into(), Rounding::NearestEven)
-                );
+                if kind == Half::Bf16 && kind.is_nan(h) {
+                    assert_eq!(wide, u32::from(h) << 16);
+                } else {
+                    assert_eq!(
+                        u64::from(wide),
+                        soft::convert(format, soft::F32, h.into(), Rounding::NearestEven)
+                    );
+                }
                 let back = kind.narrow(wide);
                 assert_eq!(back, if kind.is_nan(h) { NAN_F16 } else { h });
             }

@@ -295,11 +295,16 @@ impl<'s> Parser<'s> {
                     self.at += 1;
                     file.address_size = self.small("32 or 64")?;
                 }
+                // The target comes before everything that depends on it.
+                _ if file.target.is_empty() => return self.fail("'.target'"),
                 _ => {
                     let item = self.item()?;
                     file.items.push(item);
                 }
             }
+        }
+        if file.target.is_empty() {
+            return self.fail("'.target'");
         }
         Ok(file)
     }
