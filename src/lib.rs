@@ -22,5 +22,8 @@ pub use host::{
     Event, Float, Graph, Result, Stream, Tensor, Tier, bf16, f16, images, kv, ops, ops::*,
 };
 
+pub mod inventory;
+pub mod verify;
+
 /// Language models on these kernels: checkpoints, tokenizers, generation.
 pub use models;

@@ -18,13 +18,18 @@ use clap::{Args, Parser, Subcommand};
 use host::{Device, DeviceKind, DeviceOptions, EmulatorOptions, Tier};
 
 mod bench;
+mod docs;
 mod emulate;
 mod generate;
 mod info;
 mod perplexity;
+mod profile;
+mod report;
+mod roofline;
 mod run;
 mod sanitize;
 mod tensors;
+mod verify;
 
 /// GPU kernels for transformers in pure Rust: run them, check them, measure them. Without a command, a small model tells a story.
 #[derive(Parser)]
@@ -42,8 +47,16 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Show devices, driver, tiers and the kernels of this build.
     Info(info::InfoArgs),
-    /// Measure the kernels beside the ceilings of the same GPU.
+    /// Check every op against the f64 reference, on random and named problems.
+    Verify(verify::VerifyArgs),
+    /// Measure the kernels beside the ceilings of the same GPU, and peers in turns.
     Bench(bench::BenchArgs),
+    /// Draw every kernel under the ceilings of its GPU.
+    Roofline(roofline::RooflineArgs),
+    /// Say what limits each kernel: Nsight Compute on a GPU, the emulator's counts without.
+    Profile(profile::ProfileArgs),
+    /// Rewrite or check what README and pages have from the table of ops and from committed results.
+    Docs(docs::DocsArgs),
     /// Apply one op to the named tensors of a safetensors file.
     Run(run::RunArgs),
     /// Run the ops on the emulator under all checks, on many schedules.
@@ -53,7 +66,7 @@ enum Command {
 }
 
 /// Which machine runs the kernels.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct DeviceArgs {
     /// auto (the first GPU, else the emulator), cuda, cuda:N or emulator.
     #[arg(long, default_value = "auto", value_parser = parse_device, global = true)]
@@ -64,11 +77,15 @@ pub struct DeviceArgs {
     /// On the emulator: check every access (bounds, races, initialisation, barriers); slower.
     #[arg(long, global = true)]
     checks: bool,
+    /// One driver allocation a tensor: what compute-sanitizer needs to see overruns.
+    #[arg(long, global = true, hide = true)]
+    exact_allocation: bool,
 }
 
 /// What `--device` said.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 enum DeviceChoice {
+    #[default]
     Auto,
     Kind(DeviceKind),
 }
@@ -88,6 +105,24 @@ fn parse_device(text: &str) -> Result<DeviceChoice, String> {
 impl DeviceArgs {
     /// Opens the device.
     pub fn open(&self) -> host::Result<Device> {
+        self.open_tier(self.tier)
+    }
+
+    /// The tier that was asked for.
+    pub fn tier(&self) -> Option<Tier> {
+        self.tier
+    }
+
+    /// What `--device` was given.
+    pub fn name(&self) -> String {
+        match self.device {
+            DeviceChoice::Auto => "auto".into(),
+            DeviceChoice::Kind(kind) => kind.to_string(),
+        }
+    }
+
+    /// Opens the device with the images of a tier.
+    pub fn open_tier(&self, tier: Option<Tier>) -> host::Result<Device> {
         let kind = match self.device {
             DeviceChoice::Auto => None,
             DeviceChoice::Kind(kind) => Some(kind),
@@ -99,7 +134,8 @@ impl DeviceArgs {
         Device::with_options(
             kind,
             DeviceOptions {
-                tier: self.tier,
+                tier,
+                exact_allocation: self.exact_allocation,
                 emulator,
                 ..DeviceOptions::default()
             },
@@ -144,7 +180,11 @@ pub fn main() -> ExitCode {
         Some(Command::Generate(args)) => generate::generate(*args, started),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
         Some(Command::Info(args)) => info::info(args),
+        Some(Command::Verify(args)) => verify::verify(args),
         Some(Command::Bench(args)) => bench::bench(args),
+        Some(Command::Roofline(args)) => roofline::roofline(args),
+        Some(Command::Profile(args)) => profile::profile(args),
+        Some(Command::Docs(args)) => docs::docs(args),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Sanitize(args)) => sanitize::sanitize(args),
         Some(Command::Emulate(args)) => emulate::emulate(args),

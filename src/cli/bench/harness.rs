@@ -1,27 +1,20 @@
 //! Timing of GPU work: CUDA events around single runs, or around graphs of runs where one is too short to time.
 
-use host::{AnyTensor, DType, Device, Event, Result};
-use serde::Serialize;
+use std::time::Instant;
+
+use host::{AnyTensor, DType, Device, Event, Graph, Result, ops};
+use serde::{Deserialize, Serialize};
+use statrs::statistics::{Data, Max, Min, OrderStatistics, Statistics};
+
+use super::case::normal;
 
 /// Runs shorter than this are timed in graphs: an event pair costs a few microseconds itself.
 const SHORT_MICROSECONDS: f64 = 100.0;
 /// Runs of one graph.
 const GRAPH_RUNS: usize = 20;
 
-/// Something to measure.
-pub struct Case {
-    /// Shape and options.
-    pub name: String,
-    /// Bytes that must move at least once.
-    pub bytes: u64,
-    /// Floating-point operations of the maths.
-    pub flops: u64,
-    /// Runs it once; the argument counts runs, so that buffers can be rotated.
-    pub run: Box<dyn FnMut(usize) -> Result<()>>,
-}
-
 /// Microseconds of one run.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Timing {
     /// Number of runs (or of graphs of runs).
     pub samples: usize,
@@ -48,24 +41,36 @@ pub struct Harness<'a> {
     device: &'a Device,
     warm_ups: usize,
     runs: usize,
+    /// Seconds after which a case is not repeated further.
+    patience: f64,
 }
 
 impl Harness<'_> {
     /// 100 warm-ups and 1000 runs, or a tenth of both.
     pub fn new(device: &Device, quick: bool) -> Harness<'_> {
-        let (warm_ups, runs) = if quick { (10, 100) } else { (100, 1000) };
-        Harness { device, warm_ups, runs }
+        let (warm_ups, runs, patience) = if quick { (10, 100, 0.3) } else { (100, 1000, 60.0) };
+        Harness {
+            device,
+            warm_ups,
+            runs,
+            patience,
+        }
     }
 
     /// Times `run`.
     pub fn time(&self, run: &mut dyn FnMut(usize) -> Result<()>) -> Result<Timing> {
+        let begun = Instant::now();
         for turn in 0..self.warm_ups {
             run(turn)?;
+            if begun.elapsed().as_secs_f64() > self.patience {
+                break;
+            }
         }
         self.device.synchronize()?;
-        let trial = self.sample(10, 1, &mut |turn| run(turn))?;
-        if median(&trial) >= SHORT_MICROSECONDS {
-            return Ok(statistics(self.sample(self.runs, 1, &mut |turn| run(turn))?, false));
+        let trial = median(&self.sample(10, 1, &mut |turn| run(turn))?);
+        if trial >= SHORT_MICROSECONDS {
+            let runs = self.runs.min((self.patience * 1e6 / trial) as usize).max(10);
+            return Ok(statistics(self.sample(runs, 1, &mut |turn| run(turn))?, false));
         }
         let (graph, ()) = self.device.capture(|| (0..GRAPH_RUNS).try_for_each(&mut *run))?;
         let samples = (self.runs / GRAPH_RUNS).max(20);
@@ -74,6 +79,16 @@ impl Harness<'_> {
             self.sample(samples, GRAPH_RUNS, &mut |_| graph.launch())?,
             true,
         ))
+    }
+
+    /// A graph of `launches` runs, for turns with a peer.
+    pub fn graph(&self, launches: usize, run: &mut dyn FnMut(usize) -> Result<()>) -> Result<Graph> {
+        Ok(self.device.capture(|| (0..launches).try_for_each(&mut *run))?.0)
+    }
+
+    /// Microseconds of a run within one turn of a graph: the median of a few.
+    pub fn turn(&self, graph: &Graph, launches: usize) -> Result<f64> {
+        Ok(median(&self.sample(5, launches, &mut |_| graph.launch())?))
     }
 
     /// Microseconds of each of `samples` turns, each of which holds `runs` runs.
@@ -107,37 +122,41 @@ impl Harness<'_> {
         })?;
         Ok(2.0 * BYTES as f64 / timing.p50 / 1e6)
     }
+
+    /// TFLOP/s of our product of two normal matrices of 8192² in bf16 (f16 where the tier has no bf16).
+    pub fn matrix_rate(&self) -> Result<f64> {
+        const EXTENT: u64 = 8192;
+        let dtype = if self.device.tier() == host::Tier::Sm75 {
+            DType::F16
+        } else {
+            DType::BF16
+        };
+        let [x, w] = [1, 2].map(|seed| normal(self.device, dtype, &[EXTENT, EXTENT], seed));
+        let (x, w) = (x?, w?);
+        let timing = self.time(&mut |_| ops::linear(&x, &w).run().map(drop))?;
+        Ok(2.0 * (EXTENT as f64).powi(3) / timing.p50 / 1e6)
+    }
 }
 
-fn median(samples: &[f64]) -> f64 {
-    percentile(&sorted(samples.to_vec()), 0.5)
-}
-
-fn sorted(mut samples: Vec<f64>) -> Vec<f64> {
-    samples.sort_by(f64::total_cmp);
-    samples
-}
-
-fn percentile(sorted: &[f64], fraction: f64) -> f64 {
-    let at = (fraction * (sorted.len().max(1) - 1) as f64).round() as usize;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
+/// Median of some samples; NaN of none.
+pub fn median(samples: &[f64]) -> f64 {
+    Data::new(samples.to_vec()).median()
 }
 
 fn statistics(samples: Vec<f64>, graph: bool) -> Timing {
-    let samples = sorted(samples);
-    let count = samples.len() as f64;
-    let mean = samples.iter().sum::<f64>() / count;
-    let variance = samples.iter().map(|sample| (sample - mean).powi(2)).sum::<f64>() / count;
+    let (mean, std) = ((&samples).mean(), (&samples).population_std_dev());
+    let count = samples.len();
+    let mut data = Data::new(samples);
     Timing {
-        samples: samples.len(),
+        samples: count,
         graph,
         mean,
-        std: variance.sqrt(),
-        min: percentile(&samples, 0.0),
-        max: percentile(&samples, 1.0),
-        p50: percentile(&samples, 0.5),
-        p95: percentile(&samples, 0.95),
-        p99: percentile(&samples, 0.99),
+        std,
+        min: data.min(),
+        max: data.max(),
+        p50: data.median(),
+        p95: data.percentile(95),
+        p99: data.percentile(99),
     }
 }
 
@@ -146,13 +165,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_those_of_the_sorted_samples() {
+    fn statistics_are_those_of_the_samples() {
         let timing = statistics((1..=101).rev().map(f64::from).collect(), false);
-        assert_eq!(
-            (timing.min, timing.p50, timing.p95, timing.p99, timing.max),
-            (1.0, 51.0, 96.0, 100.0, 101.0)
-        );
-        assert_eq!(timing.mean, 51.0);
+        assert_eq!((timing.min, timing.p50, timing.max), (1.0, 51.0, 101.0));
+        assert!((timing.p95 - 96.0).abs() < 1.0 && (timing.p99 - 100.0).abs() < 1.0);
+        assert!((timing.mean - 51.0).abs() < 1e-9);
         assert!((timing.std - (850.0f64).sqrt()).abs() < 1e-9);
     }
 }

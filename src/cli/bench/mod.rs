@@ -1,151 +1,661 @@
-//! `ferroflash bench`: how fast the kernels are, beside the ceilings of the same GPU in the same run.
+//! `ferroflash bench`: how fast the kernels are, beside the ceilings of the same GPU and beside peers in the same minute.
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
+use ferroflash::inventory::unknown;
 use host::Device;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{DeviceArgs, Failure, Outcome};
+use super::{DeviceArgs, Failure, Outcome, report};
 
 mod attention;
+mod case;
+mod cublaslt;
+mod environment;
 mod harness;
-mod memory;
+mod linear;
+mod peers;
+pub mod plots;
+mod rows;
 
-pub use harness::{Case, Harness, Timing};
+pub use case::{Case, Spec};
+pub use environment::{Environment, GpuState};
+use harness::median;
+pub use harness::{Harness, Timing};
+use peers::{Peers, Rival};
 
 /// Arguments of `bench`.
 #[derive(Args)]
 pub struct BenchArgs {
-    /// Ops to measure (all unless named): see `--list`.
-    ops: Vec<String>,
-    /// 10 warm-ups and 100 runs instead of 100 and 1000.
+    /// Suites to measure (all unless named): see `--list`.
+    suites: Vec<String>,
+    /// 10 warm-ups and 100 runs instead of 100 and 1000, and no case longer than a second.
     #[arg(long)]
     quick: bool,
-    /// Print the names of the ops and stop.
+    /// Only cases whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    config: Option<String>,
+    /// Print the suites, with `--cases` their cases too, and stop.
     #[arg(long)]
     list: bool,
+    /// With `--list`: the cases of each suite.
+    #[arg(long, requires = "list")]
+    cases: bool,
     /// Write all figures to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write one line a case to this file.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Draw one picture a suite into this folder.
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Rounds of turns with peers.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Without peers: cuBLASLt and PyTorch are neither looked for nor missed.
+    #[arg(long)]
+    no_peers: bool,
+    /// The Python that has PyTorch.
+    #[arg(long, default_value = "python3", value_name = "PROGRAM")]
+    python: String,
+    /// Run each case once and time nothing: what profilers attach to.
+    #[arg(long)]
+    once: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-/// Cases of one op: what `bench NAME` measures.
-type Suite = (&'static str, fn(&Device) -> host::Result<Vec<Case>>);
+/// Cases that are measured and drawn together.
+pub struct Suite {
+    /// What `bench NAME` measures.
+    pub name: &'static str,
+    /// Where its shapes come from.
+    pub what: &'static str,
+    /// Its cases.
+    pub cases: fn() -> Vec<Spec>,
+}
 
 /// Everything that can be measured.
-const SUITES: [Suite; 3] = [
-    ("attention", attention::forward),
-    ("vector-add", memory::vector_add),
-    ("reduce", memory::reduce),
+pub const SUITES: &[Suite] = &[
+    suite(
+        "attention",
+        "forward, 16k tokens, the flash-attention grid, bf16",
+        attention::grid,
+    ),
+    suite(
+        "flashkernel",
+        "attention forward of FlashKernel's configurations",
+        attention::flashkernel,
+    ),
+    suite(
+        "flashcore",
+        "attention forward of FlashCore's nine configurations",
+        attention::flashcore,
+    ),
+    suite("decode", "one new token over caches", attention::decode),
+    suite("cache", "append to pages and read back", attention::cache),
+    suite(
+        "rope",
+        "rotation in place, with and without the append",
+        attention::rope,
+    ),
+    suite("linear", "layers of transformers, with cuBLASLt", linear::linear),
+    suite("norm", "RMSNorm, LayerNorm, residual, gradients", rows::norm),
+    suite("softmax", "softmax and its gradient", rows::softmax),
+    suite("cross-entropy", "large vocabularies", rows::cross_entropy),
+    suite(
+        "elementwise",
+        "activation, gated pair, sum, cast, transpose",
+        rows::elementwise,
+    ),
+    suite("embedding", "rows by index, and the gradient", rows::embedding),
+    suite("sample", "choice of tokens", rows::sample),
+    suite("adamw", "100 million parameters", rows::adamw),
+    suite("reduce", "1 GiB, all and rows", rows::reduce),
+    suite("vector-add", "1 GiB", rows::vector_add),
 ];
 
+const fn suite(name: &'static str, what: &'static str, cases: fn() -> Vec<Spec>) -> Suite {
+    Suite { name, what, cases }
+}
+
+/// A peer's time of a case.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerTime {
+    /// Peer.
+    pub name: String,
+    /// Its median over the rounds, microseconds.
+    pub microseconds: f64,
+    /// Ours over the same rounds.
+    pub ours: f64,
+    /// Peer over ours: above 1, ours is faster.
+    pub ratio: f64,
+    /// Rounds of one turn each.
+    pub rounds: u32,
+}
+
 /// One measured case.
-#[derive(Serialize)]
-struct Row {
-    op: &'static str,
-    case: String,
-    timing: Timing,
-    bytes: u64,
-    flops: u64,
-    terabytes_per_second: f64,
-    teraflops_per_second: f64,
-    fraction_of_copy: f64,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Suite.
+    pub suite: String,
+    /// Op of the inventory.
+    pub op: String,
+    /// Shape and options.
+    pub case: String,
+    /// Element type.
+    pub dtype: String,
+    /// Microseconds.
+    pub timing: Timing,
+    /// Bytes that must move.
+    pub bytes: u64,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes over the median.
+    pub terabytes_per_second: f64,
+    /// Operations over the median.
+    pub teraflops_per_second: f64,
+    /// Share of the copy bandwidth.
+    pub share_of_copy: f64,
+    /// Share of the matrix rate; 16-bit types only.
+    pub share_of_matrix: Option<f64>,
+    /// Sets of buffers that runs rotated over.
+    pub buffers: usize,
+    /// Peak bytes of device memory in tensors so far.
+    pub peak_bytes: u64,
+    /// Peers in turns.
+    pub peers: Vec<PeerTime>,
+}
+
+/// Ceilings of the GPU, measured in the same run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Ceilings {
+    /// Copy of 2 GiB, read and written bytes, TB/s.
+    pub copy: f64,
+    /// The faster of our product of 8192³ and cuBLASLt's, TFLOP/s in 16 bits.
+    pub matrix: f64,
+    /// Whose product that was.
+    pub matrix_by_us: bool,
 }
 
 /// A run of the command: figures and where they come from.
-#[derive(Serialize)]
-struct Report {
-    command: String,
-    device: String,
-    driver_cuda_version: u32,
-    unix_seconds: u64,
-    copy_terabytes_per_second: f64,
-    rows: Vec<Row>,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Machine, command, date.
+    pub environment: Environment,
+    /// The GPU when the run ended.
+    pub gpu_after: Option<GpuState>,
+    /// Ceilings.
+    pub ceilings: Ceilings,
+    /// Peers that took part.
+    pub peers: Vec<String>,
+    /// Peers that did not, and why.
+    pub peers_missing: Vec<String>,
+    /// Figures.
+    pub rows: Vec<Row>,
+    /// Cases that were not measured, and why.
+    pub failures: Vec<String>,
+}
+
+/// Everybody that is measured in turns with us.
+struct Rivals {
+    script: Option<Peers>,
+    missing: Vec<String>,
+    rounds: u32,
 }
 
 /// Measures and prints.
 pub fn bench(args: BenchArgs) -> Outcome {
+    let chosen = choose(&args)?;
     if args.list {
-        SUITES.iter().for_each(|(name, _)| say!("{name}"));
+        for (suite, specs) in &chosen {
+            say!("{:<16} {:>3} cases: {}", suite.name, specs.len(), suite.what);
+            if args.cases {
+                specs.iter().for_each(|spec| say!("    {}", spec.name));
+            }
+        }
         return Ok(());
     }
-    let known: Vec<&str> = SUITES.iter().map(|(name, _)| *name).collect();
-    if let Some(unknown) = args.ops.iter().find(|op| !known.contains(&op.as_str())) {
-        return Err(Failure::Usage(format!(
-            "unknown op {unknown}; known: {}",
-            known.join(", ")
-        )));
-    }
     let device = args.device.open()?;
+    if args.once {
+        return once(&device, chosen);
+    }
     if device.is_emulator() {
         return Err(Failure::Failed(format!(
-            "bench measures GPUs, and there is none ({}); `cargo bench` measures the emulator",
+            "bench measures GPUs, and there is none ({}); `cargo bench` measures the emulator, `ferroflash profile` counts",
             device.selection()
         )));
     }
-    let harness = Harness::new(&device, args.quick);
-    let copy = harness.copy_bandwidth()?;
-    say!("{device}: copy {copy:.3} TB/s (read and written bytes)");
+    for path in args.json.iter().chain(&args.csv) {
+        report::writable(path)?;
+    }
+    if let Some(folder) = &args.plots {
+        std::fs::create_dir_all(folder).map_err(|error| Failure::Failed(format!("{}: {error}", folder.display())))?;
+    }
+    let measured = measure(&device, chosen, &args)?;
+    if let Some(path) = &args.json {
+        report::write_json(path, &measured)?;
+    }
+    if let Some(path) = &args.csv {
+        write_csv(path, &measured.rows)?;
+    }
+    if let Some(folder) = &args.plots {
+        plot(folder, &measured)?;
+    }
+    if !measured.failures.is_empty() {
+        let count = measured.failures.len();
+        return Err(Failure::Failed(format!(
+            "{count} cases were not measured: {}",
+            measured.failures.join("; ")
+        )));
+    }
+    Ok(())
+}
+
+type Chosen = Vec<(&'static Suite, Vec<Spec>)>;
+
+/// The suites and cases that the arguments name.
+fn choose(args: &BenchArgs) -> Result<Chosen, Failure> {
+    let names = || SUITES.iter().map(|suite| suite.name);
+    if let Some(name) = args.suites.iter().find(|name| !names().any(|known| known == *name)) {
+        return Err(Failure::Usage(unknown("suite", name, names().collect::<Vec<_>>())));
+    }
+    let wanted = SUITES
+        .iter()
+        .filter(|suite| args.suites.is_empty() || args.suites.iter().any(|name| name == suite.name));
+    let all: Chosen = wanted.map(|suite| (suite, (suite.cases)())).collect();
+    let Some(text) = &args.config else { return Ok(all) };
+    let known: Vec<String> = all
+        .iter()
+        .flat_map(|(_, specs)| specs.iter().map(|spec| spec.name.clone()))
+        .collect();
+    if !known.iter().any(|name| name.contains(text.as_str())) {
+        let near = ferroflash::inventory::suggestions(text, known.iter().map(String::as_str));
+        let hint = if near.is_empty() {
+            "bench --list --cases shows all".into()
+        } else {
+            format!("near: {}", near.join(" | "))
+        };
+        return Err(Failure::Usage(format!("no case contains {text:?}; {hint}")));
+    }
+    Ok(all
+        .into_iter()
+        .map(|(suite, specs)| {
+            (
+                suite,
+                specs
+                    .into_iter()
+                    .filter(|spec| spec.name.contains(text.as_str()))
+                    .collect(),
+            )
+        })
+        .filter(|(_, specs): &(_, Vec<Spec>)| !specs.is_empty())
+        .collect())
+}
+
+/// Runs every case once, checked.
+fn once(device: &Device, chosen: Chosen) -> Outcome {
+    for (suite, specs) in chosen {
+        for spec in specs {
+            let name = spec.name.clone();
+            let mut case = (spec.make)(device)?;
+            (case.run)(0)?;
+            device.synchronize()?;
+            say!("{} {name}", suite.name);
+        }
+    }
+    Ok(())
+}
+
+/// Measures what was chosen; a case that fails does not stop the others, a lost GPU does.
+fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, Failure> {
+    let environment = Environment::of(device);
+    let harness = Harness::new(device, args.quick);
+    let (copy, ours) = (harness.copy_bandwidth()?, harness.matrix_rate()?);
+    let mut rivals = Rivals {
+        script: None,
+        missing: Vec::new(),
+        rounds: args.rounds,
+    };
+    let mut cublas = None;
+    if !args.no_peers {
+        match Peers::start(&args.python, Duration::from_secs(60)) {
+            Ok(peers) => rivals.script = Some(peers),
+            Err(why) => rivals.missing.push(format!("PyTorch: {why}")),
+        }
+        match cublaslt::CublasLt::open(device) {
+            Ok(library) => cublas = Some(library),
+            Err(why) => rivals.missing.push(format!("cuBLASLt: {why}")),
+        }
+    }
+    let best = cublas
+        .as_ref()
+        .and_then(|library| square(device, library).ok())
+        .unwrap_or(0.0);
+    let ceilings = Ceilings {
+        copy,
+        matrix: ours.max(best),
+        matrix_by_us: ours >= best,
+    };
     say!(
-        "{:<44} {:>10} {:>10} {:>10} {:>8} {:>8} {:>6}",
+        "{device}: copy {copy:.3} TB/s (read and written), product {:.0} TFLOP/s",
+        ceilings.matrix
+    );
+    rivals
+        .missing
+        .iter()
+        .for_each(|missing| say!("missing peer: {missing}"));
+    let mut peers: Vec<String> = rivals.script.iter().map(|script| script.version.clone()).collect();
+    peers.extend(cublas.as_ref().map(|_| "cuBLASLt, best of its heuristics".to_owned()));
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    for (suite, specs) in chosen {
+        say!("\n{}: {}", suite.name, suite.what);
+        head();
+        for spec in specs {
+            let name = format!("{} {}", suite.name, spec.name);
+            if device.check_health().is_err() {
+                failures.push(format!("{name}: the GPU was lost before"));
+                continue;
+            }
+            match one(device, &harness, suite, spec, ceilings, &mut rivals, cublas.as_ref()) {
+                Ok(row) => {
+                    print(&row);
+                    rows.push(row);
+                }
+                Err(why) => {
+                    say!("{name}: {why}");
+                    failures.push(format!("{name}: {why}"));
+                }
+            }
+            // The next case may need all of the memory.
+            let _ = device.trim();
+        }
+    }
+    Ok(Report {
+        gpu_after: environment.gpu.as_ref().and_then(|_| match device.kind() {
+            host::DeviceKind::Cuda(ordinal) => GpuState::now(ordinal),
+            host::DeviceKind::Emulator => None,
+        }),
+        environment,
+        ceilings,
+        peers,
+        peers_missing: rivals.missing,
+        rows,
+        failures,
+    })
+}
+
+/// TFLOP/s of cuBLASLt on the product of the ceiling.
+fn square(device: &Device, library: &cublaslt::CublasLt) -> Result<f64, String> {
+    const EXTENT: u64 = 8192;
+    let said = |error: host::Error| error.to_string();
+    let tensor = |seed| case::normal(device, host::DType::BF16, &[EXTENT, EXTENT], seed).map_err(said);
+    let product = case::Product {
+        extents: [EXTENT; 3],
+        x: tensor(1)?,
+        w: vec![tensor(2)?],
+        bias: None,
+    };
+    Ok(2.0 * (EXTENT as f64).powi(3) / library.prepare(&product, 10)?.turn()? / 1e6)
+}
+
+/// One case: checked, timed, then in turns with its peers.
+fn one(
+    device: &Device,
+    harness: &Harness<'_>,
+    suite: &Suite,
+    spec: Spec,
+    ceilings: Ceilings,
+    rivals: &mut Rivals,
+    cublas: Option<&cublaslt::CublasLt>,
+) -> Result<Row, String> {
+    let said = |error: host::Error| error.to_string();
+    let name = spec.name.clone();
+    let mut case = (spec.make)(device).map_err(said)?;
+    if let Some(problem) = (case.check)().map_err(said)? {
+        return Err(format!("the result is wrong: {problem}"));
+    }
+    let timing = harness.time(&mut case.run).map_err(said)?;
+    let peers = in_turns(harness, &mut case, timing.p50, rivals, cublas)?;
+    let seconds = timing.p50 * 1e-6;
+    let terabytes_per_second = case.bytes as f64 / seconds / 1e12;
+    let teraflops_per_second = case.flops as f64 / seconds / 1e12;
+    Ok(Row {
+        suite: suite.name.into(),
+        op: case.op.into(),
+        case: name,
+        dtype: case.dtype.name().into(),
+        timing,
+        bytes: case.bytes,
+        flops: case.flops,
+        terabytes_per_second,
+        teraflops_per_second,
+        share_of_copy: terabytes_per_second / ceilings.copy,
+        share_of_matrix: (case.flops > 0 && case.dtype.size() == 2).then_some(teraflops_per_second / ceilings.matrix),
+        buffers: case.copies,
+        peak_bytes: device.allocated().1,
+        peers,
+    })
+}
+
+/// A, B, A, B, …: one turn of ours, one of each peer, as many rounds as asked for.
+fn in_turns(
+    harness: &Harness<'_>,
+    case: &mut Case,
+    microseconds: f64,
+    rivals: &mut Rivals,
+    cublas: Option<&cublaslt::CublasLt>,
+) -> Result<Vec<PeerTime>, String> {
+    let said = |error: host::Error| error.to_string();
+    let launches = ((1000.0 / microseconds) as usize).clamp(1, 50).max(case.copies);
+    let product = case.product.as_ref();
+    let mut library = match (cublas, product) {
+        (Some(library), Some(product)) => match library.prepare(product, launches) {
+            Ok(prepared) => Some(prepared),
+            Err(why) => {
+                rivals
+                    .missing
+                    .push(format!("cuBLASLt for {:?}: {why}", product.extents));
+                None
+            }
+        },
+        _ => None,
+    };
+    let mut names = Vec::new();
+    if let Some(script) = &mut rivals.script {
+        match script.prepare(&case.peer, launches, case.copies) {
+            Ok(ready) => names = ready,
+            Err(why) => {
+                rivals
+                    .missing
+                    .push(format!("PyTorch from {} on: {why}", case.peer["op"]));
+                rivals.script = None;
+            }
+        }
+    }
+    if names.is_empty() && library.is_none() {
+        return Ok(Vec::new());
+    }
+    let graph = harness.graph(launches, &mut case.run).map_err(said)?;
+    harness.turn(&graph, launches).map_err(said)?;
+    let mut ours = Vec::new();
+    let mut theirs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for _ in 0..rivals.rounds {
+        ours.push(harness.turn(&graph, launches).map_err(said)?);
+        if let Some(prepared) = &mut library {
+            match prepared.turn() {
+                Ok(us) => theirs.entry(prepared.name().to_owned()).or_default().push(us),
+                Err(why) => {
+                    rivals.missing.push(format!("cuBLASLt: {why}"));
+                    library = None;
+                }
+            }
+        }
+        for name in &names {
+            let Some(script) = &mut rivals.script else { break };
+            match script.turn(name) {
+                Ok(us) => theirs.entry(name.clone()).or_default().push(us),
+                Err(why) => {
+                    rivals.missing.push(format!("PyTorch from {name} on: {why}"));
+                    rivals.script = None;
+                }
+            }
+        }
+    }
+    let ours = median(&ours);
+    let times = theirs.into_iter().map(|(name, samples)| {
+        let microseconds = median(&samples);
+        PeerTime {
+            name,
+            microseconds,
+            ours,
+            ratio: microseconds / ours,
+            rounds: samples.len() as u32,
+        }
+    });
+    Ok(times.collect())
+}
+
+fn head() {
+    say!(
+        "{:<52} {:>9} {:>9} {:>9} {:>7} {:>8} {:>6} {:>7}  peers ÷ ours",
         "case",
         "p50 µs",
         "p95 µs",
         "min µs",
         "TB/s",
         "TFLOP/s",
-        "copy%"
+        "copy%",
+        "matrix%"
     );
-    let mut rows = Vec::new();
-    for (op, cases) in SUITES
-        .iter()
-        .filter(|(name, _)| args.ops.is_empty() || args.ops.iter().any(|op| op == name))
-    {
-        for case in cases(&device)? {
-            let row = measure(&harness, op, case, copy)?;
-            say!(
-                "{:<44} {:>10.2} {:>10.2} {:>10.2} {:>8.3} {:>8.1} {:>6.1}",
-                format!("{op} {}", row.case),
-                row.timing.p50,
-                row.timing.p95,
-                row.timing.min,
-                row.terabytes_per_second,
-                row.teraflops_per_second,
-                row.fraction_of_copy * 100.0,
-            );
-            rows.push(row);
-        }
-    }
-    let Some(path) = args.json else { return Ok(()) };
-    let report = Report {
-        command: std::env::args().collect::<Vec<_>>().join(" "),
-        device: device.properties().name.clone(),
-        driver_cuda_version: device.properties().driver_version,
-        unix_seconds: std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |t| t.as_secs()),
-        copy_terabytes_per_second: copy,
-        rows,
-    };
-    let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::Failed(error.to_string()))?;
-    std::fs::write(&path, text + "\n").map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
 }
 
-fn measure(harness: &Harness<'_>, op: &'static str, mut case: Case, copy: f64) -> host::Result<Row> {
-    let timing = harness.time(&mut case.run)?;
-    let seconds = timing.p50 * 1e-6;
-    let terabytes_per_second = case.bytes as f64 / seconds / 1e12;
-    Ok(Row {
-        op,
-        case: case.name,
-        timing,
-        bytes: case.bytes,
-        flops: case.flops,
-        terabytes_per_second,
-        teraflops_per_second: case.flops as f64 / seconds / 1e12,
-        fraction_of_copy: terabytes_per_second / copy,
-    })
+fn print(row: &Row) {
+    let peers: Vec<String> = row
+        .peers
+        .iter()
+        .map(|peer| format!("{} {:.2} ({:.1} µs)", peer.name, peer.ratio, peer.microseconds))
+        .collect();
+    say!(
+        "{:<52} {:>9.2} {:>9.2} {:>9.2} {:>7.3} {:>8.1} {:>6.1} {:>7}  {}",
+        row.case,
+        row.timing.p50,
+        row.timing.p95,
+        row.timing.min,
+        row.terabytes_per_second,
+        row.teraflops_per_second,
+        row.share_of_copy * 100.0,
+        row.share_of_matrix
+            .map_or("–".into(), |share| format!("{:.1}", share * 100.0)),
+        peers.join(", "),
+    );
+}
+
+fn write_csv(path: &Path, rows: &[Row]) -> Outcome {
+    let said = |error: csv::Error| Failure::Failed(format!("{}: {error}", path.display()));
+    let mut writer = csv::Writer::from_path(path).map_err(said)?;
+    writer
+        .write_record([
+            "suite",
+            "op",
+            "case",
+            "dtype",
+            "samples",
+            "mean_us",
+            "std_us",
+            "min_us",
+            "max_us",
+            "p50_us",
+            "p95_us",
+            "p99_us",
+            "bytes",
+            "flops",
+            "TB_per_s",
+            "TFLOP_per_s",
+            "share_of_copy",
+            "peak_bytes",
+            "fastest_peer",
+            "peer_us",
+            "ratio",
+        ])
+        .map_err(said)?;
+    for row in rows {
+        let t = &row.timing;
+        let fastest = row
+            .peers
+            .iter()
+            .min_by(|a, b| a.microseconds.total_cmp(&b.microseconds));
+        let mut record = vec![
+            row.suite.clone(),
+            row.op.clone(),
+            row.case.clone(),
+            row.dtype.clone(),
+            t.samples.to_string(),
+        ];
+        record.extend([t.mean, t.std, t.min, t.max, t.p50, t.p95, t.p99].map(|us| format!("{us:.3}")));
+        record.extend([row.bytes, row.flops].map(|count| count.to_string()));
+        record.extend(
+            [row.terabytes_per_second, row.teraflops_per_second, row.share_of_copy].map(|rate| format!("{rate:.4}")),
+        );
+        record.push(row.peak_bytes.to_string());
+        record.extend(match fastest {
+            Some(peer) => [
+                peer.name.clone(),
+                format!("{:.3}", peer.microseconds),
+                format!("{:.3}", peer.ratio),
+            ],
+            None => Default::default(),
+        });
+        writer.write_record(record).map_err(said)?;
+    }
+    writer
+        .flush()
+        .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+}
+
+/// One picture a suite.
+pub fn plot(folder: &Path, report: &Report) -> Outcome {
+    for suite in SUITES {
+        let rows: Vec<&Row> = report.rows.iter().filter(|row| row.suite == suite.name).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let title = format!(
+            "{}, {}, {}",
+            suite.name, report.environment.device, report.environment.date
+        );
+        plots::suite(&folder.join(format!("{}.svg", suite.name)), &title, &rows).map_err(Failure::Failed)?;
+    }
+    Ok(())
+}
+
+/// Measures suites as `bench --quick --no-peers` does: for the roofline.
+pub fn quick(device: &Device, suites: &[&str]) -> Result<Report, Failure> {
+    let chosen = SUITES
+        .iter()
+        .filter(|suite| suites.is_empty() || suites.contains(&suite.name))
+        .map(|suite| (suite, (suite.cases)()))
+        .collect();
+    let args = BenchArgs {
+        suites: Vec::new(),
+        quick: true,
+        config: None,
+        list: false,
+        cases: false,
+        json: None,
+        csv: None,
+        plots: None,
+        rounds: 1,
+        no_peers: true,
+        python: String::new(),
+        once: false,
+        device: DeviceArgs::default(),
+    };
+    measure(device, chosen, &args)
 }

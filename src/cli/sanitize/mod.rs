@@ -19,6 +19,7 @@ use super::{Failure, Outcome};
 
 mod bed;
 mod cases;
+mod gpu;
 
 use bed::Bed;
 
@@ -39,6 +40,12 @@ pub struct SanitizeArgs {
     /// Mark the numbers that an op computes with as secret: a branch or an address that depends on them is a fault.
     #[arg(long)]
     taint: bool,
+    /// Run `verify` of the ops on the GPU under compute-sanitizer's four tools instead.
+    #[arg(long, conflicts_with_all = ["taint", "list", "seed"])]
+    gpu: bool,
+    /// With `--gpu`: random problems of each op and dtype.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    cases: u64,
     /// Print the ops and their cases and stop.
     #[arg(long)]
     list: bool,
@@ -104,6 +111,9 @@ fn check(case: &Case, tier: Tier, seeds: std::ops::Range<u64>, taint: bool) -> V
 
 /// Runs the cases and prints the table.
 pub fn sanitize(args: SanitizeArgs) -> Outcome {
+    if args.gpu {
+        return gpu::sanitize(&args.ops, args.tier, args.cases);
+    }
     let all = cases::all();
     if args.list {
         all.iter().for_each(|case| println!("{:<22} {}", case.op, case.name));

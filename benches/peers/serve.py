@@ -1,0 +1,207 @@
+"""PyTorch as a peer of `ferroflash bench`: reads a JSON line, answers a JSON line.
+
+{"prepare": CASE, "launches": N, "copies": C} sets up CUDA graphs of N runs over C sets of buffers and answers
+{"ready": [NAMES]}; {"turn": NAME} answers {"us": MICROSECONDS OF ONE RUN}; what fails answers {"error": WHY}.
+"""
+import json
+import math
+import os
+import sys
+
+out = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)  # whatever else prints
+
+
+def say(**answer):
+    out.write(json.dumps(answer) + "\n")
+    out.flush()
+
+
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    assert torch.cuda.is_available(), "PyTorch sees no GPU"
+except Exception as problem:
+    say(error=f"{type(problem).__name__}: {problem}"[:200])
+    sys.exit(0)
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def randn(*shape, dtype=torch.bfloat16):
+    return torch.randn(*shape, device="cuda", dtype=dtype)
+
+
+compiled = torch.compile  # a peer of its own beside eager
+
+
+def attention(c, dt):
+    q = randn(c["batch"], c["heads"], c["seq"], c["dim"], dtype=dt)
+    k = randn(c["batch"], c["heads_kv"], c["seq"], c["dim"], dtype=dt)
+    return q, k, torch.randn_like(k)
+
+
+def sdpa(backend, **options):
+    def run(q, k, v):
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+    return run
+
+
+def peers(c):
+    """make: buffers of one set; runs: name to function of them."""
+    op, dt = c["op"], DTYPES[c.get("dtype", "bf16")]
+    if op in ("attention", "decode"):
+        if op == "attention":
+            make = lambda: attention(c, dt)
+            options = dict(is_causal=c["causal"], enable_gqa=c["heads"] != c["heads_kv"])
+        else:
+            kv = (c["batch"], c["heads_kv"], c["length"], c["dim"])
+            make = lambda: (randn(c["batch"], c["heads"], 1, c["dim"], dtype=dt), randn(*kv, dtype=dt), randn(*kv, dtype=dt))
+            options = dict(enable_gqa=True)
+        if dt == torch.float32:
+            return make, {"SDPA efficient": sdpa(SDPBackend.EFFICIENT_ATTENTION, **options)}
+        return make, {"SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION, **options),
+                      "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION, **options)}
+    if op == "linear":
+        m, n, k = c["m"], c["n"], c["k"]
+        columns = 2 * n if c["around"] == "swiglu" else n
+        x, bias = randn(m, k, dtype=dt), randn(columns, dtype=dt)
+        make = lambda: (x, randn(columns, k, dtype=dt) / math.sqrt(k), bias)
+        if c["around"] == "none":
+            return make, {"F.linear": lambda x, w, b: F.linear(x, w)}
+        if c["around"] == "gelu-tanh":
+            return make, {"addmm_activation": lambda x, w, b: torch._addmm_activation(b, x, w.t(), use_gelu=True)}
+        pair = compiled(lambda y: F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1])
+        return make, {"F.linear + compiled SwiGLU": lambda x, w, b: pair(F.linear(x, w))}
+    if op in ("rope", "rope-append"):
+        t, d = c["tokens"], c["dim"]
+        make = lambda: (randn(t, c["heads"], d), randn(t, c["heads_kv"], d), randn(t, 1, d // 2), randn(t, 1, d // 2))
+
+        def rotate(x, cos, sin):
+            a, b = x.chunk(2, -1)
+            return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        both = lambda q, k, cos, sin: (rotate(q, cos, sin), rotate(k, cos, sin))
+        return make, {"eager": both, "compile": compiled(both)} if op == "rope" else {}
+    if op == "copy":
+        empty = lambda: torch.zeros(c["bytes"], device="cuda", dtype=torch.uint8)
+        return (lambda: (empty(), empty())), {"copy_ of as many bytes": lambda a, b: a.copy_(b)}
+    if op == "adamw":
+        p = torch.nn.Parameter(randn(c["elements"], dtype=torch.float32))
+        p.grad = torch.randn_like(p)
+        step = torch.optim.AdamW([p], fused=True, capturable=True)
+        return (lambda: ()), {"fused AdamW, f32 without a master": lambda: step.step()}
+    rows, columns = c.get("rows"), c.get("columns")
+    x = lambda: randn(rows, columns, dtype=dt)
+    both = lambda f: {"eager": f, "compile": compiled(f)}
+    if op == "rms_norm":
+        return (lambda: (x(), randn(columns))), both(lambda x, w: F.rms_norm(x, (columns,), w, 1e-5))
+    if op == "layer_norm":
+        return (lambda: (x(), randn(columns), randn(columns))), both(lambda x, w, b: F.layer_norm(x, (columns,), w, b))
+    if op == "rms_norm_residual":
+        def fused(x, r, w):
+            s = x + r
+            return F.rms_norm(s, (columns,), w, 1e-5), s
+        return (lambda: (x(), x(), randn(columns))), both(fused)
+    if op in ("rms_norm_backward", "layer_norm_backward"):
+        def make():
+            a, w = x().requires_grad_(), randn(columns).requires_grad_()
+            y = F.rms_norm(a, (columns,), w, 1e-5) if op[0] == "r" else F.layer_norm(a, (columns,), w, w)
+            return y, a, w, torch.randn_like(y)
+        return make, {"eager": lambda y, a, w, g: torch.autograd.grad(y, (a, w), g, retain_graph=True)}
+    if op == "softmax":
+        return (lambda: (x(),)), both(lambda x: torch.softmax(x, -1))
+    if op == "softmax_backward":
+        return (lambda: (torch.softmax(x(), -1), x())), {
+            "eager": lambda y, g: torch._softmax_backward_data(g, y, -1, dt)}
+    if op in ("cross_entropy", "cross_entropy_gradient"):
+        make = lambda: (x(), torch.randint(columns, (rows,), device="cuda"))
+        loss = lambda x, t: F.cross_entropy(x, t, reduction="none")
+        if op == "cross_entropy":
+            return make, both(loss)
+        gradient = lambda x, t: torch.softmax(x.float(), -1).scatter_add_(
+            1, t[:, None], torch.full((rows, 1), -1.0, device=x.device)).to(x.dtype)
+        return make, {"compile": compiled(lambda x, t: (loss(x, t), gradient(x, t)))}
+    if op == "gelu_tanh":
+        return (lambda: (x(),)), both(lambda x: F.gelu(x, approximate="tanh"))
+    if op == "swiglu":
+        return (lambda: (randn(rows, 2 * columns),)), both(lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1])
+    if op == "add":
+        return (lambda: (x(), x())), {"eager": torch.add}
+    if op == "cast":
+        return (lambda: (randn(rows, columns, dtype=torch.float32),)), {"eager": lambda x: x.to(torch.bfloat16)}
+    if op == "transpose":
+        return (lambda: (x(),)), {"eager": lambda x: x.t().contiguous()}
+    if op == "embedding":
+        make = lambda: (randn(rows, columns), torch.randint(rows, (c["tokens"],), device="cuda"))
+        return make, {"eager": lambda t, i: F.embedding(i, t)}
+    if op == "embedding_backward":
+        make = lambda: (randn(c["tokens"], columns), torch.randint(rows, (c["tokens"],), device="cuda"))
+        return make, {"eager": lambda g, i: torch.ops.aten.embedding_dense_backward(g, i, rows, -1, False)}
+    if op == "argmax":
+        return (lambda: (x(),)), {"eager": lambda x: x.argmax(-1)}
+    if op == "reduce":
+        kind = {"Sum": lambda x: x.sum(-1), "Mean": lambda x: x.mean(-1), "Max": lambda x: x.amax(-1),
+                "Min": lambda x: x.amin(-1), "Argmax": lambda x: x.argmax(-1),
+                "SumOfSquares": lambda x: torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)}[c["kind"]]
+        return (lambda: (x(),)), {"eager": kind}
+    return (lambda: ()), {}
+
+
+graphs, launches = {}, 1
+begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+def prepare(question):
+    global launches
+    graphs.clear()
+    torch.cuda.empty_cache()
+    launches = question["launches"]
+    make, runs = peers(question["prepare"])
+    sets = [make() for _ in range(question["copies"])] if runs else []
+    problems = {}
+    for name, run in runs.items():
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for i in range(3):
+                    run(*sets[i % len(sets)])
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for i in range(launches):
+                    run(*sets[i % len(sets)])
+            graph.replay()
+            torch.cuda.synchronize()
+            graphs[name] = (graph, sets)
+        except Exception as problem:
+            problems[name] = str(problem)[:120]
+            torch.cuda.synchronize()
+    say(ready=list(graphs), failed=problems)
+
+
+def turn(name):
+    graph, _ = graphs[name]
+    samples = []
+    for _ in range(5):
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        samples.append(begin.elapsed_time(end) * 1e3 / launches)
+    say(us=sorted(samples)[2])
+
+
+torch.manual_seed(0)
+say(version=f"PyTorch {torch.__version__}")
+for line in sys.stdin:
+    try:
+        question = json.loads(line)
+        if "prepare" in question:
+            prepare(question)
+        else:
+            turn(question["turn"])
+    except Exception as problem:
+        say(error=f"{type(problem).__name__}: {problem}"[:200])

@@ -1,0 +1,97 @@
+//! The table of ops has every kernel, and every op has verification, benchmarks, tests and a page.
+
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+use ferroflash::{
+    images::Images,
+    inventory::{OPS, TEST_KERNELS, op, op_of_entry, suggestions},
+    verify::{GROUPS, STRATEGIES},
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn every_kernel_of_the_archive_belongs_to_an_op() {
+    let strangers: BTreeSet<&str> = Images::embedded()
+        .iter()
+        .map(|image| image.entry.as_str())
+        .filter(|entry| !entry.starts_with(TEST_KERNELS) && op_of_entry(entry).is_none())
+        .collect();
+    assert!(
+        strangers.is_empty(),
+        "src/inventory.rs lacks the ops of these kernels: {strangers:?}"
+    );
+}
+
+#[test]
+fn every_op_has_kernels_for_the_dtypes_that_it_names() {
+    for op in OPS {
+        for dtype in op.dtypes {
+            assert!(!op.tiers(*dtype).is_empty(), "{} has no {dtype} kernel", op.name);
+        }
+        for prefix in op.kernels {
+            let used = Images::embedded().iter().any(|image| image.entry.starts_with(prefix));
+            assert!(used, "{}: no kernel begins with {prefix}", op.name);
+        }
+    }
+}
+
+#[test]
+fn every_op_has_tests_a_page_and_a_strategy() {
+    let names: BTreeSet<&str> = OPS.iter().map(|op| op.name).collect();
+    assert_eq!(names.len(), OPS.len(), "two ops have one name");
+    let verified: BTreeSet<&str> = STRATEGIES.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, verified, "the inventory and src/verify name different ops");
+    for op in OPS {
+        assert!(
+            !op.tests.is_empty() && !op.bench.is_empty(),
+            "{} lacks tests or benchmarks",
+            op.name
+        );
+        for file in op.tests.iter().chain([&op.page]) {
+            assert!(root().join(file).is_file(), "{}: there is no {file}", op.name);
+        }
+    }
+    for group in GROUPS {
+        assert!(op(group.op).is_some(), "group {} is of no op", group.name);
+    }
+}
+
+#[test]
+fn an_entry_belongs_to_the_longest_prefix() {
+    let name = |entry| op_of_entry(entry).map(|op| op.name);
+    assert_eq!(name("vector_add"), Some("vector-add"));
+    assert_eq!(name("add_f32"), Some("add"));
+    assert_eq!(name("adamw_f32"), Some("adamw"));
+    assert_eq!(name("address_f32"), None);
+    assert_eq!(suggestions("atention", OPS.iter().map(|op| op.name))[0], "attention");
+    assert!(suggestions("zzz", OPS.iter().map(|op| op.name)).is_empty());
+}
+
+#[test]
+fn readme_and_pages_are_as_generated() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ferroflash"))
+        .current_dir(root())
+        .args(["docs", "--check"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "run `cargo run --release -- docs --write`: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn every_benchmark_suite_that_ops_name_is_there() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ferroflash"))
+        .args(["bench", "--list"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let suites: BTreeSet<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let named: BTreeSet<&str> = OPS.iter().flat_map(|op| op.bench).copied().collect();
+    assert_eq!(named, suites, "inventory and `ferroflash bench --list`");
+}
