@@ -9,7 +9,8 @@ use kernels_gpu::params::KernelParams;
 use smallvec::SmallVec;
 
 use crate::{
-    Device, Error, Result, backend::LaunchRequest, device::Kernel, memory::Buffer, stream::Stream, tensor::AnyTensor,
+    Device, Error, Result, Tier, backend::LaunchRequest, device::Kernel, memory::Buffer, stream::Stream,
+    tensor::AnyTensor,
 };
 
 /// A launch, described: which kernel, how many blocks, what it reads and writes.
@@ -68,9 +69,10 @@ impl<'a> Contract<'a> {
         self
     }
 
-    /// Lets the kernel start before its predecessor has ended; it waits itself (`griddepcontrol.wait`).
+    /// Lets the kernel start before its predecessor has ended; it waits itself (`griddepcontrol.wait`), on the tier that
+    /// knows this.
     pub fn programmatic(mut self) -> Self {
-        self.programmatic = true;
+        self.programmatic = self.device.tier() == Tier::Sm90a;
         self
     }
 

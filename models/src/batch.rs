@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 use host::kv::SequenceId;
 
 use crate::error::{Error, Result};
-use crate::generate::{Chooser, FinishReason, GenerateOptions, choose};
+use crate::generate::{Chooser, FinishReason, GenerateOptions, choice_for, chosen};
 use crate::model::Model;
+use crate::recorded::Outcome;
 use crate::session::{PAGE, Session};
 
 /// How a batch runs.
@@ -199,10 +200,15 @@ impl Batch<'_> {
         };
         self.shared += known as u64;
         let logits = self.session.prefill(sequence, &next.prompt[known..])?;
+        let chosen_now = self.session.choose_first(&logits, choice_for([&next.chooser]))?;
+        let outcome = Outcome {
+            logits,
+            chosen: chosen_now,
+        };
         let mut running = Running {
             request: next.request,
             sequence,
-            last: choose(&logits, &[&next.chooser])?[0],
+            last: chosen(&outcome, &[&next.chooser])?[0],
             chooser: next.chooser,
             pages: next.pages,
         };
@@ -221,9 +227,10 @@ impl Batch<'_> {
         }
         let sequences: Vec<SequenceId> = self.running.iter().map(|r| r.sequence).collect();
         let last: Vec<u32> = self.running.iter().map(|r| r.last).collect();
-        let logits = self.session.decode(&sequences, &last)?;
         let choosers: Vec<&Chooser> = self.running.iter().map(|r| &r.chooser).collect();
-        let tokens = choose(&logits, &choosers)?;
+        let choice = choice_for(choosers.iter().copied());
+        let outcome = self.session.decode(&sequences, Some(&last), choice, 0)?;
+        let tokens = chosen(&outcome, &choosers)?;
         let mut events = Vec::with_capacity(tokens.len());
         for (running, token) in self.running.iter_mut().zip(tokens) {
             running.last = token;

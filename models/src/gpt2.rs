@@ -5,7 +5,7 @@ use host::AnyTensor;
 use crate::error::Result;
 use crate::layers::{add, attention, embed, norm, project};
 use crate::model::Model;
-use crate::session::Step;
+use crate::step::Step;
 
 /// The residual stream after the last block, `[tokens, hidden]`.
 pub(crate) fn forward(m: &Model, step: &Step, cache: &[[AnyTensor; 2]]) -> Result<AnyTensor> {

@@ -3,8 +3,8 @@
 //! Kernels are pinned where the op would choose by the number of rows, so that a row's bits do not depend on its batch.
 
 use host::ops::{
-    self, Activation as Act, CacheView, DecodeOptions, Linear, LinearMode, RopeAngles, RopePairing, WeightLayout,
-    linear,
+    self, Activation as Act, AttentionOptions, CacheView, Causal, DecodeOptions, Linear, LinearMode, RopeAngles,
+    RopePairing, WeightLayout, linear,
 };
 use host::{AnyTensor, DType};
 
@@ -12,7 +12,7 @@ use crate::checkpoint::Layout;
 use crate::config::{Activation, Norm};
 use crate::error::Result;
 use crate::model::Model;
-use crate::session::{RopeInput, Step};
+use crate::step::{Kind, RopeInput, Step};
 use crate::weights::{Affine, NormWeights};
 
 fn act(activation: Activation) -> Act {
@@ -133,36 +133,81 @@ pub(crate) fn attention(
         ..DecodeOptions::default()
     };
     let cache = CacheView::paged(keys, values, &step.table);
-    let out = match &step.rope {
-        Some(RopeInput::Tables { cos, sin, rows }) => {
-            let rotated = ops::rope(&q, RopePairing::HalfSplit, RopeAngles::Table { cos, sin }).k(k);
-            let (q, rotated) = rotated.positions(rows).run()?;
-            let k = rotated.as_ref().unwrap_or(k);
-            ops::decode(&q, cache, &step.lengths)
-                .append(k, v)
-                .options(options)
-                .run()?
-        }
-        rope => {
-            if let Some(RopeInput::Frequencies(frequencies)) = rope {
-                options.rotary = Some((RopePairing::HalfSplit, RopeAngles::Frequencies(frequencies)));
+    let out = if let Kind::Prompt { end } = step.kind {
+        let q = rotate_and_append(step, &q, k, v, cache)?;
+        attend_prompt(step, &q, cache, end, options)?
+    } else {
+        match &step.rope {
+            Some(RopeInput::Tables { cos, sin, rows }) => {
+                let rotated = ops::rope(&q, RopePairing::HalfSplit, RopeAngles::Table { cos, sin }).k(k);
+                let (q, rotated) = rotated.positions(rows).run()?;
+                let k = rotated.as_ref().unwrap_or(k);
+                ops::decode(&q, cache, &step.lengths)
+                    .append(k, v)
+                    .options(options)
+                    .run()?
+                    .out
             }
-            ops::decode(&q, cache, &step.lengths)
-                .append(k, v)
-                .options(options)
-                .run()?
+            rope => {
+                if let Some(RopeInput::Frequencies(frequencies)) = rope {
+                    options.rotary = Some((RopePairing::HalfSplit, RopeAngles::Frequencies(frequencies)));
+                }
+                ops::decode(&q, cache, &step.lengths)
+                    .append(k, v)
+                    .options(options)
+                    .run()?
+                    .out
+            }
         }
     };
-    Ok(out.out.reshape(&[step.batch * step.seq, hq * d])?)
+    Ok(out.reshape(&[step.batch * step.seq, hq * d])?)
 }
 
-/// The largest logit of each row, of equal ones the first.
-pub(crate) fn argmax(logits: &AnyTensor) -> Result<Vec<u32>> {
-    let bytes = ops::argmax(logits)?.to_bytes()?;
-    Ok(bytes
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|b| i64::from_le_bytes(*b) as u32)
-        .collect())
+/// Writes rotated keys and values to the cache; the rotated queries.
+fn rotate_and_append(
+    step: &Step,
+    q: &AnyTensor,
+    k: &AnyTensor,
+    v: &AnyTensor,
+    cache: CacheView<'_>,
+) -> Result<AnyTensor> {
+    let (angles, rows) = match &step.rope {
+        None => {
+            ops::cache_append_at(k, v, cache, &step.lengths)?;
+            return Ok(q.clone());
+        }
+        Some(RopeInput::Frequencies(frequencies)) => (RopeAngles::Frequencies(frequencies), None),
+        Some(RopeInput::Tables { cos, sin, rows }) => (RopeAngles::Table { cos, sin }, Some(rows)),
+    };
+    let mut rope = ops::rope(q, RopePairing::HalfSplit, angles)
+        .k(k)
+        .lengths(&step.lengths)
+        .append_at(v, cache);
+    if let Some(rows) = rows {
+        rope = rope.positions(rows);
+    }
+    Ok(rope.run()?.0)
+}
+
+/// Attention of part of a prompt to all `end` tokens of its sequence, which are in the cache. They are read back in order first: a
+/// small part of the time, and a tile of queries then has the bits that it has without a cache.
+fn attend_prompt(
+    step: &Step,
+    q: &AnyTensor,
+    cache: CacheView<'_>,
+    end: u64,
+    options: DecodeOptions<'_>,
+) -> Result<AnyTensor> {
+    let (k, v) = ops::cache_read(cache, &step.ends, end)?;
+    let dense = AttentionOptions {
+        causal: Causal::BottomRight,
+        window_left: options.window_left,
+        scale: options.scale,
+        ..AttentionOptions::default()
+    };
+    match ops::attention(q, &k, &v).options(dense).run_without_lse() {
+        // Head dims that only the decode kernels take.
+        Err(host::Error::Unsupported { .. }) => Ok(ops::decode(q, cache, &step.ends).options(options).run()?.out),
+        out => Ok(out?),
+    }
 }

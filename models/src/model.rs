@@ -60,32 +60,20 @@ impl Model {
         let tokenizer = checkpoint.has_tokenizer().then(|| checkpoint.tokenizer()).transpose()?;
         let template = checkpoint.chat_template()?;
         let dtype = match options.dtype {
-            Some(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => dtype,
-            Some(dtype) => {
-                let allowed = "f32, f16 or bf16 for weights".into();
-                return Err(host::Error::Dtype {
-                    argument: "dtype",
-                    dtype,
-                    allowed,
-                }
-                .into());
-            }
+            Some(dtype) => check_dtype(dtype)?,
             None => match checkpoint.weights().next().map(|(_, view)| dtype_of(view.dtype)) {
                 Some(DType::BF16) if device.tier() == host::Tier::Sm75 => DType::F32,
                 stored => stored.unwrap_or(DType::F32),
             },
         };
         let weights = Loader::new(checkpoint, device, dtype, options.progress).load()?;
-        let rope = config.rope().map(|rope| {
-            let short = rope.frequencies(1);
-            RopeFrequencies::new(device, &short.inv_freq, short.attention_factor)
-        });
+        let rope = short_rope(&config, device)?;
         let folder = checkpoint.folder();
         Ok(Model {
             device: device.clone(),
             dtype,
             weights,
-            rope: rope.transpose()?,
+            rope,
             name: folder
                 .file_name()
                 .unwrap_or(folder.as_os_str())
@@ -95,6 +83,26 @@ impl Model {
             eos: checkpoint.eos().to_vec(),
             tokenizer,
             template,
+            config,
+        })
+    }
+
+    /// A model of these shapes with weights that mean nothing, without a tokenizer: to measure speed and memory.
+    ///
+    /// # Errors
+    /// [`Error::Device`]; [`host::Error::Dtype`] for weights of another dtype than f32, f16 or bf16.
+    pub fn random(config: ModelConfig, device: &Device, dtype: DType, seed: u64) -> Result<Model> {
+        check_dtype(dtype)?;
+        Ok(Model {
+            device: device.clone(),
+            dtype,
+            weights: crate::weights::random(device, dtype, &config, seed)?,
+            rope: short_rope(&config, device)?,
+            name: format!("random-{}", config.family.name()),
+            generation: GenerationConfig::default(),
+            eos: Vec::new(),
+            tokenizer: None,
+            template: None,
             config,
         })
     }
@@ -200,6 +208,29 @@ impl Model {
         }
         Ok(())
     }
+}
+
+fn check_dtype(dtype: DType) -> Result<DType> {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => Ok(dtype),
+        dtype => {
+            let allowed = "f32, f16 or bf16 for weights".into();
+            Err(host::Error::Dtype {
+                argument: "dtype",
+                dtype,
+                allowed,
+            }
+            .into())
+        }
+    }
+}
+
+fn short_rope(config: &ModelConfig, device: &Device) -> Result<Option<RopeFrequencies>> {
+    let rope = config.rope().map(|rope| {
+        let short = rope.frequencies(1);
+        RopeFrequencies::new(device, &short.inv_freq, short.attention_factor)
+    });
+    Ok(rope.transpose()?)
 }
 
 impl std::fmt::Debug for Model {

@@ -1,18 +1,21 @@
-//! Running sequences: the paged cache of keys and values, and the inputs of a step.
+//! Running sequences: the paged cache of keys and values, and the steps over it.
 //!
 //! A step takes `seq` new tokens of each of `batch` sequences: all of a prompt for one sequence, or one token for each of many.
-//! Everything that a step needs from the CPU is one tensor of i32, copied once:
+//! Besides the tokens, all that a step needs from the CPU is one tensor of i32, copied once:
 //!
 //! ```text
-//! tokens [batch·seq] · positions [batch·seq] · lengths before the step [batch] · block table [batch, columns]
+//! positions [batch·seq] · lengths before the step [batch] · lengths after it [batch] · block table [batch, columns]
 //! ```
 
-use host::kv::{PagePool, PoolConfig, SequenceId};
-use host::ops::{LinearMode, RopeFrequencies};
+use std::collections::HashMap;
+
+use host::kv::{NewTokens, PagePool, PoolConfig, SequenceId};
 use host::{AnyTensor, DType};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::recorded::{Choice, Lane, Outcome};
+use crate::step::{Kind, RopeInput, Step};
 use crate::{gpt2, llama};
 
 /// Tokens of a page: prefixes are shared in these units.
@@ -21,48 +24,28 @@ pub(crate) const PAGE: usize = 16;
 const CHUNK: usize = 8192;
 /// Rows of logits computed at a time.
 const LOGIT_ROWS: u64 = 512;
+/// Step between the numbers of sequences that decode steps are recorded for, and below which every number has its own.
+const LANE_STEP: usize = 8;
 
-/// What a step works on.
-pub(crate) struct Step {
-    /// i32 `[batch·seq]`.
-    pub(crate) tokens: AnyTensor,
-    /// i32 `[batch·seq]`.
-    pub(crate) positions: AnyTensor,
-    /// Tokens in the cache before the step, i32 `[batch]`.
-    pub(crate) lengths: AnyTensor,
-    /// Pages, i32 `[batch, columns]`.
-    pub(crate) table: AnyTensor,
-    pub(crate) batch: u64,
-    pub(crate) seq: u64,
-    pub(crate) rope: Option<RopeInput>,
-    /// Whether this is one new token of each sequence rather than a prompt.
-    decodes: bool,
-    emulated: bool,
+/// What is copied to the device for a step, and what of it the CPU looks at.
+struct Packed {
+    values: Vec<i32>,
+    batch: usize,
+    seq: usize,
 }
 
-impl Step {
-    /// The kinds of linear kernels for this step, best first. They do not depend on the number of rows: a prompt that is computed
-    /// in parts and a sequence in a batch have the bits that they have alone.
-    pub(crate) fn modes(&self) -> &'static [LinearMode] {
-        match self.decodes || self.emulated {
-            true => &[LinearMode::Streaming],
-            false => &[LinearMode::Hopper, LinearMode::Tiled],
-        }
+impl Packed {
+    fn positions(&self) -> &[i32] {
+        &self.values[..self.batch * self.seq]
     }
-}
 
-/// How Q and K are rotated in a step.
-pub(crate) enum RopeInput {
-    /// By position times frequency.
-    Frequencies(RopeFrequencies),
-    /// By tables with a row for each token of the step, f32 `[batch·seq, pairs]`: where sequences of different lengths have
-    /// different frequencies.
-    Tables {
-        cos: AnyTensor,
-        sin: AnyTensor,
-        /// 0, 1, 2, …: the row of each token, i32 `[batch, seq]`.
-        rows: AnyTensor,
-    },
+    fn lengths(&self) -> &[i32] {
+        &self.values[self.batch * self.seq..][..self.batch]
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
 }
 
 /// Sequences that run on one model with one cache.
@@ -72,6 +55,8 @@ pub(crate) struct Session<'m> {
     /// Keys and values of each layer, `[pages, PAGE, kv_heads, head_dim]`.
     layers: Vec<[AnyTensor; 2]>,
     columns: usize,
+    /// Decode steps by their number of rows.
+    lanes: HashMap<usize, Lane>,
 }
 
 impl<'m> Session<'m> {
@@ -108,6 +93,7 @@ impl<'m> Session<'m> {
             pool: PagePool::new(config)?,
             layers,
             columns,
+            lanes: HashMap::new(),
         })
     }
 
@@ -135,7 +121,7 @@ impl<'m> Session<'m> {
     pub(crate) fn prefill(&mut self, sequence: SequenceId, rest: &[u32]) -> Result<AnyTensor> {
         let mut last = None;
         for chunk in rest.chunks(CHUNK) {
-            last = Some(self.hidden(&[sequence], chunk, false)?);
+            last = Some(self.prompt(sequence, chunk)?);
         }
         let hidden = last.ok_or(Error::EmptyPrompt)?;
         let rows = hidden.extent(0);
@@ -149,7 +135,7 @@ impl<'m> Session<'m> {
         let all = AnyTensor::empty(&self.model.device, DType::F32, &[ids.len() as u64, vocab])?;
         let mut at = 0;
         for chunk in ids.chunks(CHUNK) {
-            let hidden = self.hidden(&[sequence], chunk, false)?;
+            let hidden = self.prompt(sequence, chunk)?;
             for begin in (0..hidden.extent(0)).step_by(LOGIT_ROWS as usize) {
                 let end = (begin + LOGIT_ROWS).min(hidden.extent(0));
                 let rows = hidden.slice(0, begin..end)?;
@@ -160,19 +146,118 @@ impl<'m> Session<'m> {
         Ok(all)
     }
 
-    /// Computes one token of each sequence; their logits, f32 `[sequences, vocab]`.
-    pub(crate) fn decode(&mut self, sequences: &[SequenceId], tokens: &[u32]) -> Result<AnyTensor> {
-        let hidden = self.hidden(sequences, tokens, true)?;
-        self.head(&hidden)
+    /// Computes one token of each sequence: the given ones, or those that the last step of as many sequences chose. `draw` is the
+    /// number of the token that is drawn, if one is.
+    pub(crate) fn decode(
+        &mut self,
+        sequences: &[SequenceId],
+        tokens: Option<&[u32]>,
+        choice: Choice,
+        draw: usize,
+    ) -> Result<Outcome> {
+        let rows = self.lane_rows(sequences.len());
+        let packed = self.append(sequences, tokens, 1, rows)?;
+        let rope = self.rope(&packed)?;
+        let mut lane = self.lane(rows)?;
+        let outcome = self.decode_in(&mut lane, &packed, tokens, choice, draw, rope);
+        self.lanes.insert(rows, lane);
+        let Outcome { logits, chosen } = outcome?;
+        let n = sequences.len() as u64;
+        Ok(Outcome {
+            logits: logits.slice(0, 0..n)?,
+            chosen: chosen.map(|c| c.slice(0, 0..n)).transpose()?,
+        })
     }
 
-    /// Appends `tokens`, equally many for each sequence, and computes their last hidden rows, `[tokens, hidden]`.
-    fn hidden(&mut self, sequences: &[SequenceId], tokens: &[u32], decodes: bool) -> Result<AnyTensor> {
-        let (packed, shape) = self.append(sequences, tokens)?;
-        let bytes: Vec<u8> = packed.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let tensor = AnyTensor::from_bytes(&self.model.device, DType::I32, &[packed.len() as u64], &bytes)?;
-        let step = self.step(&tensor, &packed, shape, decodes)?;
-        self.forward(&step)
+    fn decode_in(
+        &self,
+        lane: &mut Lane,
+        packed: &Packed,
+        tokens: Option<&[u32]>,
+        choice: Choice,
+        draw: usize,
+        rope: Option<RopeInput>,
+    ) -> Result<Outcome> {
+        lane.packed.write_bytes(&packed.bytes())?;
+        if let Some(tokens) = tokens {
+            let padded = tokens.iter().copied().chain(std::iter::repeat(0)).take(packed.batch);
+            let bytes: Vec<u8> = padded.flat_map(|t| i64::from(t).to_le_bytes()).collect();
+            lane.tokens.write_bytes(&bytes)?;
+        }
+        if matches!(choice, Choice::Drawn { .. }) {
+            lane.draw.write_bytes(&(draw as i64).to_le_bytes())?;
+        }
+        // Tables are made by the CPU for this step alone.
+        let once = matches!(rope, Some(RopeInput::Tables { .. }));
+        let step = self.step(&lane.tokens, &lane.packed, packed, rope, Kind::Decode)?;
+        let work = |lane: &Lane| {
+            let logits = self.head(&self.forward(&step)?)?;
+            let chosen = choice.choose(&logits, lane)?;
+            Ok(Outcome { logits, chosen })
+        };
+        if once { work(lane) } else { lane.run(choice, work) }
+    }
+
+    /// Chooses the first token after a prompt of one sequence; the next decode step may continue from it.
+    pub(crate) fn choose_first(&mut self, logits: &AnyTensor, choice: Choice) -> Result<Option<AnyTensor>> {
+        let lane = self.lane(1)?;
+        lane.draw.fill_bytes(0)?;
+        let chosen = choice.choose(logits, &lane);
+        self.lanes.insert(1, lane);
+        chosen
+    }
+
+    /// A decode step of sequences that have `context` tokens, whose cache is filled with zeros, and the cache: to be measured.
+    pub(crate) fn probe(&mut self, sequences: usize, context: usize) -> Result<(Step, Vec<[AnyTensor; 2]>)> {
+        for tensor in self.layers.iter().flatten() {
+            tensor.fill_bytes(0)?;
+        }
+        let ids: Vec<SequenceId> = (0..sequences).map(|_| self.start()).collect();
+        for id in &ids {
+            let _ = self.pool.append(*id, NewTokens::Count(context))?;
+        }
+        let packed = self.append(&ids, None, 1, sequences)?;
+        let rope = self.rope(&packed)?;
+        let lane = Lane::new(&self.model.device, sequences as u64, packed.values.len() as u64)?;
+        lane.packed.write_bytes(&packed.bytes())?;
+        let step = self.step(&lane.tokens, &lane.packed, &packed, rope, Kind::Decode)?;
+        Ok((step, self.layers.clone()))
+    }
+
+    /// The lane of so many rows, taken out.
+    fn lane(&mut self, rows: usize) -> Result<Lane> {
+        match self.lanes.remove(&rows) {
+            Some(lane) => Ok(lane),
+            None => Lane::new(&self.model.device, rows as u64, (rows * (3 + self.columns)) as u64),
+        }
+    }
+
+    /// Rows of the step for so many sequences: a few more than needed, so that a batch that grows and shrinks is not recorded
+    /// anew each time. The emulator would compute them all.
+    fn lane_rows(&self, sequences: usize) -> usize {
+        if sequences < LANE_STEP || self.model.device.is_emulator() {
+            sequences
+        } else {
+            sequences.next_multiple_of(LANE_STEP)
+        }
+    }
+
+    /// Appends part of a prompt to a sequence and computes its last hidden rows, `[tokens, hidden]`.
+    fn prompt(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<AnyTensor> {
+        let packed = self.append(&[sequence], Some(tokens), tokens.len(), 1)?;
+        let device = &self.model.device;
+        let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+        let ids = AnyTensor::from_bytes(device, DType::I32, &[tokens.len() as u64], &bytes)?;
+        let tensor = AnyTensor::from_bytes(device, DType::I32, &[packed.values.len() as u64], &packed.bytes())?;
+        let kind = if device.is_emulator() || self.model.dtype == DType::F32 {
+            Kind::Streamed
+        } else {
+            Kind::Prompt {
+                end: packed.lengths()[0] as u64 + tokens.len() as u64,
+            }
+        };
+        let rope = self.rope(&packed)?;
+        self.forward(&self.step(&ids, &tensor, &packed, rope, kind)?)
     }
 
     fn forward(&self, step: &Step) -> Result<AnyTensor> {
@@ -195,49 +280,66 @@ impl<'m> Session<'m> {
         crate::layers::head(self.model, hidden, out)
     }
 
-    /// Makes room for the tokens and packs what the step needs from the CPU.
-    fn append(&mut self, sequences: &[SequenceId], tokens: &[u32]) -> Result<(Vec<i32>, [u64; 2])> {
-        let seq = tokens.len() / sequences.len();
-        let mut packed: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
-        let mut lengths = Vec::with_capacity(sequences.len());
-        for sequence in sequences {
-            let length = self.pool.length(*sequence)?;
-            packed.extend((length..length + seq).map(|p| p as i32));
-            lengths.push(length as i32);
+    /// Makes room for `seq` tokens of each sequence and packs what the step needs from the CPU, with rows that mean nothing up to
+    /// `rows`.
+    fn append(&mut self, sequences: &[SequenceId], tokens: Option<&[u32]>, seq: usize, rows: usize) -> Result<Packed> {
+        // Rows that mean nothing write to places of their own in page 0.
+        let mut lengths: Vec<i32> = (0..rows as i32).map(|row| row % PAGE as i32).collect();
+        for (length, sequence) in lengths.iter_mut().zip(sequences) {
+            *length = self.pool.length(*sequence)? as i32;
         }
-        packed.extend(&lengths);
-        for (sequence, new) in sequences.iter().zip(tokens.chunks(seq)) {
+        for (i, sequence) in sequences.iter().enumerate() {
+            let new = match tokens {
+                Some(tokens) => NewTokens::Ids(&tokens[i * seq..][..seq]),
+                None => NewTokens::Count(seq),
+            };
             // Nothing is forked, and shared pages are full: there is never a page to copy.
             let _ = self.pool.append(*sequence, new)?;
         }
-        packed.extend(self.pool.block_table(sequences, Some(self.columns))?.pages());
+        let mut values: Vec<i32> = lengths.iter().flat_map(|l| *l..*l + seq as i32).collect();
+        values.extend(&lengths);
+        values.extend(lengths.iter().map(|l| l + seq as i32));
+        values.extend(self.pool.block_table(sequences, Some(self.columns))?.pages());
+        values.resize(rows * (seq + 2 + self.columns), 0);
         // All work is on one stream: pages that are freed from now on are reused after it.
         let epoch = self.pool.begin_launch();
         self.pool.complete(epoch)?;
-        Ok((packed, [sequences.len() as u64, seq as u64]))
-    }
-
-    fn step(&self, tensor: &AnyTensor, packed: &[i32], [batch, seq]: [u64; 2], decodes: bool) -> Result<Step> {
-        let n = batch * seq;
-        let part = |at: u64, len: u64| tensor.slice(0, at..at + len);
-        let lengths = &packed[2 * n as usize..][..batch as usize];
-        Ok(Step {
-            tokens: part(0, n)?,
-            positions: part(n, n)?,
-            lengths: part(2 * n, batch)?,
-            table: part(2 * n + batch, batch * self.columns as u64)?.reshape(&[batch, self.columns as u64])?,
-            batch,
+        Ok(Packed {
+            values,
+            batch: rows,
             seq,
-            rope: self.rope(&packed[n as usize..][..n as usize], lengths, seq)?,
-            decodes,
-            emulated: self.model.device.is_emulator(),
         })
     }
 
-    fn rope(&self, positions: &[i32], lengths: &[i32], seq: u64) -> Result<Option<RopeInput>> {
+    fn step(
+        &self,
+        tokens: &AnyTensor,
+        tensor: &AnyTensor,
+        packed: &Packed,
+        rope: Option<RopeInput>,
+        kind: Kind,
+    ) -> Result<Step> {
+        let (batch, seq, columns) = (packed.batch as u64, packed.seq as u64, self.columns as u64);
+        let n = batch * seq;
+        let part = |at: u64, len: u64| tensor.slice(0, at..at + len);
+        Ok(Step {
+            tokens: tokens.clone(),
+            positions: part(0, n)?,
+            lengths: part(n, batch)?,
+            ends: part(n + batch, batch)?,
+            table: part(n + 2 * batch, batch * columns)?.reshape(&[batch, columns])?,
+            batch,
+            seq,
+            rope,
+            kind,
+        })
+    }
+
+    fn rope(&self, packed: &Packed) -> Result<Option<RopeInput>> {
         let (Some(rope), Some(short)) = (self.model.config.rope(), &self.model.rope) else {
             return Ok(None);
         };
+        let (positions, lengths, seq) = (packed.positions(), packed.lengths(), packed.seq as u64);
         let ends = lengths.iter().map(|l| *l as usize + seq as usize);
         if !ends.clone().any(|end| rope.depends_on_length(1, end)) {
             return Ok(Some(RopeInput::Frequencies(short.clone())));

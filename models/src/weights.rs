@@ -5,7 +5,7 @@
 
 use host::{AnyTensor, DType, Device};
 
-use crate::checkpoint::{Checkpoint, LayerWeight, Layout, TensorSpec, TensorView, Weight, WeightDtype};
+use crate::checkpoint::{Checkpoint, LayerWeight, Layout, TensorSpec, TensorView, Weight, WeightDtype, tensor_table};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::ProgressFn;
@@ -112,13 +112,13 @@ impl<'a> Loader<'a> {
         self.check_memory()?;
         let checkpoint = self.checkpoint;
         let config = checkpoint.config();
-        let mut plan = Plan::new(self.device, self.dtype, config, checkpoint)?;
+        let mut plan = Plan::new(self.device, self.dtype, config, |w| checkpoint.weight(w).is_some())?;
         // In the order of the files, which the system then reads ahead.
         for (spec, view) in checkpoint.weights() {
             let target = plan.target(spec)?;
             self.copy(view, &target)?;
         }
-        Ok(plan.finish())
+        plan.finish(self.device)
     }
 
     fn copy(&mut self, view: TensorView<'_>, target: &AnyTensor) -> Result<()> {
@@ -170,9 +170,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(device: &Device, dtype: DType, c: &ModelConfig, checkpoint: &Checkpoint) -> Result<Plan> {
+    fn new(device: &Device, dtype: DType, c: &ModelConfig, has: impl Fn(Weight) -> bool) -> Result<Plan> {
         use LayerWeight as L;
-        let has = |w: Weight| checkpoint.weight(w).is_some();
         let empty = |shape: &[usize]| {
             let shape: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
             AnyTensor::empty(device, dtype, &shape)
@@ -287,13 +286,89 @@ impl Plan {
         }
     }
 
-    fn finish(self) -> Weights {
-        Weights {
+    fn finish(mut self, device: &Device) -> Result<Weights> {
+        // The kernels for few rows are faster along k. The emulator would only wait for the transposes.
+        if !device.is_emulator() {
+            for b in &mut self.blocks {
+                for affine in [&mut b.qkv, &mut b.attention_out, &mut b.up, &mut b.down] {
+                    affine.turn()?;
+                }
+            }
+        }
+        Ok(Weights {
             head: self.head.unwrap_or_else(|| self.tokens.clone()),
             tokens: self.tokens,
             positions: self.positions,
             blocks: self.blocks,
             final_norm: self.final_norm,
+        })
+    }
+}
+
+impl Affine {
+    /// Makes a matrix `[in, out]` one of `[out, in]`.
+    fn turn(&mut self) -> Result<()> {
+        if self.layout == Layout::InOut {
+            self.weight = host::ops::contiguous(&self.weight.transpose(0, 1)?)?;
+            self.layout = Layout::OutIn;
+        }
+        Ok(())
+    }
+}
+
+/// Weights of the given shapes without meaning: matrices even over ±0.02·√3 (the deviation that models start training
+/// with), norms that change nothing.
+pub(crate) fn random(device: &Device, dtype: DType, config: &ModelConfig, seed: u64) -> Result<Weights> {
+    let table = tensor_table(config);
+    let mut plan = Plan::new(device, dtype, config, |w| table.iter().any(|spec| spec.weight == w))?;
+    let block = random_block(device, dtype, seed)?;
+    let size = block.elements();
+    for (number, spec) in (0u64..).zip(&table) {
+        use LayerWeight as L;
+        let target = plan.target(spec)?;
+        let flat = target.reshape(&[target.elements()])?;
+        let norm = matches!(
+            spec.weight,
+            Weight::FinalNorm | Weight::Layer(_, L::AttentionNorm | L::MlpNorm | L::QueryNorm | L::KeyNorm)
+        );
+        if norm {
+            let one: &[u8] = match dtype {
+                DType::F16 => &half::f16::ONE.to_le_bytes(),
+                DType::BF16 => &half::bf16::ONE.to_le_bytes(),
+                _ => &1.0f32.to_le_bytes(),
+            };
+            flat.write_bytes(&one.repeat(flat.elements() as usize))?;
+            continue;
+        }
+        // Every tensor begins at another place, so that no two are alike.
+        let (mut at, mut from) = (0, number * 977 * 64 % size);
+        while at < flat.elements() {
+            let count = (size - from).min(flat.elements() - at);
+            host::ops::copy(&block.slice(0, from..from + count)?, &flat.slice(0, at..at + count)?)?;
+            (at, from) = (at + count, 0);
         }
     }
+    plan.finish(device)
+}
+
+/// Random numbers that are copied from.
+fn random_block(device: &Device, dtype: DType, seed: u64) -> Result<AnyTensor> {
+    const ELEMENTS: usize = (1 << 20) + 64;
+    let mut state = seed;
+    let values = std::iter::repeat_with(|| {
+        // SplitMix64 (Steele, Lea and Flood 2014).
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let unit = ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32;
+        (2.0 * unit - 1.0) * 0.02 * 3f32.sqrt()
+    });
+    let values = values.take(ELEMENTS);
+    let bytes: Vec<u8> = match dtype {
+        DType::F16 => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
+        DType::BF16 => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+        _ => values.flat_map(f32::to_le_bytes).collect(),
+    };
+    Ok(AnyTensor::from_bytes(device, dtype, &[ELEMENTS as u64], &bytes)?)
 }

@@ -185,6 +185,8 @@ pub(super) fn load(folder: Option<&std::path::Path>, dtype: Option<DType>, devic
     let style = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes} ({bytes_per_sec})");
     bar.set_style(style.map_err(|error| Failure::Failed(error.to_string()))?);
     let told = bar.clone();
+    // The emulator needs fewest instructions in f32, and the small model has room for it.
+    let dtype = dtype.or((folder.is_none() && device.is_emulator()).then_some(DType::F32));
     let options = LoadOptions {
         dtype,
         progress: Some(Box::new(move |p: models::Progress| told.set_position(p.done))),

@@ -17,6 +17,7 @@ mod attention;
 mod case;
 mod cublaslt;
 mod environment;
+mod generate;
 mod harness;
 mod linear;
 mod peers;
@@ -32,7 +33,7 @@ use peers::{Peers, Rival};
 /// Arguments of `bench`.
 #[derive(Args)]
 pub struct BenchArgs {
-    /// Suites to measure (all unless named): see `--list`.
+    /// Suites to measure (all unless named): see `--list`. `generate` measures whole models, and stands alone.
     suites: Vec<String>,
     /// 10 warm-ups and 100 runs instead of 100 and 1000, and no case longer than a second.
     #[arg(long)]
@@ -210,8 +211,14 @@ struct Rivals {
     rounds: u32,
 }
 
+/// Whole models, which are no cases of an op.
+const MODELS: &str = "generate";
+
 /// Measures and prints.
 pub fn bench(args: BenchArgs) -> Outcome {
+    if args.suites == [MODELS] && !args.list {
+        return models(&args);
+    }
     let chosen = choose(&args)?;
     if args.list {
         for (suite, specs) in &chosen {
@@ -219,6 +226,9 @@ pub fn bench(args: BenchArgs) -> Outcome {
             if args.cases {
                 specs.iter().for_each(|spec| say!("    {}", spec.name));
             }
+        }
+        if args.suites.is_empty() {
+            say!("{MODELS:<16}           {}", generate::WHAT);
         }
         return Ok(());
     }
@@ -256,6 +266,32 @@ pub fn bench(args: BenchArgs) -> Outcome {
         )));
     }
     Ok(())
+}
+
+/// Measures whole models with random weights.
+fn models(args: &BenchArgs) -> Outcome {
+    #[derive(Serialize)]
+    struct Measured {
+        environment: Environment,
+        copy: f64,
+        models: Vec<generate::ModelRow>,
+    }
+    let device = args.device.open()?;
+    if device.is_emulator() {
+        let why = device.selection();
+        return Err(Failure::Failed(format!("bench measures GPUs, and there is none ({why})")));
+    }
+    if let Some(path) = &args.json {
+        report::writable(path)?;
+    }
+    let environment = Environment::of(&device);
+    let copy = Harness::new(&device, true).copy_bandwidth()?;
+    say!("{}; copy {copy:.3} TB/s", environment.words());
+    let models = generate::run(&device, copy, args.config.as_deref())?;
+    match &args.json {
+        Some(path) => report::write_json(path, &Measured { environment, copy, models }),
+        None => Ok(()),
+    }
 }
 
 type Chosen = Vec<(&'static Suite, Vec<Spec>)>;

@@ -1,0 +1,142 @@
+//! Decode steps as CUDA graphs: a step of so many sequences is recorded once and then started as one launch.
+//!
+//! All that changes from step to step lies at fixed addresses: positions, lengths and block tables come in one small copy, and
+//! the tokens are where the step before left them when it chose them itself. So the next step can be started before the token
+//! of the last one has reached the CPU.
+
+use std::collections::HashMap;
+
+use host::ops::{argmax, copy, sample};
+use host::{AnyTensor, DType, Device, Graph};
+
+use crate::error::{Error, Result};
+use crate::sampling::SamplingOptions;
+
+/// Who chooses the next tokens from the logits of a step, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Choice {
+    /// The CPU.
+    Host,
+    /// The device takes the largest.
+    Greedy,
+    /// The device draws, for one sequence with number 0.
+    Drawn {
+        /// Bits of the temperature.
+        temperature: u32,
+        top_k: u32,
+        /// Bits of the share.
+        top_p: u32,
+        seed: u64,
+    },
+}
+
+impl Choice {
+    /// How the device chooses for one sequence by these options.
+    pub(crate) fn of(options: &SamplingOptions) -> Choice {
+        if options.is_greedy() {
+            return Choice::Greedy;
+        }
+        Choice::Drawn {
+            temperature: options.temperature.to_bits(),
+            top_k: options.top_k,
+            top_p: options.top_p.to_bits(),
+            seed: options.seed,
+        }
+    }
+
+    /// The chosen tokens, i64 `[rows]`, left in `lane` for the next step too.
+    pub(crate) fn choose(self, logits: &AnyTensor, lane: &Lane) -> Result<Option<AnyTensor>> {
+        let chosen = match self {
+            Choice::Host => return Ok(None),
+            Choice::Greedy => argmax(logits)?,
+            Choice::Drawn {
+                temperature,
+                top_k,
+                top_p,
+                seed,
+            } => {
+                let mut draw = sample(logits)
+                    .temperature(f32::from_bits(temperature))
+                    .top_p(f64::from(f32::from_bits(top_p)))
+                    .seed(seed)
+                    .offset_from(&lane.draw);
+                if top_k > 0 {
+                    draw = draw.top_k(u64::from(top_k));
+                }
+                draw.run()?
+            }
+        };
+        copy(&chosen, &lane.tokens)?;
+        Ok(Some(chosen))
+    }
+}
+
+/// What a decode step yields.
+#[derive(Clone)]
+pub(crate) struct Outcome {
+    /// f32 `[rows, vocab]`.
+    pub(crate) logits: AnyTensor,
+    /// i64 `[rows]`, unless the CPU is to choose.
+    pub(crate) chosen: Option<AnyTensor>,
+}
+
+/// Steps of a number of sequences: their inputs at fixed addresses, and the graphs recorded over them.
+pub(crate) struct Lane {
+    /// i64 `[rows]`.
+    pub(crate) tokens: AnyTensor,
+    /// Positions, lengths, ends and tables: i32.
+    pub(crate) packed: AnyTensor,
+    /// Number of the token to draw, i64 `[1]`.
+    pub(crate) draw: AnyTensor,
+    steps: HashMap<Choice, Recorded>,
+}
+
+enum Recorded {
+    /// It ran once, so that all kernels are loaded.
+    Warm,
+    Graph(Graph, Outcome),
+}
+
+impl Lane {
+    pub(crate) fn new(device: &Device, rows: u64, packed: u64) -> Result<Lane> {
+        Ok(Lane {
+            tokens: AnyTensor::zeros(device, DType::I64, &[rows])?,
+            packed: AnyTensor::zeros(device, DType::I32, &[packed])?,
+            draw: AnyTensor::zeros(device, DType::I64, &[1])?,
+            steps: HashMap::new(),
+        })
+    }
+
+    /// Runs `work`, which must launch the same each time: the first time as it is, from the second on as a graph.
+    pub(crate) fn run(&mut self, choice: Choice, work: impl Fn(&Lane) -> Result<Outcome>) -> Result<Outcome> {
+        match self.steps.get(&choice) {
+            None => {
+                let outcome = work(self)?;
+                self.steps.insert(choice, Recorded::Warm);
+                Ok(outcome)
+            }
+            Some(Recorded::Graph(graph, outcome)) => {
+                graph.launch()?;
+                Ok(outcome.clone())
+            }
+            Some(Recorded::Warm) => {
+                let device = self.tokens.device().clone();
+                let mut other = None;
+                let captured = device.capture(|| {
+                    work(self).map_err(|error| match error {
+                        Error::Device(error) => error,
+                        error => {
+                            let told = host::Error::unsupported(error.to_string());
+                            other = Some(error);
+                            told
+                        }
+                    })
+                });
+                let (graph, outcome) = captured.map_err(|error| other.unwrap_or(Error::Device(error)))?;
+                graph.launch()?;
+                self.steps.insert(choice, Recorded::Graph(graph, outcome.clone()));
+                Ok(outcome)
+            }
+        }
+    }
+}
