@@ -84,8 +84,8 @@ impl ReadBack {
         let (backend, stream) = (self.device.backend(), self.device.stream());
         // SAFETY: a dense view lies inside its buffer, which the pool reuses only behind this copy; the memory is as large and
         // lives until the copy has passed: `drop` waits.
-        self.device
-            .guard(unsafe { backend.read_async(tensor.address(), self.memory, bytes as usize, stream.id()) })?;
+        let started = unsafe { backend.read_async(tensor.address(), self.memory, bytes as usize, stream.id()) };
+        self.device.guard(started)?;
         self.device.guard(self.passed.record(stream))
     }
 

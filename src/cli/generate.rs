@@ -289,8 +289,9 @@ impl GenerateArgs {
     ) -> Outcome {
         let tokenizer = model.tokenizer().ok_or(models::Error::NoTokenizer)?;
         let mut text = TextStream::new(tokenizer, self.stop.iter().cloned());
+        let tokens = model.generate(prompt, options)?;
         show(shown)?;
-        for token in model.generate(prompt, options)? {
+        for token in tokens {
             let token = token?;
             timing.first_token.get_or_insert_with(|| timing.started.elapsed());
             timing.new_tokens += 1;
