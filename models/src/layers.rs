@@ -12,7 +12,7 @@ use crate::checkpoint::Layout;
 use crate::config::{Activation, Norm};
 use crate::error::Result;
 use crate::model::Model;
-use crate::step::{Kind, RopeInput, Step};
+use crate::step::{Kind, RopeInput, RopeTables, Step};
 use crate::weights::{Affine, NormWeights};
 
 fn act(activation: Activation) -> Act {
@@ -138,7 +138,8 @@ pub(crate) fn attention(
         attend_prompt(step, &q, cache, end, options)?
     } else {
         match &step.rope {
-            Some(RopeInput::Tables { cos, sin, rows }) => {
+            Some(RopeInput::Tables(tables)) => {
+                let RopeTables { cos, sin, rows } = &**tables;
                 let rotated = ops::rope(&q, RopePairing::HalfSplit, RopeAngles::Table { cos, sin }).k(k);
                 let (q, rotated) = rotated.positions(rows).run()?;
                 let k = rotated.as_ref().unwrap_or(k);
@@ -177,7 +178,10 @@ fn rotate_and_append(
             return Ok(q.clone());
         }
         Some(RopeInput::Frequencies(frequencies)) => (RopeAngles::Frequencies(frequencies), None),
-        Some(RopeInput::Tables { cos, sin, rows }) => (RopeAngles::Table { cos, sin }, Some(rows)),
+        Some(RopeInput::Tables(tables)) => {
+            let RopeTables { cos, sin, rows } = &**tables;
+            (RopeAngles::Table { cos, sin }, Some(rows))
+        }
     };
     let mut rope = ops::rope(q, RopePairing::HalfSplit, angles)
         .k(k)

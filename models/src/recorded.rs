@@ -94,7 +94,7 @@ pub(crate) struct Lane {
 enum Recorded {
     /// It ran once, so that all kernels are loaded.
     Warm,
-    Graph(Graph, Outcome),
+    Graph(Box<(Graph, Outcome)>),
 }
 
 impl Lane {
@@ -115,9 +115,9 @@ impl Lane {
                 self.steps.insert(choice, Recorded::Warm);
                 Ok(outcome)
             }
-            Some(Recorded::Graph(graph, outcome)) => {
-                graph.launch()?;
-                Ok(outcome.clone())
+            Some(Recorded::Graph(recorded)) => {
+                recorded.0.launch()?;
+                Ok(recorded.1.clone())
             }
             Some(Recorded::Warm) => {
                 let device = self.tokens.device().clone();
@@ -134,7 +134,8 @@ impl Lane {
                 });
                 let (graph, outcome) = captured.map_err(|error| other.unwrap_or(Error::Device(error)))?;
                 graph.launch()?;
-                self.steps.insert(choice, Recorded::Graph(graph, outcome.clone()));
+                let recorded = Box::new((graph, outcome.clone()));
+                self.steps.insert(choice, Recorded::Graph(recorded));
                 Ok(outcome)
             }
         }

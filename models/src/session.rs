@@ -15,7 +15,7 @@ use host::{AnyTensor, DType};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::recorded::{Choice, Lane, Outcome};
-use crate::step::{Kind, RopeInput, Step};
+use crate::step::{Kind, RopeInput, RopeTables, Step};
 use crate::{gpt2, llama};
 
 /// Tokens of a page: prefixes are shared in these units.
@@ -188,7 +188,7 @@ impl<'m> Session<'m> {
             lane.draw.write_bytes(&(draw as i64).to_le_bytes())?;
         }
         // Tables are made by the CPU for this step alone.
-        let once = matches!(rope, Some(RopeInput::Tables { .. }));
+        let once = matches!(rope, Some(RopeInput::Tables(_)));
         let step = self.step(&lane.tokens, &lane.packed, packed, rope, Kind::Decode)?;
         let work = |lane: &Lane| {
             let logits = self.head(&self.forward(&step)?)?;
@@ -353,10 +353,10 @@ impl<'m> Session<'m> {
         let device = &self.model.device;
         let (n, pairs) = (positions.len() as u64, rope.rotary_dim as u64 / 2);
         let rows: Vec<u8> = (0..positions.len() as i32).flat_map(i32::to_le_bytes).collect();
-        Ok(Some(RopeInput::Tables {
+        Ok(Some(RopeInput::Tables(Box::new(RopeTables {
             cos: AnyTensor::from_bytes(device, DType::F32, &[n, pairs], &cos)?,
             sin: AnyTensor::from_bytes(device, DType::F32, &[n, pairs], &sin)?,
             rows: AnyTensor::from_bytes(device, DType::I32, &[lengths.len() as u64, seq], &rows)?,
-        }))
+        }))))
     }
 }

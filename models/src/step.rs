@@ -50,12 +50,14 @@ impl Step {
 pub(crate) enum RopeInput {
     /// By position times frequency.
     Frequencies(RopeFrequencies),
-    /// By tables with a row for each token of the step, f32 `[batch·seq, pairs]`: where sequences of different lengths have
-    /// different frequencies.
-    Tables {
-        cos: AnyTensor,
-        sin: AnyTensor,
-        /// 0, 1, 2, …: the row of each token, i32 `[batch, seq]`.
-        rows: AnyTensor,
-    },
+    /// By tables: where sequences of different lengths have different frequencies.
+    Tables(Box<RopeTables>),
+}
+
+/// Cosines and sines with a row for each token of a step, f32 `[batch·seq, pairs]`.
+pub(crate) struct RopeTables {
+    pub(crate) cos: AnyTensor,
+    pub(crate) sin: AnyTensor,
+    /// 0, 1, 2, …: the row of each token, i32 `[batch, seq]`.
+    pub(crate) rows: AnyTensor,
 }

@@ -75,9 +75,24 @@ pub struct ModelRow {
     breakdown: Vec<(String, usize, f64, f64)>,
 }
 
-/// Measures and prints every model; `copy` is the bandwidth in TB/s.
-pub fn run(device: &Device, copy: f64) -> Result<Vec<ModelRow>, Failure> {
-    SUBJECTS.iter().map(|subject| measure(device, subject, copy)).collect()
+/// What it measures, for `--list`.
+pub const WHAT: &str = "whole models with random weights: prompt, decode steps, many sequences";
+
+/// Measures and prints every model whose name contains `only`; `copy` is the bandwidth in TB/s.
+pub fn run(device: &Device, copy: f64, only: Option<&str>) -> Result<Vec<ModelRow>, Failure> {
+    let wanted = |subject: &&Subject| only.is_none_or(|text| subject.name.contains(text));
+    if !SUBJECTS.iter().any(|subject| wanted(&subject)) {
+        let names: Vec<&str> = SUBJECTS.iter().map(|subject| subject.name).collect();
+        return Err(Failure::Usage(format!(
+            "no model's name contains the text; known: {}",
+            names.join(", ")
+        )));
+    }
+    SUBJECTS
+        .iter()
+        .filter(wanted)
+        .map(|subject| measure(device, subject, copy))
+        .collect()
 }
 
 fn prompt(tokens: usize, seed: u32) -> Vec<u32> {

@@ -279,7 +279,9 @@ fn models(args: &BenchArgs) -> Outcome {
     let device = args.device.open()?;
     if device.is_emulator() {
         let why = device.selection();
-        return Err(Failure::Failed(format!("bench measures GPUs, and there is none ({why})")));
+        return Err(Failure::Failed(format!(
+            "bench measures GPUs, and there is none ({why})"
+        )));
     }
     if let Some(path) = &args.json {
         report::writable(path)?;
@@ -289,7 +291,14 @@ fn models(args: &BenchArgs) -> Outcome {
     say!("{}; copy {copy:.3} TB/s", environment.words());
     let models = generate::run(&device, copy, args.config.as_deref())?;
     match &args.json {
-        Some(path) => report::write_json(path, &Measured { environment, copy, models }),
+        Some(path) => report::write_json(
+            path,
+            &Measured {
+                environment,
+                copy,
+                models,
+            },
+        ),
         None => Ok(()),
     }
 }
