@@ -225,6 +225,22 @@ fn sanitize_finds_simple_ops_clean_on_every_tier() {
     assert!(told.contains("0 faults"));
 }
 
+/// A kernel of the archive that no case launches is one that nobody sanitizes: add a case to `src/cli/sanitize/cases`.
+#[test]
+fn sanitize_launches_every_kernel_of_the_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = ferroflash(folder.path(), &["sanitize", "--seeds", "1"]);
+    let told = text(&output.stdout);
+    assert!(output.status.success(), "{told}{}", text(&output.stderr));
+    assert!(!told.contains("never launched"), "{told}");
+    let kernels = host::images::Images::embedded().iter();
+    let kernels = kernels.filter(|info| info.unit != "device_tests").count();
+    assert!(
+        told.contains(&format!("\n{kernels} of {kernels} kernels launched")),
+        "{told}"
+    );
+}
+
 #[test]
 fn sanitize_proves_that_a_sum_is_constant_time_in_its_data() {
     let folder = tempfile::tempdir().unwrap();

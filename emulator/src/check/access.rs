@@ -72,9 +72,42 @@ impl Actor<'_> {
         found(kind, message, self.lane).other(launch.access(record))
     }
 
-    #[inline]
     /// Checks and remembers the access of some bytes of one word.
+    #[inline]
     fn word(&self, word: &mut Word, bytes: u8, kind: AccessKind, launch: &LaunchState<'_>) -> Result<(), Box<Stop>> {
+        // Most words were touched by nobody else: by this warp alone, whose accesses are ordered.
+        let mine = |r: &Record| r.bytes == 0 || r.cluster == self.cluster && r.warp == self.warp;
+        let alone = !self.proxy && self.warp < self.operations;
+        if alone && mine(&word.write) && word.reads[1].bytes == 0 && word.reads[2].bytes == 0 && mine(&word.reads[0]) {
+            let record = Record {
+                cluster: self.cluster,
+                warp: self.warp,
+                lane: self.lane,
+                bytes: bytes | if kind.strong() { STRONG } else { 0 },
+                clock: self.clock,
+                pc: self.pc,
+            };
+            if kind.writes() {
+                word.write = record;
+                if word.reads[0].bytes & 0xF & !bytes == 0 {
+                    word.reads[0].bytes = 0;
+                }
+            } else {
+                word.reads[0] = record;
+            }
+            return Ok(());
+        }
+        self.contended(word, bytes, kind, launch)
+    }
+
+    /// [`Actor::word`] where others were too.
+    fn contended(
+        &self,
+        word: &mut Word,
+        bytes: u8,
+        kind: AccessKind,
+        launch: &LaunchState<'_>,
+    ) -> Result<(), Box<Stop>> {
         let strong = kind.strong();
         let both = |r: &Record| strong && r.bytes & STRONG != 0;
         let write = word.write;
@@ -152,6 +185,82 @@ impl Actor<'_> {
         }
         if kind.writes() {
             shadow.define(offset, size);
+        }
+        Ok(())
+    }
+}
+
+/// Accesses of lanes that follow each other in memory without gaps: one long access.
+struct Run {
+    offset: u64,
+    bytes: u64,
+    /// Bytes of a lane.
+    size: u64,
+    /// The lane of the first bytes; the next lane has the next.
+    lane: usize,
+}
+
+impl Run {
+    /// The accesses of these lanes as one, if they are: whole words, lane after lane.
+    fn of(offsets: &Lanes, size: u64, mask: u32) -> Option<Run> {
+        let lane = mask.trailing_zeros() as usize;
+        let count = mask.count_ones() as usize;
+        let first = *offsets.get(lane)?;
+        let together = mask >> lane == crate::lower::types::ones(count as u32) as u32;
+        if !together || !size.is_multiple_of(4) || !first.is_multiple_of(4) {
+            return None;
+        }
+        let follows = |(i, offset): (usize, &u64)| *offset == first + i as u64 * size;
+        offsets[lane..lane + count]
+            .iter()
+            .enumerate()
+            .all(follows)
+            .then_some(Run {
+                offset: first,
+                bytes: size * count as u64,
+                size,
+                lane,
+            })
+    }
+}
+
+impl Actor<'_> {
+    /// [`Actor::access`] of many lanes at once.
+    fn run(
+        &mut self,
+        shadow: &mut Shadow,
+        run: &Run,
+        kind: AccessKind,
+        launch: &LaunchState<'_>,
+    ) -> Result<(), Box<Stop>> {
+        if kind.reads()
+            && launch.checks.uninitialised
+            && let Some(byte) = shadow.undefined(run.offset, run.bytes)
+        {
+            let within = byte - run.offset;
+            self.lane = (run.lane as u64 + within / run.size) as u8;
+            let (size, within) = (run.size, within % run.size);
+            let message = format!("a read of {size} bytes of which byte {within} was never written");
+            return Err(found(FaultKind::Uninitialised, message, self.lane));
+        }
+        if launch.checks.races || launch.checks.asynchronous {
+            let words = run.size / 4;
+            let (mut index, end) = (run.offset / 4, (run.offset + run.bytes) / 4);
+            let (mut lane, mut left) = (run.lane as u8, words);
+            while index < end {
+                for word in shadow.words_from(index, end - index) {
+                    self.lane = lane;
+                    self.word(word, 0xF, kind, launch)?;
+                    index += 1;
+                    left -= 1;
+                    if left == 0 {
+                        (lane, left) = (lane + 1, words);
+                    }
+                }
+            }
+        }
+        if kind.writes() {
+            shadow.define(run.offset, run.bytes);
         }
         Ok(())
     }
@@ -246,8 +355,20 @@ impl Context<'_> {
             proxy: false,
         };
         let mut loaded = 0;
+        let run = if undefined == 0 && !launch.checks.taint {
+            Run::of(offsets, size, mask)
+        } else {
+            None
+        };
+        // Lanes that read the same bytes are one reader.
+        let first = mask.trailing_zeros() as usize;
+        let same = run.is_none() && kind == AccessKind::Read && lanes(mask).all(|lane| offsets[lane] == offsets[first]);
+        let each = if same && !launch.checks.taint { 1 << first } else { mask };
         let mut all = |shadow: &mut Shadow| {
-            for lane in lanes(mask) {
+            if let Some(run) = &run {
+                return actor.run(shadow, run, kind, launch);
+            }
+            for lane in lanes(each) {
                 let offset = offsets[lane];
                 actor.lane = lane as u8;
                 actor.access(shadow, offset, size, kind, launch)?;

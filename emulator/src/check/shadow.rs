@@ -131,6 +131,17 @@ impl Shadow {
         !self.secret.is_empty() && spans(offset, bytes).any(|(i, bits)| self.secret[i] & bits != 0)
     }
 
+    /// Words from one on, at most so many: those of a page.
+    pub(crate) fn words_from(&mut self, index: u64, most: u64) -> &mut [Word] {
+        self.word(index);
+        let (page, at) = ((index as usize) / PAGE, (index as usize) % PAGE);
+        let end = PAGE.min(at + most.min(PAGE as u64) as usize);
+        match &mut self.words[page] {
+            Some(words) => &mut words[at..end],
+            None => &mut [],
+        }
+    }
+
     pub(crate) fn word(&mut self, index: u64) -> &mut Word {
         let (page, at) = ((index as usize) / PAGE, (index as usize) % PAGE);
         if self.words.len() <= page {

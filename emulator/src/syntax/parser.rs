@@ -36,6 +36,24 @@ struct Parser<'s> {
     at: usize,
 }
 
+/// The directives that may stand between the parameters of a function and its body.
+const BEFORE_BODY: [&str; 14] = [
+    "maxnreg",
+    "maxntid",
+    "reqntid",
+    "minnctapersm",
+    "maxnctapersm",
+    "noreturn",
+    "pragma",
+    "abi_preserve",
+    "abi_preserve_control",
+    "reqnctapercluster",
+    "explicitcluster",
+    "maxclusterrank",
+    "blocksareclusters",
+    "retain",
+];
+
 impl<'s> Parser<'s> {
     // ---- cursor -------------------------------------------------------------------------------------------
 
@@ -403,6 +421,9 @@ impl<'s> Parser<'s> {
             if !self.take(b',') {
                 break;
             }
+            if !matches!(self.peek(), Some(Token::Integer(_) | Token::Text(_) | Token::Name(_))) {
+                return self.fail("an operand after ','");
+            }
         }
         if semicolon {
             self.expect(b';')?;
@@ -442,8 +463,10 @@ impl<'s> Parser<'s> {
                     name: "attribute".into(),
                     operands: vec![Operand::Text(text)],
                 });
-            } else {
+            } else if matches!(self.peek(), Some(Token::Dot(name)) if BEFORE_BODY.contains(&name)) {
                 directives.push(self.directive(false)?);
+            } else {
+                return self.fail("a directive that may stand before a body, or '{'");
             }
         }
         let body = if self.take(b'{') {

@@ -53,17 +53,58 @@ impl Bed {
                 .any()
                 .clone(),
         };
-        if self.taint && len > 0 {
-            self.backend
-                .mark_secret(tensor.address(), tensor.span() * dtype.size())?;
-        }
+        self.secret(&tensor)?;
         Ok(tensor)
     }
 
-    /// Indices from 0 to `bound`, not secret: addresses depend on them.
+    /// Indices from 0 to below `bound`, not secret: addresses depend on them.
     pub fn indices(&self, shape: &[u64], bound: u64) -> Result<AnyTensor> {
         let len = shape.iter().product::<u64>() as usize;
-        let data = indices(7, len, 0, bound as i64);
+        let data = indices(7, len, 0, bound as i64 - 1);
         Ok(Tensor::from_slice(&self.device, &data, shape)?.any().clone())
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Entries that were launched.
+    pub fn launched(&self) -> Vec<String> {
+        self.backend.loaded_entries()
+    }
+
+    /// Zeros.
+    pub fn zeros(&self, dtype: DType, shape: &[u64]) -> Result<AnyTensor> {
+        AnyTensor::zeros(&self.device, dtype, shape)
+    }
+
+    /// Elements of any type that are only copied; every byte differs from its neighbours.
+    pub fn bits(&self, dtype: DType, shape: &[u64]) -> Result<AnyTensor> {
+        let len = shape.iter().product::<u64>() * dtype.size();
+        let bytes: Vec<u8> = (0..len).map(|i| (i.wrapping_mul(0x9E37_79B9) >> 13) as u8).collect();
+        let tensor = AnyTensor::from_bytes(&self.device, dtype, shape, &bytes)?;
+        self.secret(&tensor)?;
+        Ok(tensor)
+    }
+
+    /// 32-bit integers that addresses depend on: lengths, tables, positions.
+    pub fn integers(&self, values: &[i32], shape: &[u64]) -> Result<AnyTensor> {
+        Ok(Tensor::from_slice(&self.device, values, shape)?.any().clone())
+    }
+
+    /// 64-bit integers that addresses depend on: slots.
+    pub fn longs(&self, values: &[i64]) -> Result<AnyTensor> {
+        Ok(Tensor::from_slice(&self.device, values, &[values.len() as u64])?
+            .any()
+            .clone())
+    }
+
+    fn secret(&self, tensor: &AnyTensor) -> Result<()> {
+        if self.taint && tensor.elements() > 0 {
+            let bytes = tensor.span() * tensor.dtype().size();
+            self.backend.mark_secret(tensor.address(), bytes)?;
+        }
+        Ok(())
     }
 }

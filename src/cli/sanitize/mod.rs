@@ -3,6 +3,7 @@
 //! A case passes when no schedule faults and all schedules give the same bits.
 
 use std::{
+    collections::BTreeSet,
     io::IsTerminal,
     sync::{
         Mutex,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use clap::Args;
-use host::{Error, Tier};
+use host::{Error, Tier, images::Images};
 
 use super::{Failure, Outcome};
 
@@ -22,6 +23,7 @@ mod cases;
 mod gpu;
 
 use bed::Bed;
+use cases::Case;
 
 /// Arguments of `sanitize`.
 #[derive(Args)]
@@ -51,18 +53,6 @@ pub struct SanitizeArgs {
     list: bool,
 }
 
-/// An op with one set of inputs.
-pub struct Case {
-    /// What `sanitize OP` names.
-    pub op: &'static str,
-    /// Which inputs.
-    pub name: &'static str,
-    /// The op branches on its data by its nature (the choice of a token, say): it is not run with secrets.
-    pub looks_at_data: bool,
-    /// Makes the inputs, runs the op, returns what it wrote.
-    pub run: fn(&Bed) -> host::Result<Vec<host::AnyTensor>>,
-}
-
 /// What became of a case on a tier.
 enum Verdict {
     Clean,
@@ -74,16 +64,21 @@ enum Verdict {
     },
 }
 
+/// Kernels that were launched, by tier.
+type Launched = Mutex<BTreeSet<(Tier, String)>>;
+
 /// Runs one case on the schedules.
-fn check(case: &Case, tier: Tier, seeds: std::ops::Range<u64>, taint: bool) -> Verdict {
+fn check(case: &Case, tier: Tier, seeds: std::ops::Range<u64>, taint: bool, launched: &Launched) -> Verdict {
     if taint && case.looks_at_data {
         return Verdict::NotThere;
     }
     let mut first: Option<Vec<Vec<u8>>> = None;
     for seed in seeds {
         let outcome = Bed::new(tier, seed, taint).and_then(|bed| {
-            let outputs = (case.run)(&bed)?;
-            outputs
+            let outputs = (case.run)(&bed);
+            let entries = bed.launched().into_iter().map(|entry| (tier, entry));
+            launched.lock().unwrap_or_else(|e| e.into_inner()).extend(entries);
+            outputs?
                 .iter()
                 .map(host::AnyTensor::to_bytes)
                 .collect::<host::Result<Vec<_>>>()
@@ -135,7 +130,8 @@ pub fn sanitize(args: SanitizeArgs) -> Outcome {
         .flat_map(|&case| tiers.iter().map(move |&tier| (case, tier)))
         .collect();
     let start = Instant::now();
-    let verdicts = run_all(&work, seeds.clone(), args.taint);
+    let launched = Launched::default();
+    let verdicts = run_all(&work, seeds.clone(), args.taint, &launched);
     let faults = report(&work, &verdicts, &tiers, seeds.end - seeds.start);
     println!(
         "{} cases on {} schedules in {:.1} s: {faults} faults",
@@ -143,14 +139,43 @@ pub fn sanitize(args: SanitizeArgs) -> Outcome {
         seeds.end - seeds.start,
         start.elapsed().as_secs_f64()
     );
+    let launched = launched.into_inner().unwrap_or_else(|e| e.into_inner());
+    coverage(&launched, &tiers, args.ops.is_empty() && !args.taint);
     match faults {
         0 => Ok(()),
         n => Err(Failure::Failed(format!("{n} cases faulted"))),
     }
 }
 
+/// Kernels of the archive that no case launched on a tier: `tests/device_std` runs those of `device_tests`.
+fn missing(launched: &BTreeSet<(Tier, String)>, tiers: &[Tier]) -> Vec<(Tier, String)> {
+    Images::embedded()
+        .iter()
+        .filter(|info| tiers.contains(&info.tier) && info.unit != "device_tests")
+        .map(|info| (info.tier, info.entry.clone()))
+        .filter(|key| !launched.contains(key))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect()
+}
+
+/// Prints how many kernels of the archive were launched, and which were not if all cases ran.
+fn coverage(launched: &BTreeSet<(Tier, String)>, tiers: &[Tier], list: bool) {
+    let missing = missing(launched, tiers);
+    println!(
+        "{} of {} kernels launched",
+        launched.len(),
+        launched.len() + missing.len()
+    );
+    if list {
+        for (tier, entry) in missing {
+            println!("  never launched on {tier}: {entry}");
+        }
+    }
+}
+
 /// The verdict of each piece of work, in its order.
-fn run_all(work: &[(&Case, Tier)], seeds: std::ops::Range<u64>, taint: bool) -> Vec<Verdict> {
+fn run_all(work: &[(&Case, Tier)], seeds: std::ops::Range<u64>, taint: bool, launched: &Launched) -> Vec<Verdict> {
     let next = AtomicUsize::new(0);
     let verdicts: Mutex<Vec<Option<Verdict>>> = Mutex::new(work.iter().map(|_| None).collect());
     let progress = std::io::stderr().is_terminal();
@@ -166,7 +191,7 @@ fn run_all(work: &[(&Case, Tier)], seeds: std::ops::Range<u64>, taint: bool) -> 
                     if progress {
                         eprint!("\r\x1b[K{}/{} {} {} {tier}", index + 1, work.len(), case.op, case.name);
                     }
-                    let verdict = check(case, tier, seeds.clone(), taint);
+                    let verdict = check(case, tier, seeds.clone(), taint, launched);
                     verdicts.lock().unwrap_or_else(|e| e.into_inner())[index] = Some(verdict);
                 }
             });

@@ -1,0 +1,185 @@
+//! Matrix products and attention.
+
+use host::{
+    DType::{self, BF16, F16, F32},
+    ops::{LinearMode, WeightLayout, attention, linear},
+};
+
+use super::{Case, FLOATS, case};
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = fma_and_streaming();
+    cases.extend(tensor_cores());
+    cases.extend(attentions());
+    cases
+}
+
+const HALVES: [DType; 2] = [F16, BF16];
+
+fn fma_and_streaming() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        cases.push(case(
+            "linear",
+            format!("FMA, 5×70×33 {dtype} with bias and GELU"),
+            move |bed| {
+                let (x, w, b) = (
+                    bed.floats(dtype, &[5, 33])?,
+                    bed.floats(dtype, &[70, 33])?,
+                    bed.floats(dtype, &[70])?,
+                );
+                Ok(vec![linear(&x, &w).bias(&b).gelu().mode(LinearMode::Fma).run()?])
+            },
+        ));
+        cases.push(case("linear", format!("few rows, 3×72×64 {dtype}"), move |bed| {
+            let (x, w) = (bed.floats(dtype, &[3, 64])?, bed.floats(dtype, &[72, 64])?);
+            Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])
+        }));
+        cases.push(case(
+            "linear",
+            format!("few rows, weight [k, n], 3×72×64 {dtype}"),
+            move |bed| {
+                let (x, w) = (bed.floats(dtype, &[3, 64])?, bed.floats(dtype, &[64, 72])?);
+                let call = linear(&x, &w).layout(WeightLayout::Kn);
+                Ok(vec![call.mode(LinearMode::Streaming).run()?])
+            },
+        ));
+    }
+    for dtype in HALVES {
+        cases.push(case(
+            "linear",
+            format!("one row of many columns, 1×8200×8 {dtype}"),
+            move |bed| {
+                let (x, w) = (bed.floats(dtype, &[1, 8])?, bed.floats(dtype, &[8200, 8])?);
+                Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])
+            },
+        ));
+    }
+    cases
+}
+
+fn tensor_cores() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in HALVES {
+        for (mode, m, n, k) in [
+            (LinearMode::Tiled, 70, 72, 64),
+            (LinearMode::Tiled, 130, 392, 40),
+            (LinearMode::Hopper, 70, 72, 64),
+            (LinearMode::Hopper, 400, 200, 72),
+        ] {
+            cases.push(case(
+                "linear",
+                format!("{mode:?}, {m}×{n}×{k} {dtype} with a residual"),
+                move |bed| {
+                    let (x, w, r) = (
+                        bed.floats(dtype, &[m, k])?,
+                        bed.floats(dtype, &[n, k])?,
+                        bed.floats(dtype, &[m, n])?,
+                    );
+                    Ok(vec![linear(&x, &w).residual(&r).mode(mode).run()?])
+                },
+            ));
+            cases.push(case(
+                "linear",
+                format!("{mode:?}, weight [k, n], {m}×{n}×{k} {dtype}"),
+                move |bed| {
+                    let (x, w) = (bed.floats(dtype, &[m, k])?, bed.floats(dtype, &[k, n])?);
+                    Ok(vec![linear(&x, &w).layout(WeightLayout::Kn).mode(mode).run()?])
+                },
+            ));
+            if mode == LinearMode::Tiled {
+                cases.push(case(
+                    "linear",
+                    format!("{mode:?}, both across k, {m}×{n}×{k} {dtype}"),
+                    move |bed| {
+                        let m = u64::next_multiple_of(m, 8);
+                        let (x, w) = (
+                            bed.floats(dtype, &[k, m])?.transpose(0, 1)?,
+                            bed.floats(dtype, &[k, n])?,
+                        );
+                        Ok(vec![linear(&x, &w).layout(WeightLayout::Kn).mode(mode).run()?])
+                    },
+                ));
+            }
+        }
+        for mode in [LinearMode::Tiled, LinearMode::Hopper] {
+            cases.push(case(
+                "linear",
+                format!("{mode:?}, SwiGLU and what enters it, 24×64×64 {dtype}"),
+                move |bed| {
+                    let (x, w) = (bed.floats(dtype, &[24, 64])?, bed.floats(dtype, &[128, 64])?);
+                    let (y, z) = linear(&x, &w).swiglu().mode(mode).run_with_pre_activation()?;
+                    Ok(vec![y, z])
+                },
+            ));
+        }
+    }
+    cases
+}
+
+fn attentions() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let dims = |dtype| {
+        if dtype == F32 {
+            &[64, 128, 256][..]
+        } else {
+            &[64, 96, 128, 192, 256]
+        }
+    };
+    for dtype in FLOATS {
+        for &dim in dims(dtype) {
+            cases.push(case(
+                "attention",
+                format!("causal, 70 × 90, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let q = bed.floats(dtype, &[1, 70, 2, dim])?;
+                    let (k, v) = (
+                        bed.floats(dtype, &[1, 90, 1, dim])?,
+                        bed.floats(dtype, &[1, 90, 1, dim])?,
+                    );
+                    let result = attention(&q, &k, &v).causal().run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+            cases.push(case(
+                "attention",
+                format!("window and softcap, 33 × 50, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let q = bed.floats(dtype, &[1, 33, 1, dim])?;
+                    let (k, v) = (
+                        bed.floats(dtype, &[1, 50, 1, dim])?,
+                        bed.floats(dtype, &[1, 50, 1, dim])?,
+                    );
+                    let call = attention(&q, &k, &v).window(Some(20), Some(0)).softcap(30.0);
+                    let result = call.run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+        }
+    }
+    cases.push(case(
+        "attention",
+        "2 sequences, grouped heads, 20 × 300, head dim 128, bf16",
+        |bed| {
+            let q = bed.floats(BF16, &[2, 20, 4, 128])?;
+            let (k, v) = (
+                bed.floats(BF16, &[2, 300, 2, 128])?,
+                bed.floats(BF16, &[2, 300, 2, 128])?,
+            );
+            let result = attention(&q, &k, &v).run()?;
+            Ok(vec![result.out, result.lse])
+        },
+    ));
+    cases.push(case(
+        "attention",
+        "packed sequences of 9 and 40, head dim 64, f16",
+        |bed| {
+            let q = bed.floats(F16, &[49, 2, 64])?;
+            let (k, v) = (bed.floats(F16, &[49, 1, 64])?, bed.floats(F16, &[49, 1, 64])?);
+            let ends = bed.integers(&[0, 9, 49], &[3])?;
+            let result = attention(&q, &k, &v).cu_seqlens(&ends, &ends, 40, 40).causal().run()?;
+            Ok(vec![result.out, result.lse])
+        },
+    ));
+    cases
+}

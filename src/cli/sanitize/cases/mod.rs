@@ -1,0 +1,58 @@
+//! The table of cases: small inputs that together reach every kernel of the archive, with tails in every extent.
+
+use host::{AnyTensor, DType, Result};
+
+use super::bed::Bed;
+
+mod elementwise;
+mod layers;
+mod rows;
+mod tokens;
+
+/// An op with one set of inputs.
+pub struct Case {
+    /// What `sanitize OP` names.
+    pub op: &'static str,
+    /// Which inputs.
+    pub name: String,
+    /// The op branches on its data by its nature (the choice of a token, say): it is not run with secrets.
+    pub looks_at_data: bool,
+    /// Makes the inputs, runs the op, returns what it wrote.
+    pub run: Run,
+}
+
+type Run = Box<dyn Fn(&Bed) -> Result<Vec<AnyTensor>> + Send + Sync>;
+
+/// The types that most kernels compute in.
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+fn case(
+    op: &'static str,
+    name: impl Into<String>,
+    run: impl Fn(&Bed) -> Result<Vec<AnyTensor>> + Send + Sync + 'static,
+) -> Case {
+    Case {
+        op,
+        name: name.into(),
+        looks_at_data: false,
+        run: Box::new(run),
+    }
+}
+
+impl Case {
+    fn looks_at_data(self) -> Case {
+        Case {
+            looks_at_data: true,
+            ..self
+        }
+    }
+}
+
+/// Every case; those of one op stand together.
+pub fn all() -> Vec<Case> {
+    let mut cases = elementwise::cases();
+    cases.extend(rows::cases());
+    cases.extend(tokens::cases());
+    cases.extend(layers::cases());
+    cases
+}

@@ -1,0 +1,128 @@
+//! Row by row: reductions, norms, softmax, in each of the widths that have kernels of their own (1024, 8192 and 32768
+//! columns are the limits).
+
+use host::ops::{ReduceAxis, ReduceKind, layer_norm, log_softmax, reduce, rms_norm, softmax};
+
+use super::{Case, FLOATS, case};
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = reductions();
+    cases.extend(norms());
+    cases.extend(softmaxes());
+    cases
+}
+
+const KINDS: [ReduceKind; 6] = [
+    ReduceKind::Sum,
+    ReduceKind::Mean,
+    ReduceKind::SumOfSquares,
+    ReduceKind::Max,
+    ReduceKind::Min,
+    ReduceKind::Argmax,
+];
+
+fn reductions() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        for kind in KINDS {
+            cases.push(case(
+                "reduce",
+                format!("{kind:?} of rows of 100 and of 4500 {dtype}"),
+                move |bed| {
+                    Ok(vec![
+                        reduce(&bed.floats(dtype, &[9, 100])?, kind, ReduceAxis::Last)?,
+                        reduce(&bed.floats(dtype, &[2, 4500])?, kind, ReduceAxis::Last)?,
+                    ])
+                },
+            ));
+        }
+    }
+    for kind in KINDS {
+        cases.push(case("reduce", format!("{kind:?} of 33000 f16"), move |bed| {
+            let x = bed.floats(host::DType::F16, &[33_000])?;
+            Ok(vec![reduce(&x, kind, ReduceAxis::All)?])
+        }));
+    }
+    cases
+}
+
+fn norms() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        cases.push(case(
+            "norm",
+            format!("RMSNorm of rows of 100 {dtype} with a residual"),
+            move |bed| {
+                let (x, r, w) = (
+                    bed.floats(dtype, &[5, 100])?,
+                    bed.floats(dtype, &[5, 100])?,
+                    bed.floats(dtype, &[100])?,
+                );
+                let normed = rms_norm(&x).residual(&r).weight(&w).run()?;
+                Ok([Some(normed.y), normed.sum].into_iter().flatten().collect())
+            },
+        ));
+        for columns in [1537, 9001, 33_001] {
+            cases.push(case(
+                "norm",
+                format!("LayerNorm of a row of {columns} {dtype}"),
+                move |bed| {
+                    let x = bed.floats(dtype, &[1, columns])?;
+                    let (w, b) = (bed.floats(dtype, &[columns])?, bed.floats(dtype, &[columns])?);
+                    Ok(vec![layer_norm(&x).weight(&w).bias(&b).run()?.y])
+                },
+            ));
+        }
+        for (rows, columns) in [(70, 24), (3, 1500), (2, 8200)] {
+            cases.push(case(
+                "norm",
+                format!("gradients of {rows} rows of {columns} {dtype}"),
+                move |bed| {
+                    let (x, dy) = (
+                        bed.floats(dtype, &[rows, columns])?,
+                        bed.floats(dtype, &[rows, columns])?,
+                    );
+                    let (w, b) = (bed.floats(dtype, &[columns])?, bed.floats(dtype, &[columns])?);
+                    let gradients = layer_norm(&x).weight(&w).bias(&b).backward(&dy, Some(&dy))?;
+                    Ok([Some(gradients.dx), gradients.dweight, gradients.dbias]
+                        .into_iter()
+                        .flatten()
+                        .collect())
+                },
+            ));
+        }
+    }
+    cases
+}
+
+fn softmaxes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        cases.push(case("softmax", format!("causal, 1×2×20×20 {dtype}"), move |bed| {
+            let x = bed.floats(dtype, &[1, 2, 20, 20])?;
+            Ok(vec![softmax(&x).causal().scale(0.125).run()?])
+        }));
+        cases.push(case("softmax", format!("masked rows of 50 {dtype}"), move |bed| {
+            let (x, mask) = (bed.floats(dtype, &[6, 50])?, bed.floats(dtype, &[6, 50])?);
+            Ok(vec![softmax(&x).mask(&mask).run()?])
+        }));
+        for columns in [1025, 8193, 33_000] {
+            cases.push(case(
+                "softmax",
+                format!("logarithm, a row of {columns} {dtype}"),
+                move |bed| Ok(vec![log_softmax(&bed.floats(dtype, &[1, columns])?).run()?]),
+            ));
+        }
+        for (rows, columns) in [(4, 333), (2, 1500), (1, 8200)] {
+            cases.push(case(
+                "softmax",
+                format!("gradient of {rows} rows of {columns} {dtype}"),
+                move |bed| {
+                    let dy = bed.floats(dtype, &[rows, columns])?;
+                    Ok(vec![softmax(&bed.floats(dtype, &[rows, columns])?).backward(&dy)?])
+                },
+            ));
+        }
+    }
+    cases
+}

@@ -1,0 +1,233 @@
+//! Tokens: embeddings, sampling, losses, rotary embeddings, caches of keys and values, attention over them.
+
+use host::{
+    AnyTensor,
+    DType::{self, BF16, F16, F32},
+    Error, Result,
+    kv::PageId,
+    ops::{
+        self, CacheView, DecodeOptions, PoolLayout, RopeAngles, RopeFrequencies, RopePairing, cache_append,
+        cache_append_at, cache_read, copy_pages, cross_entropy, decode, embedding, embedding_backward, rope, sample,
+        swap_pages,
+    },
+};
+
+use super::{Bed, Case, FLOATS, case};
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = tables();
+    cases.extend(losses());
+    cases.extend(ropes());
+    cases.extend(caches());
+    cases.extend(decodes());
+    cases
+}
+
+fn tables() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        cases.push(case("embedding", format!("rows of 64 {dtype}"), move |bed| {
+            let (table, ids) = (bed.floats(dtype, &[40, 64])?, bed.indices(&[3, 11], 40)?);
+            Ok(vec![embedding(&table, &ids)?])
+        }));
+        cases.push(case("embedding", format!("gradient, rows of 33 {dtype}"), move |bed| {
+            let (dy, ids) = (bed.floats(dtype, &[20, 33])?, bed.indices(&[20], 10)?);
+            Ok(vec![embedding_backward(&dy, &ids, 10, None)?])
+        }));
+    }
+    cases.push(case("embedding", "indices in range", |bed| {
+        let ids = bed.indices(&[300], 10)?;
+        ops::check_indices("ids", &ids, 10, None)?;
+        Ok(vec![ids])
+    }));
+    for dtype in FLOATS {
+        cases.push(
+            case("sample", format!("argmax of 2×500 {dtype}"), move |bed| {
+                Ok(vec![ops::argmax(&bed.floats(dtype, &[2, 500])?)?])
+            })
+            .looks_at_data(),
+        );
+        cases.push(
+            case("sample", format!("top-k 20, top-p 0.9 of 2×500 {dtype}"), move |bed| {
+                let logits = bed.floats(dtype, &[2, 500])?;
+                let token = sample(&logits).temperature(0.7).top_k(20).top_p(0.9).seed(3).run()?;
+                Ok(vec![token])
+            })
+            .looks_at_data(),
+        );
+    }
+    cases.push(
+        case("sample", "whole vocabulary of 1×3000 bf16", |bed| {
+            Ok(vec![sample(&bed.floats(BF16, &[1, 3000])?).seed(3).run()?])
+        })
+        .looks_at_data(),
+    );
+    cases
+}
+
+fn losses() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        for (rows, columns) in [(5, 300), (2, 8193)] {
+            cases.push(case(
+                "cross-entropy",
+                format!("{rows} rows of {columns} {dtype}"),
+                move |bed| {
+                    let (logits, targets) = (bed.floats(dtype, &[rows, columns])?, bed.indices(&[rows], columns)?);
+                    let losses = cross_entropy(&logits, &targets)
+                        .label_smoothing(0.1)
+                        .z_loss(0.01)
+                        .run()?;
+                    let gradient = cross_entropy(&logits, &targets).backward(&bed.floats(F32, &[rows])?)?;
+                    let in_place = cross_entropy(&logits, &targets).run_with_gradient_in_place(0.5)?;
+                    Ok(vec![losses.loss, losses.lse, gradient, in_place.loss, logits])
+                },
+            ));
+        }
+    }
+    cases
+}
+
+fn ropes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        for (pairing, dim) in [(RopePairing::HalfSplit, 64), (RopePairing::Interleaved, 24)] {
+            cases.push(case(
+                "rope",
+                format!("{pairing:?}, 5 tokens, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let (q, k) = (bed.floats(dtype, &[5, 3, dim])?, bed.floats(dtype, &[5, 1, dim])?);
+                    let inverse: Vec<f32> = (0..dim / 2).map(|i| 0.5f32.powi(i as i32)).collect();
+                    let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
+                    let positions = bed.integers(&[0, 7, 1000, 131_071, 3], &[5])?;
+                    let call = rope(&q, pairing, RopeAngles::Frequencies(&frequencies));
+                    let (q, k) = call.k(&k).positions(&positions).run()?;
+                    Ok([Some(q), k].into_iter().flatten().collect())
+                },
+            ));
+        }
+        cases.push(case("rope", format!("new keys into pages, {dtype}"), move |bed| {
+            let pool = Pool::new(bed, dtype, 1, 64, 16, PoolLayout::Nhd)?;
+            let (q, k, v) = (
+                bed.floats(dtype, &[3, 2, 64])?,
+                bed.floats(dtype, &[3, 1, 64])?,
+                bed.floats(dtype, &[3, 1, 64])?,
+            );
+            let inverse: Vec<f32> = (0..32).map(|i| 0.7f32.powi(i)).collect();
+            let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
+            let slots = bed.longs(&[17, 2, 40])?;
+            let call = rope(&q, RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies)).k(&k);
+            let (q, _) = call.append(&v, pool.view(), &slots).run()?;
+            Ok(vec![q, pool.k.clone(), pool.v.clone()])
+        }));
+    }
+    cases
+}
+
+/// Four pages and a table of two sequences with two each.
+struct Pool {
+    k: AnyTensor,
+    v: AnyTensor,
+    table: AnyTensor,
+    layout: PoolLayout,
+}
+
+impl Pool {
+    fn new(bed: &Bed, dtype: DType, heads: u64, dim: u64, page: u64, layout: PoolLayout) -> Result<Pool> {
+        let shape = match layout {
+            PoolLayout::Nhd => [4, page, heads, dim],
+            PoolLayout::Hnd => [4, heads, page, dim],
+        };
+        Ok(Pool {
+            k: bed.bits(dtype, &shape)?,
+            v: bed.bits(dtype, &shape)?,
+            table: bed.integers(&[2, 0, 3, 1], &[2, 2])?,
+            layout,
+        })
+    }
+
+    fn view(&self) -> CacheView<'_> {
+        CacheView::paged(&self.k, &self.v, &self.table).layout(self.layout)
+    }
+}
+
+fn caches() -> Vec<Case> {
+    let mut cases = Vec::new();
+    // Rows whose width divides into units of 16, 4, 2 and 1 bytes.
+    for (dtype, dim, unit) in [(F16, 64, 16), (F16, 6, 4), (F16, 5, 2), (DType::E4M3, 5, 1)] {
+        let name = move |what: &str| format!("{what} in units of {unit}");
+        cases.push(case("cache", name("appends tokens"), move |bed| {
+            let pool = Pool::new(bed, dtype, 3, dim, 5, PoolLayout::Hnd)?;
+            let (k, v) = (bed.bits(dtype, &[4, 3, dim])?, bed.bits(dtype, &[4, 3, dim])?);
+            // A token that is skipped among them.
+            cache_append(&k, &v, pool.view(), &bed.longs(&[3, 19, -1, 0])?)?;
+            Ok(vec![pool.k.clone(), pool.v.clone()])
+        }));
+        cases.push(case("cache", name("appends behind each sequence"), move |bed| {
+            let pool = Pool::new(bed, dtype, 2, dim, 5, PoolLayout::Nhd)?;
+            let (k, v) = (bed.bits(dtype, &[2, 3, 2, dim])?, bed.bits(dtype, &[2, 3, 2, dim])?);
+            cache_append_at(&k, &v, pool.view(), &bed.integers(&[0, 4], &[2])?)?;
+            Ok(vec![pool.k.clone(), pool.v.clone()])
+        }));
+        cases.push(case("cache", name("reads sequences"), move |bed| {
+            let pool = Pool::new(bed, dtype, 2, dim, 5, PoolLayout::Nhd)?;
+            let (k, v) = cache_read(pool.view(), &bed.integers(&[9, 2], &[2])?, 9)?;
+            Ok(vec![k, v])
+        }));
+        cases.push(case("cache", name("copies and exchanges pages"), move |bed| {
+            let page = |index| PageId::new(index).ok_or_else(|| Error::range("page", index, "a page"));
+            // One token a page and one head: pages are as wide as rows.
+            let pool = Pool::new(bed, dtype, 1, dim, 1, PoolLayout::Nhd)?;
+            copy_pages(&pool.k, &pool.v, &[(page(1)?, page(3)?)])?;
+            swap_pages(&pool.k, &pool.v, &[(page(0)?, page(2)?)])?;
+            Ok(vec![pool.k.clone(), pool.v.clone()])
+        }));
+    }
+    cases
+}
+
+fn decodes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        for dim in [64, 128, 256] {
+            cases.push(case(
+                "decode",
+                format!("2 sequences in pages of 40, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let (k, v) = (
+                        bed.floats(dtype, &[4, 40, 2, dim])?,
+                        bed.floats(dtype, &[4, 40, 2, dim])?,
+                    );
+                    let table = bed.integers(&[2, 0, 3, 1], &[2, 2])?;
+                    let (q, lengths) = (bed.floats(dtype, &[2, 1, 4, dim])?, bed.integers(&[75, 3], &[2])?);
+                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths).causal().run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+        }
+        cases.push(case(
+            "decode",
+            format!("a contiguous cache of 600, window, softcap, sinks, {dtype}"),
+            move |bed| {
+                let (k, v) = (
+                    bed.floats(dtype, &[1, 640, 1, 64])?,
+                    bed.floats(dtype, &[1, 640, 1, 64])?,
+                );
+                let (q, lengths) = (bed.floats(dtype, &[1, 3, 2, 64])?, bed.integers(&[600], &[1])?);
+                let sinks = bed.floats(F32, &[2])?;
+                let options = DecodeOptions {
+                    causal: true,
+                    window_left: Some(550),
+                    softcap: Some(20.0),
+                    sinks: Some(&sinks),
+                    ..DecodeOptions::default()
+                };
+                let result = decode(&q, CacheView::contiguous(&k, &v), &lengths)
+                    .options(options)
+                    .run()?;
+                Ok(vec![result.out, result.lse])
+            },
+        ));
+    }
+    cases
+}
