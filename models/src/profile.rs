@@ -52,7 +52,7 @@ struct Profile<'a> {
 
 impl Profile<'_> {
     fn run(mut self) -> Result<Vec<KernelTime>> {
-        let (m, step) = (self.model, self.step);
+        let (m, step, cache) = (self.model, self.step, self.cache);
         let (w, layers) = (&m.weights, m.config.num_layers);
         let bytes = |t: &AnyTensor| t.elements() * t.dtype().size();
         let over = |of: fn(&crate::weights::Block) -> &crate::weights::Affine| -> u64 {
@@ -62,7 +62,7 @@ impl Profile<'_> {
         let first = &w.blocks[0];
         let h = layers::norm(m, &x, &first.attention_norm)?;
         let qkv = project(step, &h, &first.qkv, None, None)?;
-        let a = layers::attention(m, 0, &qkv, step, &self.cache[0])?;
+        let a = layers::attention(m, 0, &qkv, step, &cache[0])?;
         let activation = m.config.activation;
         let up = |h: &AnyTensor, b: &crate::weights::Block| {
             if m.config.gated_mlp {
@@ -85,7 +85,7 @@ impl Profile<'_> {
                 .try_for_each(|b| project(step, &h, &b.qkv, None, None).map(drop))
         })?;
         self.time("rotation, cache, attention", layers, 0, || {
-            (0..layers).try_for_each(|i| layers::attention(m, i, &qkv, step, &self.cache[i]).map(drop))
+            (0..layers).try_for_each(|i| layers::attention(m, i, &qkv, step, &cache[i]).map(drop))
         })?;
         self.time("attention's product", layers, over(|b| &b.attention_out), || {
             let mut blocks = w.blocks.iter();
@@ -101,6 +101,15 @@ impl Profile<'_> {
         let logits = AnyTensor::empty(&m.device, host::DType::F32, &[step.batch, m.config.vocab_size as u64])?;
         self.time("last norm, head", 1, bytes(&w.head), || layers::head(m, &x, &logits))?;
         self.time("largest logit", 1, 0, || Ok(host::ops::argmax(&logits).map(drop)?))?;
+        self.time("the whole step, alone", 1, 0, || {
+            let hidden = if w.positions.is_some() {
+                crate::gpt2::forward(m, step, cache)?
+            } else {
+                crate::llama::forward(m, step, cache)?
+            };
+            layers::head(m, &hidden, &logits)?;
+            Ok(host::ops::argmax(&logits).map(drop)?)
+        })?;
         Ok(self.found)
     }
 

@@ -72,7 +72,18 @@ pub struct ModelRow {
     floor_tokens_per_second: f64,
     long_prompt: Option<(usize, f64)>,
     together: Option<(usize, f64)>,
-    breakdown: Vec<(String, usize, f64, f64)>,
+    breakdown: Vec<Part>,
+    breakdown_together: Vec<Part>,
+}
+
+/// Launches of one kind in a step.
+#[derive(Serialize)]
+struct Part {
+    name: &'static str,
+    launches: usize,
+    microseconds: f64,
+    /// Of weights.
+    terabytes_per_second: f64,
 }
 
 /// What it measures, for `--list`.
@@ -156,7 +167,8 @@ fn measure(device: &Device, subject: &Subject, copy: f64) -> Result<ModelRow, Fa
         floor_tokens_per_second: copy * 1e12 / weight_bytes as f64,
         long_prompt: long_prompt(&model, subject.long_prompt)?,
         together: together(&model, subject.together)?,
-        breakdown: breakdown(&model)?,
+        breakdown: breakdown(&model, 1, PROMPT + ANSWER / 2)?,
+        breakdown_together: breakdown(&model, subject.together, 1024)?,
     };
     print(&row);
     Ok(row)
@@ -201,14 +213,17 @@ fn together(model: &Model, sequences: usize) -> Result<Option<(usize, f64)>, Fai
     Ok(Some((sequences, tokens as f64 / begin.elapsed().as_secs_f64())))
 }
 
-fn breakdown(model: &Model) -> Result<Vec<(String, usize, f64, f64)>, Failure> {
-    let parts = model.profile_decode(1, PROMPT + ANSWER / 2)?;
-    let rate = |bytes: u64, microseconds: f64| bytes as f64 / microseconds / 1e6;
+fn breakdown(model: &Model, sequences: usize, context: usize) -> Result<Vec<Part>, Failure> {
+    if sequences == 0 {
+        return Ok(Vec::new());
+    }
+    let parts = model.profile_decode(sequences, context)?.into_iter();
     Ok(parts
-        .into_iter()
-        .map(|p| {
-            let rate = rate(p.weight_bytes, p.microseconds);
-            (p.name.to_owned(), p.launches, p.microseconds, rate)
+        .map(|p| Part {
+            name: p.name,
+            launches: p.launches,
+            microseconds: p.microseconds,
+            terabytes_per_second: p.weight_bytes as f64 / p.microseconds / 1e6,
         })
         .collect())
 }
@@ -236,13 +251,23 @@ fn print(row: &ModelRow) {
     if let Some((sequences, rate)) = row.together {
         say!("  {sequences} sequences at 1024 tokens: {rate:.0} tokens/s in all");
     }
-    let step: f64 = row.breakdown.iter().map(|part| part.2).sum();
-    for (name, launches, microseconds, rate) in &row.breakdown {
-        say!("  {name:<28} {launches:>4} × {microseconds:>9.1} µs in all, {rate:>6.2} TB/s of weights");
-    }
     say!(
-        "  {:<28}        {step:>9.1} µs, a step {:.1} µs",
-        "sum",
+        "  a step of one sequence takes {:.1} µs:",
         1e6 / row.decode_tokens_per_second
+    );
+    row.breakdown.iter().for_each(print_part);
+    if let Some((sequences, rate)) = row.together {
+        say!("  a step of {sequences} takes {:.1} µs:", sequences as f64 * 1e6 / rate);
+        row.breakdown_together.iter().for_each(print_part);
+    }
+}
+
+fn print_part(part: &Part) {
+    say!(
+        "    {:<28} {:>4} × {:>9.1} µs in all, {:>6.2} TB/s of weights",
+        part.name,
+        part.launches,
+        part.microseconds,
+        part.terabytes_per_second
     );
 }
