@@ -141,3 +141,40 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::Sampler;
+
+    #[test]
+    fn the_device_draws_what_the_cpu_draws_and_leaves_it_for_the_next_step() {
+        let device = Device::emulator().unwrap();
+        let lane = Lane::new(&device, 1, 1).unwrap();
+        let logits: Vec<f32> = (0..300u32).map(|i| ((i * 7919) % 101) as f32 / 25.0).collect();
+        let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
+        let row = AnyTensor::from_bytes(&device, DType::F32, &[1, 300], &bytes).unwrap();
+        let mut seen = Vec::new();
+        for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (0.7, 40, 0.9), (0.0, 0, 1.0)] {
+            let options = SamplingOptions {
+                temperature,
+                top_k,
+                top_p,
+                seed: 11,
+            };
+            for step in 0..3u64 {
+                lane.draw.write_bytes(&step.to_le_bytes()).unwrap();
+                let chosen = Choice::of(&options).choose(&row, &lane).unwrap().unwrap();
+                let token = i64::from_le_bytes(chosen.to_bytes().unwrap().try_into().unwrap());
+                let expected = Sampler::new(options).unwrap().sample(&logits, 0, step).unwrap();
+                assert_eq!(token, i64::from(expected), "{options:?}, step {step}");
+                assert_eq!(lane.tokens.to_bytes().unwrap(), token.to_le_bytes());
+                seen.push(token);
+            }
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert!(seen.len() > 3, "draws differ: {seen:?}");
+        assert!(Choice::Host.choose(&row, &lane).unwrap().is_none());
+    }
+}

@@ -4,9 +4,11 @@
 //! rotary frequencies to account without a device.
 
 mod common;
+#[path = "common/forward.rs"]
+mod forward;
 
-use common::forward::Model;
 use common::{path, reference, variant, variants};
+use forward::Model;
 use models::checkpoint::tensor_table;
 use models::{Checkpoint, Message, ModelConfig, Role, StopMatcher};
 use serde_json::{Value, json};

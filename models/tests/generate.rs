@@ -227,6 +227,40 @@ fn a_batch_says_what_each_sequence_says_alone() {
     }
 }
 
+/// Sixteen sequences of sixteen lengths in one batch, more than one block of rows of the linear kernels on a GPU: each has the
+/// logits that it has alone, or greedy choices would part.
+#[test]
+fn sixteen_lengths_together_are_sixteen_alone() {
+    for device in devices() {
+        let (_folder, checkpoint) = variant("llama");
+        let model = load(&checkpoint, &device, Some(DType::F16));
+        let prompt = |n: u32| (0..n).map(|i| (i * 31 + 7 * n) % 96).collect::<Vec<u32>>();
+        let new = if device.is_emulator() { 2 } else { 24 };
+        let mut batch = model
+            .batch(BatchOptions {
+                max_sequences: 16,
+                cache_tokens: 16 * 64,
+                share_prefixes: false,
+            })
+            .unwrap();
+        for n in 1..=16 {
+            batch.submit(&prompt(n), greedy(new)).unwrap();
+        }
+        assert_eq!(batch.step().unwrap().len(), 16, "all prompts fit at once");
+        assert_eq!(batch.running(), 16);
+        let mut together: Vec<Vec<u32>> = vec![Vec::new(); 16];
+        while !batch.is_idle() {
+            for event in batch.step().unwrap() {
+                together[event.request.0].push(event.token);
+            }
+        }
+        for (n, answer) in (1..=16).zip(&together) {
+            let alone = tokens(&model, &prompt(n), greedy(new));
+            assert_eq!(answer, &alone[1..], "{n} tokens on {device}");
+        }
+    }
+}
+
 #[test]
 fn a_row_of_logits_is_the_same_bit_for_bit_whatever_stands_behind_it() {
     for device in devices() {
@@ -349,6 +383,16 @@ fn what_cannot_be_is_refused_by_name() {
                 .contains("allowed: at least 1")
         );
     }
+    let vast = BatchOptions {
+        max_sequences: 1,
+        cache_tokens: 1 << 30,
+        share_prefixes: true,
+    };
+    let e = model.batch(vast).err().unwrap();
+    assert!(
+        matches!(e, Error::CacheTooLarge { .. }) && e.to_string().contains(" tokens fit"),
+        "{e}"
+    );
     assert!(matches!(model.encode(b"\xff"), Err(Error::Tokenizer(_))));
     let gpt2 = small("stories-gpt2", &device, None);
     assert!(matches!(gpt2.encode_chat(&[]), Err(Error::NoChatTemplate)));

@@ -1,6 +1,4 @@
-//! What several test files need: the fixtures that transformers made, and a plain forward pass in f64 to hold against them.
-
-pub mod forward;
+//! What several test files need: the fixtures that transformers made.
 
 use std::collections::HashMap;
 use std::fs;
