@@ -13,7 +13,10 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Problems of each op, dtype and tier; the rest of the seconds of a test run goes to the families' own tests.
 fn cases() -> u64 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1)
 }
 
 /// What the op's own problem of this seed does on the device.
@@ -36,7 +39,9 @@ fn every_op_on_random_problems() {
         .flat_map(|device| OPS.iter().map(move |op| (device, op)))
         .flat_map(|(device, op)| op.dtypes.iter().map(move |dtype| (device, op, *dtype)))
         .filter(|(device, op, dtype)| op.tiers(*dtype).contains(&device.tier()))
-        .flat_map(|(device, op, dtype)| (0..cases()).filter_map(move |seed| verdict(device, op.name, dtype, seed).err()))
+        .flat_map(|(device, op, dtype)| {
+            (0..cases()).filter_map(move |seed| verdict(device, op.name, dtype, seed).err())
+        })
         .collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -44,9 +49,14 @@ fn every_op_on_random_problems() {
 #[test]
 fn seeds_that_failed_once() {
     let devices = common::devices();
-    for line in include_str!("campaign.seeds").lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+    for line in include_str!("campaign.seeds")
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+    {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let &[op, dtype, tier, seed] = &words[..] else { panic!("{line}") };
+        let &[op, dtype, tier, seed] = &words[..] else {
+            panic!("{line}")
+        };
         let dtype = DTYPES.into_iter().find(|known| known.name() == dtype).expect("a dtype");
         let seed = seed.parse().expect("a seed");
         for device in devices.iter().filter(|device| device.tier().name() == tier) {
@@ -65,7 +75,10 @@ fn named_problems_can_be_drawn_and_the_first_of_each_group_passes() {
         let verdict = Verdict::of(problem, device, DType::F16);
         assert!(verdict.failure.is_none(), "{} {name}: {verdict:?}", group.name);
     }
-    let nine = GROUPS.iter().find(|group| group.name == "flashcore").expect("FlashCore's group");
+    let nine = GROUPS
+        .iter()
+        .find(|group| group.name == "flashcore")
+        .expect("FlashCore's group");
     assert_eq!((nine.problems)(Size::Large).len(), 9);
 }
 

@@ -33,7 +33,12 @@ def randn(*shape, dtype=torch.bfloat16):
     return torch.randn(*shape, device="cuda", dtype=dtype)
 
 
-compiled = torch.compile  # a peer of its own beside eager
+COMPILE = sys.argv[1:] != ["eager"]
+
+
+def compiled(f):
+    """A peer of its own beside eager, unless it was left out."""
+    return torch.compile(f, dynamic=False) if COMPILE else None
 
 
 def attention(c, dt):
@@ -52,6 +57,7 @@ def sdpa(backend, **options):
 def peers(c):
     """make: buffers of one set; runs: name to function of them."""
     op, dt = c["op"], DTYPES[c.get("dtype", "bf16")]
+    both = lambda f: {"eager": f, "compile": compiled(f)}
     if op in ("attention", "decode"):
         if op == "attention":
             make = lambda: attention(c, dt)
@@ -73,8 +79,10 @@ def peers(c):
             return make, {"F.linear": lambda x, w, b: F.linear(x, w)}
         if c["around"] == "gelu-tanh":
             return make, {"addmm_activation": lambda x, w, b: torch._addmm_activation(b, x, w.t(), use_gelu=True)}
-        pair = compiled(lambda y: F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1])
-        return make, {"F.linear + compiled SwiGLU": lambda x, w, b: pair(F.linear(x, w))}
+        pair = lambda y: F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1]
+        fast = compiled(pair)
+        return make, {"F.linear + eager SwiGLU": lambda x, w, b: pair(F.linear(x, w)),
+                      "F.linear + compiled SwiGLU": fast and (lambda x, w, b: fast(F.linear(x, w)))}
     if op in ("rope", "rope-append"):
         t, d = c["tokens"], c["dim"]
         make = lambda: (randn(t, c["heads"], d), randn(t, c["heads_kv"], d), randn(t, 1, d // 2), randn(t, 1, d // 2))
@@ -82,8 +90,8 @@ def peers(c):
         def rotate(x, cos, sin):
             a, b = x.chunk(2, -1)
             return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-        both = lambda q, k, cos, sin: (rotate(q, cos, sin), rotate(k, cos, sin))
-        return make, {"eager": both, "compile": compiled(both)} if op == "rope" else {}
+        pair = lambda q, k, cos, sin: (rotate(q, cos, sin), rotate(k, cos, sin))
+        return make, both(pair) if op == "rope" else {}
     if op == "copy":
         empty = lambda: torch.zeros(c["bytes"], device="cuda", dtype=torch.uint8)
         return (lambda: (empty(), empty())), {"copy_ of as many bytes": lambda a, b: a.copy_(b)}
@@ -94,7 +102,6 @@ def peers(c):
         return (lambda: ()), {"fused AdamW, f32 without a master": lambda: step.step()}
     rows, columns = c.get("rows"), c.get("columns")
     x = lambda: randn(rows, columns, dtype=dt)
-    both = lambda f: {"eager": f, "compile": compiled(f)}
     if op == "rms_norm":
         return (lambda: (x(), randn(columns))), both(lambda x, w: F.rms_norm(x, (columns,), w, 1e-5))
     if op == "layer_norm":
@@ -122,7 +129,7 @@ def peers(c):
             return make, both(loss)
         gradient = lambda x, t: torch.softmax(x.float(), -1).scatter_add_(
             1, t[:, None], torch.full((rows, 1), -1.0, device=x.device)).to(x.dtype)
-        return make, {"compile": compiled(lambda x, t: (loss(x, t), gradient(x, t)))}
+        return make, both(lambda x, t: (loss(x, t), gradient(x, t)))
     if op == "gelu_tanh":
         return (lambda: (x(),)), both(lambda x: F.gelu(x, approximate="tanh"))
     if op == "swiglu":
@@ -162,6 +169,8 @@ def prepare(question):
     sets = [make() for _ in range(question["copies"])] if runs else []
     problems = {}
     for name, run in runs.items():
+        if run is None:
+            continue
         try:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())

@@ -33,14 +33,13 @@ type Part = (&'static str, &'static str, fn(&Path) -> Result<String, Failure>);
 
 const PARTS: [Part; 4] = [
     ("README.md", "ops", |_| Ok(matrix())),
-    ("README.md", "figures", |root| Ok(headline(results(root)?.as_ref()))),
-    ("docs/performance.md", "results", |root| {
-        Ok(tables(results(root)?.as_ref()))
-    }),
+    ("README.md", "figures", |root| Ok(headline(&results(root)?))),
+    ("docs/performance.md", "results", |root| Ok(tables(&results(root)?))),
     ("docs/testing.md", "inventory", |_| Ok(inventory())),
 ];
 
-const RESULTS: &str = "docs/results/h200/bench.json";
+/// Runs of `bench --json`, in the order of their names.
+const RESULTS: &str = "docs/results/h200";
 
 /// Writes or checks.
 pub fn docs(args: DocsArgs) -> Outcome {
@@ -70,14 +69,22 @@ pub fn docs(args: DocsArgs) -> Outcome {
     }
 }
 
-/// The committed run, if there is one.
-fn results(root: &Path) -> Result<Option<Report>, Failure> {
-    let path = root.join(RESULTS);
-    if path.is_file() {
-        roofline::read(&path).map(Some)
-    } else {
-        Ok(None)
-    }
+/// The committed runs.
+fn results(root: &Path) -> Result<Vec<Report>, Failure> {
+    let Ok(folder) = std::fs::read_dir(root.join(RESULTS)) else {
+        return Ok(Vec::new());
+    };
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    let mut files: Vec<PathBuf> = folder
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| name(path).starts_with("bench") && name(path).ends_with(".json"))
+        .collect();
+    files.sort();
+    files.iter().map(|path| roofline::read(path)).collect()
 }
 
 /// `text` with this content between the markers of `name`.
@@ -156,9 +163,11 @@ fn fastest(row: &Row) -> Option<&PeerTime> {
 const NO_RUN: &str = "No run is committed yet.";
 
 /// One line a suite: how its cases stand beside the fastest peer.
-fn headline(report: Option<&Report>) -> String {
-    let Some(report) = report else { return NO_RUN.into() };
-    let mut table = report::markdown(&[
+fn headline(reports: &[Report]) -> String {
+    if reports.is_empty() {
+        return NO_RUN.into();
+    }
+    let head = [
         "suite",
         "cases",
         "best",
@@ -166,23 +175,21 @@ fn headline(report: Option<&Report>) -> String {
         "least",
         "most",
         "faster than every peer",
-    ]);
+    ];
+    let mut table = report::markdown(&head);
     for suite in SUITES {
-        let rows: Vec<&Row> = report.rows.iter().filter(|row| row.suite == suite.name).collect();
-        if rows.is_empty() {
+        // Of a suite in several runs the first counts.
+        let of_suite = |report: &&Report| report.rows.iter().any(|row| row.suite == suite.name);
+        let Some(report) = reports.iter().find(of_suite) else {
             continue;
-        }
+        };
+        let rows: Vec<&Row> = report.rows.iter().filter(|row| row.suite == suite.name).collect();
         let compute = rows.iter().any(|row| row.flops / row.bytes.max(1) > 50);
+        let most = |rate: fn(&Row) -> f64| rows.iter().map(|row| rate(row)).fold(0.0, f64::max);
         let best = if compute {
-            format!(
-                "{:.0} TFLOP/s",
-                rows.iter().map(|row| row.teraflops_per_second).fold(0.0, f64::max)
-            )
+            format!("{:.0} TFLOP/s", most(|row| row.teraflops_per_second))
         } else {
-            format!(
-                "{:.2} TB/s",
-                rows.iter().map(|row| row.terabytes_per_second).fold(0.0, f64::max)
-            )
+            format!("{:.2} TB/s", most(|row| row.terabytes_per_second))
         };
         let mut ratios: Vec<f64> = rows
             .iter()
@@ -191,23 +198,34 @@ fn headline(report: Option<&Report>) -> String {
             .collect();
         ratios.sort_by(f64::total_cmp);
         let mut cells = vec![suite.name.to_owned(), rows.len().to_string(), best];
-        if ratios.is_empty() {
-            cells.extend(["–".to_owned(), "–".into(), "–".into(), "–".into()]);
-        } else {
-            cells.extend(
-                [ratios[ratios.len() / 2], ratios[0], ratios[ratios.len() - 1]].map(|ratio| format!("{ratio:.2}")),
-            );
-            cells.push(format!(
-                "{} of {}",
-                ratios.iter().filter(|ratio| **ratio > 1.0).count(),
-                ratios.len()
-            ));
+        match (ratios.first(), ratios.last()) {
+            (Some(least), Some(most)) => {
+                cells.extend([ratios[ratios.len() / 2], *least, *most].map(|ratio| format!("{ratio:.2}")));
+                let won = ratios.iter().filter(|ratio| **ratio > 1.0).count();
+                cells.push(format!("{won} of {}", ratios.len()));
+            }
+            _ => cells.extend(["–"; 4].map(str::to_owned)),
         }
         table.add_row(cells);
     }
+    let runs: String = reports.iter().map(|report| format!("- {}\n", run(report))).collect();
+    format!("{}\n{runs}", lines(&table))
+}
+
+/// A run in words: where, when, ceilings, peers.
+fn run(report: &Report) -> String {
+    let peers = if report.peers.is_empty() {
+        "none".into()
+    } else {
+        report.peers.join(", ")
+    };
+    let missing = if report.peers_missing.is_empty() {
+        String::new()
+    } else {
+        format!(" Missing: {}.", report.peers_missing.join("; "))
+    };
     format!(
-        "{}\n{}. Ceilings of the same run: copy {:.2} TB/s, matrix product {:.0} TFLOP/s ({}). Peers in turns with us: {}.{}\n",
-        lines(&table),
+        "{}. Ceilings: copy {:.2} TB/s (read and written bytes), matrix product {:.0} TFLOP/s ({}). Peers in turns: {peers}.{missing}",
         report.environment.words(),
         report.ceilings.copy,
         report.ceilings.matrix,
@@ -216,86 +234,73 @@ fn headline(report: Option<&Report>) -> String {
         } else {
             "cuBLASLt"
         },
-        if report.peers.is_empty() {
-            "none".into()
-        } else {
-            report.peers.join(", ")
-        },
-        missing(report),
     )
 }
 
-fn missing(report: &Report) -> String {
-    if report.peers_missing.is_empty() {
-        String::new()
-    } else {
-        format!(" Missing: {}.", report.peers_missing.join("; "))
+/// Every case of the committed runs.
+fn tables(reports: &[Report]) -> String {
+    if reports.is_empty() {
+        return NO_RUN.into();
     }
-}
-
-/// Every case of the committed run.
-fn tables(report: Option<&Report>) -> String {
-    let Some(report) = report else { return NO_RUN.into() };
-    let mut text = format!(
-        "{}.\n\nCeilings of this run: copy {:.2} TB/s (read and written bytes), matrix product {:.0} TFLOP/s. Peers: {}.{}\n",
-        report.environment.words(),
-        report.ceilings.copy,
-        report.ceilings.matrix,
-        if report.peers.is_empty() {
-            "none".into()
-        } else {
-            report.peers.join(", ")
-        },
-        missing(report),
-    );
-    if let (Some(before), Some(after)) = (&report.environment.gpu, &report.gpu_after) {
-        let _ = writeln!(
-            text,
-            "Clocks at the start and the end: {} and {} of {} MHz; {} and {} °C.",
-            before.sm_mhz, after.sm_mhz, before.max_sm_mhz, before.celsius, after.celsius
-        );
-    }
-    for suite in SUITES {
-        let rows: Vec<&Row> = report.rows.iter().filter(|row| row.suite == suite.name).collect();
-        if rows.is_empty() {
-            continue;
+    let mut text = String::new();
+    for report in reports {
+        let _ = writeln!(text, "{}", run(report));
+        if let (Some(before), Some(after)) = (&report.environment.gpu, &report.gpu_after) {
+            let _ = writeln!(
+                text,
+                "Clocks at the start and the end: {} and {} of {} MHz; {} and {} °C.",
+                before.sm_mhz, after.sm_mhz, before.max_sm_mhz, before.celsius, after.celsius
+            );
         }
-        let _ = write!(text, "\n### {}\n{}.\n\n", suite.name, suite.what);
-        let mut table = report::markdown(&[
-            "case",
-            "µs (p50)",
-            "p95",
-            "TB/s",
-            "TFLOP/s",
-            "of copy",
-            "of product",
-            "peers: µs, ÷ ours",
-        ]);
-        for row in rows {
-            let peers: Vec<String> = row
-                .peers
-                .iter()
-                .map(|peer| format!("{} {:.1}, {:.2}", peer.name, peer.microseconds, peer.ratio))
-                .collect();
-            table.add_row(vec![
-                row.case.clone(),
-                format!("{:.1}", row.timing.p50),
-                format!("{:.1}", row.timing.p95),
-                format!("{:.2}", row.terabytes_per_second),
-                if row.flops > 0 {
-                    format!("{:.0}", row.teraflops_per_second)
-                } else {
-                    "–".into()
-                },
-                format!("{:.0} %", 100.0 * row.share_of_copy),
-                row.share_of_matrix
-                    .map_or("–".into(), |share| format!("{:.0} %", 100.0 * share)),
-                peers.join("; "),
-            ]);
+        for failure in &report.failures {
+            let _ = writeln!(text, "Not measured: {failure}.");
         }
-        text += &lines(&table);
+        for suite in SUITES {
+            let rows: Vec<&Row> = report.rows.iter().filter(|row| row.suite == suite.name).collect();
+            if !rows.is_empty() {
+                let _ = write!(text, "\n### {}\n{}.\n\n{}", suite.name, suite.what, of_suite(&rows));
+            }
+        }
+        text += "\n";
     }
     text
+}
+
+fn of_suite(rows: &[&Row]) -> String {
+    let head = [
+        "case",
+        "µs (p50)",
+        "p95",
+        "TB/s",
+        "TFLOP/s",
+        "of copy",
+        "of product",
+        "peers: µs, ÷ ours",
+    ];
+    let mut table = report::markdown(&head);
+    for row in rows {
+        let peers: Vec<String> = row
+            .peers
+            .iter()
+            .map(|peer| format!("{} {:.1}, {:.2}", peer.name, peer.microseconds, peer.ratio))
+            .collect();
+        table.add_row(vec![
+            row.case.clone(),
+            format!("{:.1}", row.timing.p50),
+            format!("{:.1}", row.timing.p95),
+            format!("{:.2}", row.terabytes_per_second),
+            if row.flops > 0 {
+                format!("{:.0}", row.teraflops_per_second)
+            } else {
+                "–".into()
+            },
+            format!("{:.0} %", 100.0 * row.share_of_copy),
+            row.share_of_matrix
+                .map_or("–".into(), |share| format!("{:.0} %", 100.0 * share)),
+            peers.join("; "),
+        ]);
+    }
+    lines(&table)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What is measured: a case, its data, and the check that its result is right.
 
+use std::sync::OnceLock;
+
 use host::{AnyTensor, DType, Device, Float, Result, bf16, f16, reference::data};
 use serde_json::Value;
 
@@ -9,12 +11,15 @@ pub type Run = Box<dyn FnMut(usize) -> Result<()>>;
 /// Looks at the result on the same buffers; says what is wrong with it.
 pub type Check = Box<dyn Fn() -> Result<Option<String>>>;
 
+/// Allocates and fills the buffers of a case.
+pub type Make = Box<dyn FnOnce(&Device) -> Result<Case>>;
+
 /// A case that is not set up yet: only its name is known.
 pub struct Spec {
     /// Shape and options; what `--config` filters.
     pub name: String,
     /// Allocates and fills its buffers.
-    pub make: Box<dyn FnOnce(&Device) -> Result<Case>>,
+    pub make: Make,
 }
 
 impl Spec {
@@ -81,10 +86,13 @@ pub fn normal(device: &Device, dtype: DType, shape: &[u64], seed: u64) -> Result
 /// The same times a factor.
 pub fn scaled(device: &Device, dtype: DType, shape: &[u64], seed: u64, factor: f32) -> Result<AnyTensor> {
     let elements: u64 = shape.iter().product();
-    // Not a power of two, so that rows of a matrix differ.
-    let tile = (elements as usize).min(262_139);
-    let values = data::normal::<f32>(seed, tile);
-    let values = values.iter().map(|x| x * factor);
+    // A prime, so that rows of a matrix differ; each seed begins elsewhere among the numbers.
+    const TILE: usize = 262_139;
+    static NUMBERS: OnceLock<Vec<f32>> = OnceLock::new();
+    let numbers = NUMBERS.get_or_init(|| data::normal(1, 4 * TILE));
+    let tile = (elements as usize).min(TILE);
+    let start = (seed as usize * 104_729) % (3 * TILE);
+    let values = numbers[start..start + tile].iter().map(|x| x * factor);
     let bytes: Vec<u8> = match dtype {
         DType::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
         DType::BF16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
@@ -149,7 +157,7 @@ pub fn differs(what: &str, dtype: DType, out: &[f64], wanted: &[f64]) -> Option<
     let wrong = out
         .iter()
         .zip(wanted)
-        .position(|(out, wanted)| !((out - wanted).abs() <= allowed * largest.max(1e-30)))?;
+        .position(|(out, wanted)| out.is_nan() || (out - wanted).abs() > allowed * largest.max(1e-30))?;
     Some(format!(
         "{what}: element {wrong} is {}, not {}",
         out[wrong], wanted[wrong]

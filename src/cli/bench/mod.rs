@@ -62,6 +62,9 @@ pub struct BenchArgs {
     /// Without peers: cuBLASLt and PyTorch are neither looked for nor missed.
     #[arg(long)]
     no_peers: bool,
+    /// Leave out torch.compile, which takes seconds a case.
+    #[arg(long)]
+    no_compile: bool,
     /// The Python that has PyTorch.
     #[arg(long, default_value = "python3", value_name = "PROGRAM")]
     python: String,
@@ -249,9 +252,10 @@ pub fn bench(args: BenchArgs) -> Outcome {
         std::fs::create_dir_all(folder).map_err(|error| Failure::Failed(format!("{}: {error}", folder.display())))?;
     }
     let measured = measure(&device, chosen, &args)?;
-    if let Some(path) = &args.json {
-        report::write_json(path, &measured)?;
-    }
+    measured
+        .peers_missing
+        .iter()
+        .for_each(|missing| say!("missing peer: {missing}"));
     if let Some(path) = &args.csv {
         write_csv(path, &measured.rows)?;
     }
@@ -370,7 +374,7 @@ fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, 
     };
     let mut cublas = None;
     if !args.no_peers {
-        match Peers::start(&args.python, Duration::from_secs(60)) {
+        match Peers::start(&args.python, !args.no_compile, Duration::from_secs(60)) {
             Ok(peers) => rivals.script = Some(peers),
             Err(why) => rivals.missing.push(format!("PyTorch: {why}")),
         }
@@ -398,42 +402,47 @@ fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, 
         .for_each(|missing| say!("missing peer: {missing}"));
     let mut peers: Vec<String> = rivals.script.iter().map(|script| script.version.clone()).collect();
     peers.extend(cublas.as_ref().map(|_| "cuBLASLt, best of its heuristics".to_owned()));
-    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    let mut report = Report {
+        environment,
+        gpu_after: None,
+        ceilings,
+        peers,
+        peers_missing: Vec::new(),
+        rows: Vec::new(),
+        failures: Vec::new(),
+    };
     for (suite, specs) in chosen {
         say!("\n{}: {}", suite.name, suite.what);
         head();
         for spec in specs {
             let name = format!("{} {}", suite.name, spec.name);
             if device.check_health().is_err() {
-                failures.push(format!("{name}: the GPU was lost before"));
+                report.failures.push(format!("{name}: the GPU was lost before"));
                 continue;
             }
             match one(device, &harness, suite, spec, ceilings, &mut rivals, cublas.as_ref()) {
                 Ok(row) => {
                     print(&row);
-                    rows.push(row);
+                    report.rows.push(row);
                 }
                 Err(why) => {
                     say!("{name}: {why}");
-                    failures.push(format!("{name}: {why}"));
+                    report.failures.push(format!("{name}: {why}"));
                 }
             }
             // The next case may need all of the memory.
             let _ = device.trim();
         }
+        report.peers_missing = rivals.missing.clone();
+        if let host::DeviceKind::Cuda(ordinal) = device.kind() {
+            report.gpu_after = GpuState::now(ordinal);
+        }
+        // What is measured is kept, whatever happens to the next suite.
+        if let Some(path) = &args.json {
+            report::write_json(path, &report)?;
+        }
     }
-    Ok(Report {
-        gpu_after: environment.gpu.as_ref().and_then(|_| match device.kind() {
-            host::DeviceKind::Cuda(ordinal) => GpuState::now(ordinal),
-            host::DeviceKind::Emulator => None,
-        }),
-        environment,
-        ceilings,
-        peers,
-        peers_missing: rivals.missing,
-        rows,
-        failures,
-    })
+    Ok(report)
 }
 
 /// TFLOP/s of cuBLASLt on the product of the ceiling.
@@ -698,6 +707,7 @@ pub fn quick(device: &Device, suites: &[&str]) -> Result<Report, Failure> {
         plots: None,
         rounds: 1,
         no_peers: true,
+        no_compile: true,
         python: String::new(),
         once: false,
         device: DeviceArgs::default(),

@@ -35,9 +35,10 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Starts the script with this Python.
-    pub fn start(python: &str, patience: Duration) -> Result<Peers, String> {
-        Peers::run(Command::new(python).args(["-u", "-c", SCRIPT]), patience)
+    /// Starts the script with this Python, with torch.compile or without.
+    pub fn start(python: &str, compile: bool, patience: Duration) -> Result<Peers, String> {
+        let compile = if compile { "compile" } else { "eager" };
+        Peers::run(Command::new(python).args(["-u", "-c", SCRIPT, compile]), patience)
     }
 
     fn run(command: &mut Command, patience: Duration) -> Result<Peers, String> {
@@ -155,7 +156,7 @@ mod tests {
         assert_eq!(failure(r#"echo '{"error":"no torch"}'"#), "no torch");
         assert!(failure("sleep 20").contains("no answer"));
         assert!(
-            Peers::start("/nowhere/python3", Duration::from_secs(1))
+            Peers::start("/nowhere/python3", true, Duration::from_secs(1))
                 .err()
                 .unwrap()
                 .contains("/nowhere/python3")
