@@ -323,6 +323,7 @@ fn same_bits_every_time_on_every_schedule_and_machine_size() {
             checks,
             seed,
             multiprocessors,
+            ..EmulatorOptions::default()
         };
         let options = DeviceOptions {
             emulator,

@@ -12,7 +12,7 @@ pub struct Environment {
     pub command: String,
     /// Version of this program.
     pub version: String,
-    /// Commit of the checkout that the command ran in, if it is one.
+    /// Commit of the checkout that the command ran in, or what `FERROFLASH_COMMIT` says.
     pub commit: Option<String>,
     /// Date and time, UTC.
     pub date: String,
@@ -92,7 +92,8 @@ impl Environment {
             .ok()
             .filter(|output| output.status.success())
             .and_then(|output| String::from_utf8(output.stdout).ok())
-            .map(|text| text.trim().to_owned());
+            .map(|text| text.trim().to_owned())
+            .or_else(|| std::env::var("FERROFLASH_COMMIT").ok());
         let mut words: Vec<String> = std::env::args().collect();
         if let Some(program) = words.first_mut() {
             *program = "ferroflash".into();

@@ -210,9 +210,35 @@ pub struct Report {
 /// Everybody that is measured in turns with us.
 struct Rivals {
     script: Option<Peers>,
+    /// The Python, whether with torch.compile, and how often it may still be started again.
+    python: (String, bool, u32),
     missing: Vec<String>,
     rounds: u32,
 }
+
+/// Starts of the script after failures.
+const RESTARTS: u32 = 8;
+
+impl Rivals {
+    /// Notes why the script left, and starts another one: a failed capture leaves PyTorch unusable.
+    fn restart(&mut self, case: &str, why: &str) {
+        self.script = None;
+        let (python, compile, left) = &mut self.python;
+        if *left == 0 {
+            self.missing.push(format!("PyTorch from {case} on: {why}"));
+            return;
+        }
+        *left -= 1;
+        self.missing.push(format!("PyTorch for {case}: {why}"));
+        match Peers::start(python, *compile, PATIENCE) {
+            Ok(peers) => self.script = Some(peers),
+            Err(why) => self.missing.push(format!("PyTorch from {case} on: {why}")),
+        }
+    }
+}
+
+/// How long a peer may take to answer: torch.compile needs a while.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whole models, which are no cases of an op.
 const MODELS: &str = "generate";
@@ -369,12 +395,13 @@ fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, 
     let (copy, ours) = (harness.copy_bandwidth()?, harness.matrix_rate()?);
     let mut rivals = Rivals {
         script: None,
+        python: (args.python.clone(), !args.no_compile, RESTARTS),
         missing: Vec::new(),
         rounds: args.rounds,
     };
     let mut cublas = None;
     if !args.no_peers {
-        match Peers::start(&args.python, !args.no_compile, Duration::from_secs(60)) {
+        match Peers::start(&args.python, !args.no_compile, PATIENCE) {
             Ok(peers) => rivals.script = Some(peers),
             Err(why) => rivals.missing.push(format!("PyTorch: {why}")),
         }
@@ -445,18 +472,22 @@ fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, 
     Ok(report)
 }
 
-/// TFLOP/s of cuBLASLt on the product of the ceiling.
+/// TFLOP/s of cuBLASLt on the products of the ceiling.
 fn square(device: &Device, library: &cublaslt::CublasLt) -> Result<f64, String> {
-    const EXTENT: u64 = 8192;
     let said = |error: host::Error| error.to_string();
-    let tensor = |seed| case::normal(device, host::DType::BF16, &[EXTENT, EXTENT], seed).map_err(said);
-    let product = case::Product {
-        extents: [EXTENT; 3],
-        x: tensor(1)?,
-        w: vec![tensor(2)?],
-        bias: None,
-    };
-    Ok(2.0 * (EXTENT as f64).powi(3) / library.prepare(&product, 10)?.turn()? / 1e6)
+    let mut best = 0.0;
+    for extent in harness::SQUARES {
+        let tensor = |seed| case::normal(device, host::DType::BF16, &[extent, extent], seed).map_err(said);
+        let product = case::Product {
+            extents: [extent; 3],
+            x: tensor(1)?,
+            w: vec![tensor(2)?],
+            bias: None,
+        };
+        let rate = 2.0 * (extent as f64).powi(3) / library.prepare(&product, 10)?.turn()? / 1e6;
+        best = f64::max(best, rate);
+    }
+    Ok(best)
 }
 
 /// One case: checked, timed, then in turns with its peers.
@@ -524,13 +555,14 @@ fn in_turns(
     let mut names = Vec::new();
     if let Some(script) = &mut rivals.script {
         match script.prepare(&case.peer, launches, case.copies) {
-            Ok(ready) => names = ready,
-            Err(why) => {
+            Ok((ready, failed)) => {
+                names = ready;
+                let name = case.peer["op"].as_str().unwrap_or_default();
                 rivals
                     .missing
-                    .push(format!("PyTorch from {} on: {why}", case.peer["op"]));
-                rivals.script = None;
+                    .extend(failed.iter().map(|why| format!("PyTorch for {name}: {why}")));
             }
+            Err(why) => rivals.restart(case.peer["op"].as_str().unwrap_or_default(), &why),
         }
     }
     if names.is_empty() && library.is_none() {
@@ -551,13 +583,14 @@ fn in_turns(
                 }
             }
         }
-        for name in &names {
+        for name in &names.clone() {
             let Some(script) = &mut rivals.script else { break };
             match script.turn(name) {
                 Ok(us) => theirs.entry(name.clone()).or_default().push(us),
                 Err(why) => {
-                    rivals.missing.push(format!("PyTorch from {name} on: {why}"));
-                    rivals.script = None;
+                    rivals.restart(name, &why);
+                    names.clear();
+                    break;
                 }
             }
         }

@@ -97,14 +97,24 @@ impl Peers {
         }
     }
 
-    /// Sets up a case with graphs of `launches` runs over `copies` sets of buffers; the names of those that do it.
-    pub fn prepare(&mut self, case: &Value, launches: usize, copies: usize) -> Result<Vec<String>, String> {
+    /// Sets up a case with graphs of `launches` runs over `copies` sets of buffers; the names of those that do it, and
+    /// why others do not.
+    pub fn prepare(
+        &mut self,
+        case: &Value,
+        launches: usize,
+        copies: usize,
+    ) -> Result<(Vec<String>, Vec<String>), String> {
         let answer = self.ask(&json!({"prepare": case, "launches": launches, "copies": copies}))?;
+        let failed = match &answer["failed"] {
+            Value::Object(failed) => failed.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+            _ => Vec::new(),
+        };
         match &answer["ready"] {
-            Value::Array(names) => Ok(names
-                .iter()
-                .filter_map(|name| Some(name.as_str()?.to_owned()))
-                .collect()),
+            Value::Array(names) => {
+                let names = names.iter().filter_map(|name| Some(name.as_str()?.to_owned()));
+                Ok((names.collect(), failed))
+            }
             _ => Err(format!("it says {answer}")),
         }
     }
@@ -138,11 +148,14 @@ mod tests {
     #[test]
     fn a_peer_is_asked_in_turns() {
         let mut peers = script(
-            r#"echo '{"version":"test 1"}'; read a; echo '{"ready":["x"]}'; read b; echo '{"us":2.5}'; read c; echo '{"us":-1}'"#,
+            r#"echo '{"version":"test 1"}'; read a; echo '{"ready":["x"],"failed":{"y":"no"}}'; read b; echo '{"us":2.5}'; read c; echo '{"us":-1}'"#,
         )
         .unwrap();
         assert_eq!(peers.version, "test 1");
-        assert_eq!(peers.prepare(&json!({}), 1, 1).unwrap(), ["x"]);
+        assert_eq!(
+            peers.prepare(&json!({}), 1, 1).unwrap(),
+            (vec!["x".to_owned()], vec!["y: no".to_owned()])
+        );
         assert_eq!(peers.turn("x").unwrap(), 2.5);
         assert!(peers.turn("x").unwrap_err().contains("-1"));
         assert_eq!(peers.turn("x").unwrap_err(), "it ended");
