@@ -107,7 +107,10 @@ impl Peers {
     ) -> Result<(Vec<String>, Vec<String>), String> {
         let answer = self.ask(&json!({"prepare": case, "launches": launches, "copies": copies}))?;
         let failed = match &answer["failed"] {
-            Value::Object(failed) => failed.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+            Value::Object(failed) => failed
+                .iter()
+                .map(|(name, why)| format!("{name}: {}", why.as_str().unwrap_or("no reason")))
+                .collect(),
             _ => Vec::new(),
         };
         match &answer["ready"] {
