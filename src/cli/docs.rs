@@ -10,7 +10,7 @@ use ferroflash::inventory::{OPS, Op};
 
 use super::{
     Failure, Outcome,
-    bench::{PeerTime, Report, Row, SUITES},
+    bench::{self, PeerTime, Report, Row, SUITES},
     report, roofline,
 };
 
@@ -59,6 +59,9 @@ pub fn docs(args: DocsArgs) -> Outcome {
             }
         }
     }
+    if args.write {
+        pictures(&args.root)?;
+    }
     if stale.is_empty() {
         Ok(())
     } else {
@@ -66,6 +69,20 @@ pub fn docs(args: DocsArgs) -> Outcome {
         Err(Failure::Failed(format!(
             "not as generated: {list}; `ferroflash docs --write` rewrites them"
         )))
+    }
+}
+
+/// Draws the committed runs: one picture a suite and the roofline.
+fn pictures(root: &Path) -> Outcome {
+    let reports = results(root)?;
+    let folder = root.join(RESULTS);
+    // Of a suite in several runs the first counts, so it is drawn last.
+    for report in reports.iter().rev() {
+        bench::plot(&folder, report)?;
+    }
+    match reports.first() {
+        Some(report) => roofline::draw(report, &folder.join("roofline.svg")),
+        None => Ok(()),
     }
 }
 
@@ -209,7 +226,8 @@ fn headline(reports: &[Report]) -> String {
         table.add_row(cells);
     }
     let runs: String = reports.iter().map(|report| format!("- {}\n", run(report))).collect();
-    format!("{}\n{runs}", lines(&table))
+    let picture = "![Every kernel under the ceilings of an H200](docs/results/h200/roofline.svg)";
+    format!("{}\n{runs}\n{picture}\n", lines(&table))
 }
 
 /// A run in words: where, when, ceilings, peers.

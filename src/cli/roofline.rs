@@ -78,18 +78,24 @@ pub fn roofline(args: RooflineArgs) -> Outcome {
         ]);
     }
     say!("{table}");
-    plots::draw(
-        &args.out,
-        (900, 560),
-        |area| picture(area, &roofline),
-        |area| picture(area, &roofline),
-    )
-    .map_err(Failure::Failed)?;
+    draw(&measured, &args.out)?;
     say!("{}", args.out.display());
     match &args.json {
         Some(path) => report::write_json(path, &roofline),
         None => Ok(()),
     }
+}
+
+/// Draws the figures of a run.
+pub fn draw(report: &Report, path: &std::path::Path) -> Outcome {
+    let roofline = points(report);
+    plots::draw(
+        path,
+        (900, 560),
+        |area| picture(area, &roofline),
+        |area| picture(area, &roofline),
+    )
+    .map_err(Failure::Failed)
 }
 
 /// The figures that `bench --json` wrote.

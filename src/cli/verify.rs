@@ -33,6 +33,9 @@ pub struct VerifyArgs {
     /// Seed of the first problem; problem I has this seed plus I.
     #[arg(long, default_value_t = 0, value_name = "S")]
     seed: u64,
+    /// Begin no problem after so many seconds; what was not run is counted.
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<u64>,
     /// Only this dtype (f32, f16, bf16).
     #[arg(long, value_parser = parse_dtype)]
     dtype: Option<DType>,
@@ -139,7 +142,11 @@ pub fn verify(args: VerifyArgs) -> Outcome {
     let cases = args.cases.unwrap_or(if emulator { 4 } else { 200 });
     let work = plan(&args, &devices, cases);
     let start = Instant::now();
-    let results = run(&work, &devices);
+    let results = run(
+        &work,
+        &devices,
+        args.seconds.map(|seconds| start + Duration::from_secs(seconds)),
+    );
     let seconds = start.elapsed().as_secs_f64();
     let (rows, failures) = tabulate(&work, &results, &devices, &args);
     print(&rows, &failures);
@@ -150,6 +157,10 @@ pub fn verify(args: VerifyArgs) -> Outcome {
         failures.len()
     );
     let left = results.iter().filter(|verdict| verdict.is_none()).count();
+    let lost = devices.iter().any(|device| device.check_health().is_err());
+    if left > 0 && !lost {
+        say!("{left} problems were not run: the time was over");
+    }
     if let Some(path) = &args.json {
         report::write_json(
             path,
@@ -165,9 +176,10 @@ pub fn verify(args: VerifyArgs) -> Outcome {
     }
     match (failures.len(), left) {
         (0, 0) => Ok(()),
-        (0, left) => Err(Failure::Failed(format!(
+        (0, left) if lost => Err(Failure::Failed(format!(
             "the device was lost; {left} problems were not run"
         ))),
+        (0, _) => Ok(()),
         (failed, _) => Err(Failure::Failed(format!("{failed} problems failed"))),
     }
 }
@@ -231,8 +243,8 @@ fn plan(args: &VerifyArgs, devices: &[Device], cases: u64) -> Vec<Work> {
     work
 }
 
-/// The verdict of each piece of work; none where the device was lost before.
-fn run(work: &[Work], devices: &[Device]) -> Vec<Option<Verdict>> {
+/// The verdict of each piece of work; none where the device was lost or the time was over before.
+fn run(work: &[Work], devices: &[Device], until: Option<Instant>) -> Vec<Option<Verdict>> {
     let bar = ProgressBar::new(work.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed} of about {duration}") {
         bar.set_style(style);
@@ -249,6 +261,9 @@ fn run(work: &[Work], devices: &[Device]) -> Vec<Option<Verdict>> {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(piece) = work.get(index) else { break };
+                    if until.is_some_and(|until| Instant::now() > until) {
+                        break;
+                    }
                     let device = &devices[piece.device];
                     if device.check_health().is_err() {
                         break;

@@ -12,7 +12,7 @@ pub struct Environment {
     pub command: String,
     /// Version of this program.
     pub version: String,
-    /// Commit of the checkout that the command ran in, or what `FERROFLASH_COMMIT` says.
+    /// Commit of the checkout that the command ran in, or what `FERROFLASH_COMMIT` says: that of the kernels.
     pub commit: Option<String>,
     /// Date and time, UTC.
     pub date: String,
@@ -94,10 +94,12 @@ impl Environment {
             .and_then(|output| String::from_utf8(output.stdout).ok())
             .map(|text| text.trim().to_owned())
             .or_else(|| std::env::var("FERROFLASH_COMMIT").ok());
-        let mut words: Vec<String> = std::env::args().collect();
-        if let Some(program) = words.first_mut() {
-            *program = "ferroflash".into();
-        }
+        // Of files only the names: where they were written is nobody's business.
+        let file = |word: String| word.rsplit('/').next().map(str::to_owned).unwrap_or(word);
+        let words: Vec<String> = ["ferroflash".to_owned()]
+            .into_iter()
+            .chain(std::env::args().skip(1).map(file))
+            .collect();
         Environment {
             command: words.join(" "),
             version: env!("CARGO_PKG_VERSION").into(),
