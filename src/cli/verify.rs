@@ -131,6 +131,9 @@ pub fn verify(args: VerifyArgs) -> Outcome {
     if let Some(name) = args.ops.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(Failure::Usage(unknown("op or group", name, names)));
     }
+    if let Some(path) = &args.json {
+        report::writable(path)?;
+    }
     let devices = open(&args)?;
     let emulator = devices[0].is_emulator();
     if emulator {
