@@ -355,7 +355,7 @@ impl Context<'_> {
             proxy: false,
         };
         let mut loaded = 0;
-        let run = if undefined == 0 && !launch.checks.taint {
+        let run = if undefined | secret == 0 {
             Run::of(offsets, size, mask)
         } else {
             None
@@ -363,11 +363,12 @@ impl Context<'_> {
         // Lanes that read the same bytes are one reader.
         let first = mask.trailing_zeros() as usize;
         let same = run.is_none() && kind == AccessKind::Read && lanes(mask).all(|lane| offsets[lane] == offsets[first]);
-        let each = if same && !launch.checks.taint { 1 << first } else { mask };
         let mut all = |shadow: &mut Shadow| {
-            if let Some(run) = &run {
+            let open = !launch.checks.taint || shadow.has_no_secrets();
+            if let (Some(run), true) = (&run, open) {
                 return actor.run(shadow, run, kind, launch);
             }
+            let each = if same && open { 1 << first } else { mask };
             for lane in lanes(each) {
                 let offset = offsets[lane];
                 actor.lane = lane as u8;

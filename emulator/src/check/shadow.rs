@@ -127,6 +127,11 @@ impl Shadow {
         }
     }
 
+    /// Whether nothing of the allocation was ever secret.
+    pub(crate) fn has_no_secrets(&self) -> bool {
+        self.secret.is_empty()
+    }
+
     pub(crate) fn is_secret(&self, offset: u64, bytes: u64) -> bool {
         !self.secret.is_empty() && spans(offset, bytes).any(|(i, bits)| self.secret[i] & bits != 0)
     }

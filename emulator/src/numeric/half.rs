@@ -22,7 +22,7 @@ pub fn f16_to_f32(h: u16) -> u32 {
     value | sign
 }
 
-/// bf16 → f32, exact; NaN becomes canonical.
+/// bf16 → f32, exact; a NaN keeps its bits.
 #[inline(always)]
 #[must_use]
 pub fn bf16_to_f32(h: u16) -> u32 {
