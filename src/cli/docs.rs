@@ -208,11 +208,13 @@ fn headline(reports: &[Report]) -> String {
         } else {
             format!("{:.2} TB/s", most(|row| row.terabytes_per_second))
         };
-        let mut ratios: Vec<f64> = rows
-            .iter()
-            .filter_map(|row| fastest(row))
-            .map(|peer| peer.ratio)
-            .collect();
+        // The least favourable ratio that any run has of a case.
+        let least = |row: &&Row| {
+            let same = |other: &&Row| other.suite == row.suite && other.case == row.case;
+            let all = reports.iter().flat_map(|report| report.rows.iter().filter(same));
+            all.filter_map(fastest).map(|peer| peer.ratio).min_by(f64::total_cmp)
+        };
+        let mut ratios: Vec<f64> = rows.iter().filter_map(least).collect();
         ratios.sort_by(f64::total_cmp);
         let mut cells = vec![suite.name.to_owned(), rows.len().to_string(), best];
         match (ratios.first(), ratios.last()) {
