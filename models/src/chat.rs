@@ -235,9 +235,10 @@ fn without_generation_tags(source: &str) -> String {
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
         let (text, tag) = rest.split_at(at);
+        // `{%}` is no tag: its end must come after its beginning. What has no end is left for the engine to name.
+        let Some(end) = tag[2..].find("%}") else { break };
         out.push_str(text);
-        let Some(end) = tag.find("%}") else { break };
-        let (tag, after) = tag.split_at(end + 2);
+        let (tag, after) = tag.split_at(end + 4);
         let word = tag[2..tag.len() - 2].trim_matches(['-', '+', ' ', '\t', '\n', '\r']);
         if word == "generation" || word == "endgeneration" {
             // A comment takes the same white space with it as the tag would.

@@ -201,3 +201,13 @@ fn a_folder_has_its_template_in_one_of_two_places() {
         assert!(error.contains(says), "{error}");
     }
 }
+
+/// Found by fuzzing: the end of a tag inside its beginning, and a tag without an end.
+#[test]
+fn tags_that_end_too_early_or_never_are_errors() {
+    for source in ["{%}", "a {%} b {% c", "{% generation", "{%%}"] {
+        let made = ChatTemplate::new(source, []);
+        let outcome = made.and_then(|t| t.render(&[Message::new(Role::User, "Hello.")], true));
+        assert!(outcome.is_err(), "{source:?}: {outcome:?}");
+    }
+}
