@@ -121,6 +121,11 @@ impl AnyTensor {
 
     /// Sets every byte of a dense tensor.
     pub fn fill_bytes(&self, value: u8) -> Result<()> {
+        self.fill_bytes_on(value, None)
+    }
+
+    /// The same in a stream; `None` is the main one.
+    pub(crate) fn fill_bytes_on(&self, value: u8, stream: Option<&crate::Stream>) -> Result<()> {
         if !self.is_contiguous() {
             return Err(Error::layout("fill", "the tensor must be dense"));
         }
@@ -132,9 +137,10 @@ impl AnyTensor {
         // A fill that a graph replays must find the memory still its own.
         self.device.inner().pool.keep_for_capture([&self.buffer]);
         let backend = self.device.backend();
+        let stream = stream.unwrap_or(self.device.stream()).id();
         // SAFETY: a dense view lies inside its buffer.
         self.device
-            .guard(unsafe { backend.fill(self.address(), value, bytes, self.device.stream().id()) })
+            .guard(unsafe { backend.fill(self.address(), value, bytes, stream) })
     }
 
     /// Content in logical order, dense, little-endian, after all earlier work of the main stream.

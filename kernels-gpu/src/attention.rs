@@ -9,9 +9,46 @@ pub mod schedule;
 #[cfg(target_arch = "nvptx64")]
 pub mod softmax;
 
+#[cfg(unit = "attention_backward_delta")]
+pub mod backward_delta;
+#[cfg(unit = "attention_backward_f32")]
+pub mod backward_f32;
+#[cfg(any(
+    unit = "attention_backward_d64",
+    unit = "attention_backward_d128",
+    unit = "attention_backward_d256"
+))]
+pub mod backward_mma;
 #[cfg(unit = "attention_forward_f32")]
 pub mod forward_f32;
-#[cfg(all(not(unit = "attention_forward_f32"), any(tier = "sm_75", tier = "sm_80")))]
+#[cfg(all(
+    any(
+        unit = "attention_forward_d64",
+        unit = "attention_forward_d96",
+        unit = "attention_forward_d128",
+        unit = "attention_forward_d192",
+        unit = "attention_forward_d256"
+    ),
+    any(tier = "sm_75", tier = "sm_80")
+))]
 pub mod forward_mma;
-#[cfg(all(not(unit = "attention_forward_f32"), tier = "sm_90a"))]
+#[cfg(all(
+    any(
+        unit = "attention_forward_d64",
+        unit = "attention_forward_d96",
+        unit = "attention_forward_d128",
+        unit = "attention_forward_d192",
+        unit = "attention_forward_d256"
+    ),
+    tier = "sm_90a"
+))]
 pub mod forward_sm90;
+#[cfg(any(
+    unit = "attention_backward_d64",
+    unit = "attention_backward_d128",
+    unit = "attention_backward_d256",
+    unit = "attention_backward_f32"
+))]
+pub mod gradient;
+#[cfg(target_arch = "nvptx64")]
+pub mod mma;

@@ -21,6 +21,11 @@ pub mod tile;
 
 #[cfg(any(
     not(target_arch = "nvptx64"),
+    unit = "attention_backward_d64",
+    unit = "attention_backward_d128",
+    unit = "attention_backward_d256",
+    unit = "attention_backward_delta",
+    unit = "attention_backward_f32",
     unit = "attention_forward_d64",
     unit = "attention_forward_d96",
     unit = "attention_forward_d128",

@@ -1,8 +1,9 @@
-//! Attention forward: one body for every device and tier, against the f64 reference.
+//! Attention, forward and backward: one body for every device and tier, against the f64 reference.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backward;
 mod errors;
 mod forward;
 mod properties;

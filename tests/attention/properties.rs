@@ -110,9 +110,9 @@ fn random_problems() {
 }
 
 #[derive(Clone, Debug)]
-struct Problem {
+pub struct Problem {
     seed: u64,
-    dtype: u8,
+    pub dtype: u8,
     shape: AttentionShape,
     options: AttentionOptions,
     layout: Layout,
@@ -120,7 +120,7 @@ struct Problem {
 }
 
 impl Problem {
-    fn case<T: Float>(&self) -> Case<T> {
+    pub fn case<T: Float>(&self) -> Case<T> {
         let case = Case::new(self.seed, self.shape).with(self.options.clone());
         Case {
             layout: self.layout,
@@ -130,7 +130,7 @@ impl Problem {
     }
 }
 
-fn problem(small: bool) -> impl Strategy<Value = Problem> {
+pub fn problem(small: bool) -> impl Strategy<Value = Problem> {
     let longest = if small { 150usize } else { 700 };
     let sizes = (
         1..3usize,

@@ -86,7 +86,7 @@ impl<T: Float> Case<T> {
     }
 
     /// A view of `data` on the device: rows are `gap` elements apart, and NaN lies between them.
-    fn upload(&self, device: &Device, data: &[T], tokens: usize, heads: usize, dim: usize) -> AnyTensor {
+    pub fn upload(&self, device: &Device, data: &[T], tokens: usize, heads: usize, dim: usize) -> AnyTensor {
         let s = &self.shape;
         let width = dim + self.gap;
         let (outer, inner) = if self.layout == Layout::Bshd {

@@ -21,6 +21,17 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// The same bounds seen from the keys, `seq_q` queries: its rows are keys and its columns queries.
+    #[inline(always)]
+    pub const fn transposed(self, seq_q: i32) -> Mask {
+        Mask {
+            seq_kv: seq_q,
+            shift: -self.shift,
+            left: self.right,
+            right: self.left,
+        }
+    }
+
     /// First key that query `row` sees.
     #[inline(always)]
     pub const fn begin(self, row: i32) -> i32 {
@@ -73,6 +84,30 @@ mod tests {
                     for first in 0..seq_q {
                         let last = (first + 15).min(seq_q - 1);
                         check(mask, first, last, 8);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn transposed_bounds_hold_the_same_pairs() {
+        for (seq_q, seq_kv) in [(5, 9), (9, 5), (8, 8)] {
+            for shift in [0, seq_kv - seq_q] {
+                for (left, right) in [(UNBOUNDED, UNBOUNDED), (UNBOUNDED, 0), (2, 0), (1, 3)] {
+                    let mask = Mask {
+                        seq_kv,
+                        shift,
+                        left,
+                        right,
+                    };
+                    let turned = mask.transposed(seq_q);
+                    for (row, key) in (0..seq_q).flat_map(|row| (0..seq_kv).map(move |key| (row, key))) {
+                        assert_eq!(
+                            (mask.begin(row)..mask.end(row)).contains(&key),
+                            (turned.begin(key)..turned.end(key)).contains(&row),
+                            "{mask:?} {row} {key}"
+                        );
                     }
                 }
             }

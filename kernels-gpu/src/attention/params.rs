@@ -88,6 +88,38 @@ kernel_params! {
     }
 }
 
+kernel_params! {
+    /// Arguments of `attention_backward_*`. Strides count elements; the last axis of every tensor is dense.
+    pub struct BackwardParams {
+        /// Those of the forward pass; `row_blocks` counts the tiles of the kernel at hand.
+        pub attention: AttentionParams,
+        /// dO.
+        pub grad_out: u64,
+        /// Δ = rowsum(dO ∘ O), f32, laid out as LSE.
+        pub delta: u64,
+        /// dQ.
+        pub dq: u64,
+        /// dK.
+        pub dk: u64,
+        /// dV.
+        pub dv: u64,
+        /// Gradients of sinks, f32, a query head each.
+        pub dsinks: u64,
+        /// Strides of dO: batch, row, head.
+        pub grad_out_strides: [u64; 3],
+        /// Strides of dQ: batch, row, head.
+        pub dq_strides: [u64; 3],
+        /// Strides of dK: batch, row, head.
+        pub dk_strides: [u64; 3],
+        /// Strides of dV: batch, row, head.
+        pub dv_strides: [u64; 3],
+        /// Key heads.
+        pub heads_kv: u32,
+        /// Rows of the longest sequence.
+        pub rows: u32,
+    }
+}
+
 /// The tile of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiles {
@@ -162,3 +194,80 @@ pub const SM90_EXTENDED: [Tiles; 5] = [
 
 /// Columns of a panel: 128 bytes of 16-bit elements.
 pub const PANEL: u32 = 64;
+
+/// The tile of a backward kernel: its own rows (keys for dK and dV, queries for dQ) and what it streams past them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackwardTiles {
+    /// Head dim, padded.
+    pub dim: u32,
+    /// Own rows.
+    pub own: u32,
+    /// Rows of a streamed tile.
+    pub other: u32,
+    /// Buffers of streamed tiles.
+    pub stages: u32,
+}
+
+impl BackwardTiles {
+    const fn new(dim: u32, own: u32, other: u32, stages: u32) -> BackwardTiles {
+        BackwardTiles {
+            dim,
+            own,
+            other,
+            stages,
+        }
+    }
+
+    /// Dynamic shared memory of a kernel of 16-bit elements: two own and two streamed matrices, LSE and Δ.
+    pub const fn shared_bytes_mma(self) -> u32 {
+        4 * self.dim * self.own + self.stages * self.other * (4 * self.dim + 8)
+    }
+
+    /// Dynamic shared memory of an f32 kernel of four warps; rows are padded.
+    pub const fn shared_bytes_f32(self) -> u32 {
+        4 * (2 * (self.dim + 4) * (self.own + self.other) + 2 * self.other + 64 * (self.other + 4))
+    }
+}
+
+/// `attention_backward_kv_*` and `attention_backward_q_*` for f16 and bf16 on sm_80 and later.
+pub const BACKWARD_MMA_SM80: [[BackwardTiles; 3]; 2] = [
+    [
+        BackwardTiles::new(64, 64, 64, 2),
+        BackwardTiles::new(128, 64, 32, 2),
+        BackwardTiles::new(256, 64, 16, 2),
+    ],
+    [
+        BackwardTiles::new(64, 64, 64, 2),
+        BackwardTiles::new(128, 64, 64, 2),
+        BackwardTiles::new(256, 64, 16, 2),
+    ],
+];
+
+/// The same on sm_75, whose shared memory is 64 KB.
+pub const BACKWARD_MMA_SM75: [[BackwardTiles; 3]; 2] = [
+    [
+        BackwardTiles::new(64, 64, 32, 1),
+        BackwardTiles::new(128, 64, 16, 1),
+        BackwardTiles::new(256, 32, 16, 1),
+    ],
+    [
+        BackwardTiles::new(64, 64, 32, 1),
+        BackwardTiles::new(128, 64, 32, 1),
+        BackwardTiles::new(256, 32, 16, 1),
+    ],
+];
+
+/// The f32 kernels of both kinds on all tiers.
+pub const BACKWARD_F32: [BackwardTiles; 3] = [
+    BackwardTiles::new(64, 64, 16, 1),
+    BackwardTiles::new(128, 32, 16, 1),
+    BackwardTiles::new(256, 16, 8, 1),
+];
+
+/// Threads of the kernels `attention_backward_delta_*` and `attention_backward_sinks`.
+pub const DELTA_THREADS: u32 = 256;
+
+/// Rows of a block of `attention_backward_delta_*`, of which a thread takes 8 columns.
+pub const fn delta_rows(dim: u32) -> u32 {
+    DELTA_THREADS * 8 / dim
+}

@@ -40,9 +40,24 @@ impl Rows {
     /// - `params` are those of the launch, `tile` one of its tiles.
     #[inline(always)]
     pub unsafe fn new<const EXTENDED: bool>(params: &AttentionParams, tile: &Tile, warp_row: u32) -> Self {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::of_plane::<EXTENDED>(params, (tile.batch, tile.head), tile.mask, warp_row) }
+    }
+
+    /// The same by query plane (batch, head) and mask; with [`Mask::transposed`] rows are keys and columns queries.
+    ///
+    /// # Safety
+    /// - `params` are those of the launch, the plane one of its planes.
+    #[inline(always)]
+    pub unsafe fn of_plane<const EXTENDED: bool>(
+        params: &AttentionParams,
+        (batch, head): (u32, u32),
+        mask: Mask,
+        warp_row: u32,
+    ) -> Self {
         let lane = thread::lane_id();
         let slope = if EXTENDED && params.alibi_slopes != 0 {
-            let at = tile.batch as u64 * params.alibi_batch_stride + tile.head as u64;
+            let at = batch as u64 * params.alibi_batch_stride + head as u64;
             // SAFETY: there is a slope for every head.
             unsafe { global::ld_nc((params.alibi_slopes + at * 4) as *const f32) }
         } else {
@@ -51,7 +66,7 @@ impl Rows {
         Rows {
             first: (warp_row + lane / 4) as i32,
             column: (lane % 4 * 2) as i32,
-            mask: tile.mask,
+            mask,
             scale: params.scale,
             softcap: params.softcap,
             slope,
@@ -70,19 +85,49 @@ impl Rows {
     /// Softcap and ALiBi: raw scores become natural logits.
     #[inline(always)]
     pub fn extend<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
-        let position = self.first + self.mask.shift - first_key - self.column;
+        let position = self.position(first_key);
         let mut i = 0;
         while i < S {
-            let mut x = scores[i] * self.scale;
-            if self.softcap > 0.0 {
-                // tanh by exponential and reciprocal: tanh.approx is good to 11 bits only.
-                let e = ex2(x * (2.0 * core::f32::consts::LOG2_E) / self.softcap);
-                x = self.softcap * (1.0 - 2.0 * rcp(1.0 + e));
-            }
-            let ahead = position + (i as i32 / 2 % 2) * 8 - (i as i32 / 4 * 8 + i as i32 % 2);
-            let distance = if ahead < 0 { -ahead } else { ahead };
-            scores[i] = x - self.slope * distance as f32;
+            scores[i] = self.biased(self.bent(scores[i]), position, i);
             i += 1;
+        }
+    }
+
+    /// Position of register 0's row among the columns of the tile that begins at `first_key`, from its own column.
+    #[inline(always)]
+    pub fn position(&self, first_key: i32) -> i32 {
+        self.first + self.mask.shift - first_key - self.column
+    }
+
+    /// Scale and softcap.
+    #[inline(always)]
+    pub fn bent(&self, score: f32) -> f32 {
+        let x = score * self.scale;
+        if self.softcap > 0.0 {
+            // tanh by exponential and reciprocal: tanh.approx is good to 11 bits only.
+            let e = ex2(x * (2.0 * core::f32::consts::LOG2_E) / self.softcap);
+            self.softcap * (1.0 - 2.0 * rcp(1.0 + e))
+        } else {
+            x
+        }
+    }
+
+    /// ALiBi for register `i`, where register 0 is at [`position`](Self::position).
+    #[inline(always)]
+    pub fn biased(&self, logit: f32, position: i32, i: usize) -> f32 {
+        let ahead = position + (i as i32 / 2 % 2) * 8 - (i as i32 / 4 * 8 + i as i32 % 2);
+        let distance = if ahead < 0 { -ahead } else { ahead };
+        logit - self.slope * distance as f32
+    }
+
+    /// The derivative of [`bent`](Self::bent) by the scaled score, from its value.
+    #[inline(always)]
+    pub fn slope_of_bent(&self, logit: f32) -> f32 {
+        if self.softcap > 0.0 {
+            let tanh = logit / self.softcap;
+            1.0 - tanh * tanh
+        } else {
+            1.0
         }
     }
 

@@ -28,41 +28,26 @@ pub struct Tile {
     pub mask: Mask,
 }
 
-/// Number of tiles of the launch.
-#[inline(always)]
-pub fn tiles(params: &AttentionParams) -> u32 {
-    params.batch * params.heads_q * params.row_blocks
+/// One sequence of the batch: where it lies, and its bounds.
+#[derive(Clone, Copy)]
+pub struct Sequence {
+    /// Rows.
+    pub seq_q: u32,
+    /// First row in a packed Q, else 0.
+    pub start_q: u32,
+    /// First key in a packed K, else 0.
+    pub start_k: u32,
+    /// Bounds; they know the number of keys.
+    pub mask: Mask,
 }
 
-impl Tile {
-    /// The tile at place `index` of the order, `rows` rows high.
+impl Sequence {
+    /// Sequence `batch`.
     ///
     /// # Safety
-    /// - `params` are those of the launch: no extent is 0.
+    /// - `params` are those of the launch.
     #[inline(always)]
-    pub unsafe fn at(index: u32, params: &AttentionParams, rows: u32) -> Tile {
-        let heads = params.batch * params.heads_q;
-        // SAFETY: the host launches no kernel for empty extents, and sections are not empty.
-        unsafe {
-            core::hint::assert_unchecked(params.row_blocks != 0 && params.section != 0 && params.heads_q != 0);
-        }
-        let per_section = params.section * params.row_blocks;
-        // SAFETY: a product of the above; the host checks that the number of tiles fits 32 bits.
-        unsafe { core::hint::assert_unchecked(per_section != 0) };
-        let section = index / per_section;
-        let rest = index - section * per_section;
-        let first_head = section * params.section;
-        // The last section may have fewer heads.
-        let width = if heads - first_head < params.section {
-            heads - first_head
-        } else {
-            params.section
-        };
-        // SAFETY: a section that exists has a head.
-        unsafe { core::hint::assert_unchecked(width != 0) };
-        let (block, plane) = (rest / width, first_head + rest % width);
-        let (batch, head) = (plane / params.heads_q, plane % params.heads_q);
-        let row = (params.row_blocks - 1 - block) * rows;
+    pub unsafe fn at(params: &AttentionParams, batch: u32) -> Sequence {
         let (mut seq_q, mut seq_kv, mut start_q, mut start_k) = (params.seq_q, params.seq_kv, 0, 0);
         if params.flags & flags::VARLEN != 0 {
             // SAFETY: both arrays have `batch + 1` entries.
@@ -99,6 +84,57 @@ impl Tile {
             left: bound(flags::LEFT, params.window_left),
             right: bound(flags::RIGHT, params.window_right),
         };
+        Sequence {
+            seq_q,
+            start_q,
+            start_k,
+            mask,
+        }
+    }
+}
+
+/// Number of tiles of the launch.
+#[inline(always)]
+pub fn tiles(params: &AttentionParams) -> u32 {
+    params.batch * params.heads_q * params.row_blocks
+}
+
+impl Tile {
+    /// The tile at place `index` of the order, `rows` rows high.
+    ///
+    /// # Safety
+    /// - `params` are those of the launch: no extent is 0.
+    #[inline(always)]
+    pub unsafe fn at(index: u32, params: &AttentionParams, rows: u32) -> Tile {
+        let heads = params.batch * params.heads_q;
+        // SAFETY: the host launches no kernel for empty extents, and sections are not empty.
+        unsafe {
+            core::hint::assert_unchecked(params.row_blocks != 0 && params.section != 0 && params.heads_q != 0);
+        }
+        let per_section = params.section * params.row_blocks;
+        // SAFETY: a product of the above; the host checks that the number of tiles fits 32 bits.
+        unsafe { core::hint::assert_unchecked(per_section != 0) };
+        let section = index / per_section;
+        let rest = index - section * per_section;
+        let first_head = section * params.section;
+        // The last section may have fewer heads.
+        let width = if heads - first_head < params.section {
+            heads - first_head
+        } else {
+            params.section
+        };
+        // SAFETY: a section that exists has a head.
+        unsafe { core::hint::assert_unchecked(width != 0) };
+        let (block, plane) = (rest / width, first_head + rest % width);
+        let (batch, head) = (plane / params.heads_q, plane % params.heads_q);
+        let row = (params.row_blocks - 1 - block) * rows;
+        // SAFETY: forwarded to the caller.
+        let Sequence {
+            seq_q,
+            start_q,
+            start_k,
+            mask,
+        } = unsafe { Sequence::at(params, batch) };
         Tile {
             batch,
             head,

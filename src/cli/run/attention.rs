@@ -1,7 +1,7 @@
-//! `run attention` and `run attention-varlen`.
+//! `run attention`, `run attention-varlen` and `run attention-backward`.
 
 use clap::{Args, ValueEnum};
-use host::ops::{self, AttentionCall, AttentionOptions, Causal, Layout};
+use host::ops::{self, Attention, AttentionCall, AttentionOptions, Causal, Layout};
 use host::{AnyTensor, DType, Tensor};
 
 use super::{Failure, Inputs, Outputs};
@@ -42,6 +42,15 @@ enum Axes {
     Bhsd,
 }
 
+impl From<Axes> for Layout {
+    fn from(axes: Axes) -> Layout {
+        match axes {
+            Axes::Bshd => Layout::Bshd,
+            Axes::Bhsd => Layout::Bhsd,
+        }
+    }
+}
+
 impl Options {
     fn apply(&self, inputs: &Inputs, layout: Layout) -> AttentionOptions {
         AttentionOptions {
@@ -64,12 +73,8 @@ fn outputs(call: AttentionCall) -> Result<Outputs, Failure> {
 
 /// q, k, v (alibi_slopes, sinks) → out, lse.
 pub fn attention(inputs: &Inputs, options: &DenseOptions) -> Result<Outputs, Failure> {
-    let layout = match options.layout {
-        Axes::Bshd => Layout::Bshd,
-        Axes::Bhsd => Layout::Bhsd,
-    };
     let (q, k, v) = (inputs.get("q")?, inputs.get("k")?, inputs.get("v")?);
-    outputs(ops::attention(q, k, v).options(options.options.apply(inputs, layout)))
+    outputs(ops::attention(q, k, v).options(options.options.apply(inputs, options.layout.into())))
 }
 
 /// q, k, v, cu_seqlens_q, cu_seqlens_k (alibi_slopes, sinks) → out, lse.
@@ -81,6 +86,44 @@ pub fn attention_varlen(inputs: &Inputs, options: &Options) -> Result<Outputs, F
         .options(options.apply(inputs, Layout::Bshd))
         .cu_seqlens(&bounds_q.tensor, &bounds_k.tensor, bounds_q.longest, bounds_k.longest);
     outputs(call)
+}
+
+/// q, k, v, dout (out, lse, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k) → dq, dk, dv (dsinks).
+pub fn attention_backward(inputs: &Inputs, options: &DenseOptions) -> Result<Outputs, Failure> {
+    let (q, k, v) = (inputs.get("q")?, inputs.get("k")?, inputs.get("v")?);
+    let grad_out = inputs.get("dout")?;
+    let op_options = options.options.apply(inputs, options.layout.into());
+    let bounds = match (inputs.optional("cu_seqlens_q"), inputs.optional("cu_seqlens_k")) {
+        (None, None) => None,
+        _ => Some((
+            Bounds::read("cu_seqlens_q", inputs.get("cu_seqlens_q")?, q)?,
+            Bounds::read("cu_seqlens_k", inputs.get("cu_seqlens_k")?, k)?,
+        )),
+    };
+    // Both or none: one of another call would fit no better than a wrong one.
+    let forward = match (inputs.optional("out"), inputs.optional("lse")) {
+        (Some(out), Some(lse)) => Attention {
+            out: out.clone(),
+            lse: lse.clone(),
+        },
+        (None, None) => {
+            let mut call = ops::attention(q, k, v).options(op_options.clone());
+            if let Some((q, k)) = &bounds {
+                call = call.cu_seqlens(&q.tensor, &k.tensor, q.longest, k.longest);
+            }
+            call.run()?
+        }
+        (Some(_), None) => return Err(Failure::Failed("out is there without lse: give both or none".into())),
+        (None, Some(_)) => return Err(Failure::Failed("lse is there without out: give both or none".into())),
+    };
+    let mut call = ops::attention_backward(grad_out, q, k, v, &forward.out, &forward.lse).options(op_options);
+    if let Some((q, k)) = &bounds {
+        call = call.cu_seqlens(&q.tensor, &k.tensor, q.longest, k.longest);
+    }
+    let gradients = call.run()?;
+    let mut outputs = Outputs::from([("dq", gradients.dq), ("dk", gradients.dk), ("dv", gradients.dv)]);
+    outputs.extend(gradients.dsinks.map(|dsinks| ("dsinks", dsinks)));
+    Ok(outputs)
 }
 
 /// Bounds of packed sequences, checked.

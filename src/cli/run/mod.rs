@@ -53,6 +53,14 @@ enum Op {
         #[command(flatten)]
         options: attention::Options,
     },
+    /// Gradients of attention. Tensors: q, k, v, dout and, if there, out and lse (else computed), alibi_slopes, sinks,
+    /// cu_seqlens_q and cu_seqlens_k (then packed as for attention-varlen) → dq, dk, dv (dsinks).
+    AttentionBackward {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        options: attention::DenseOptions,
+    },
     /// c = a + b, f32 of one shape. Tensors: a, b → c.
     VectorAdd {
         #[command(flatten)]
@@ -114,6 +122,9 @@ pub fn run(args: RunArgs) -> Outcome {
         Op::Attention { files, options } => files.apply(|_, inputs| attention::attention(inputs, &options)),
         Op::AttentionVarlen { files, options } => {
             files.apply(|_, inputs| attention::attention_varlen(inputs, &options))
+        }
+        Op::AttentionBackward { files, options } => {
+            files.apply(|_, inputs| attention::attention_backward(inputs, &options))
         }
         Op::VectorAdd { files } => files.apply(|_, inputs| basic::vector_add(inputs)),
         Op::Reduce { files, options } => files.apply(|_, inputs| basic::reduce(inputs, &options)),

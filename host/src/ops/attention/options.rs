@@ -4,6 +4,86 @@ use kernels_gpu::attention::{mask::UNBOUNDED, params::flags};
 
 use crate::{AnyTensor, Error, Result};
 
+/// The builder methods that forward and backward share. The type has `options`, `packed` and `stream`.
+macro_rules! option_builders {
+    () => {
+        /// All options at once.
+        pub fn options(mut self, options: AttentionOptions) -> Self {
+            self.options = options;
+            self
+        }
+
+        /// Order of the axes of dense tensors.
+        pub fn layout(mut self, layout: Layout) -> Self {
+            self.options.layout = layout;
+            self
+        }
+
+        /// Causal mask whose diagonal ends at the last query and the last key.
+        pub fn causal(mut self) -> Self {
+            self.options.causal = Causal::BottomRight;
+            self
+        }
+
+        /// Causal mask whose diagonal begins at the first query and the first key.
+        pub fn causal_top_left(mut self) -> Self {
+            self.options.causal = Causal::TopLeft;
+            self
+        }
+
+        /// Sliding window: keys before and after the query's own position that it sees; `None` is all.
+        pub fn window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
+            (self.options.window_left, self.options.window_right) = (left, right);
+            self
+        }
+
+        /// Bends scores to `c · tanh(score / c)`; 0 is off.
+        pub fn softcap(mut self, cap: f32) -> Self {
+            self.options.softcap = cap;
+            self
+        }
+
+        /// Factor of the scores instead of `1 / √D`.
+        pub fn scale(mut self, scale: f32) -> Self {
+            self.options.scale = Some(scale);
+            self
+        }
+
+        /// ALiBi: `−slope · |position − key|` is added to scores; f32 `[Hq]` or `[B, Hq]`.
+        pub fn alibi(mut self, slopes: &AnyTensor) -> Self {
+            self.options.alibi_slopes = Some(slopes.clone());
+            self
+        }
+
+        /// A logit a query head that takes part in the softmax and carries no value; f32 `[Hq]`.
+        pub fn sinks(mut self, sinks: &AnyTensor) -> Self {
+            self.options.sinks = Some(sinks.clone());
+            self
+        }
+
+        /// Packed sequences: `q` is `[tokens, Hq, D]`, `k` and `v` are `[tokens, Hkv, D]`, and sequence `i` has the rows
+        /// from `cu_q[i]` to `cu_q[i + 1]` and the keys from `cu_k[i]` to `cu_k[i + 1]` (i32, ascending from 0).
+        ///
+        /// `max_q` and `max_k` are the lengths of the longest sequences. The bounds are on the device and not read here:
+        /// what they say beyond the tensors is cut off, and rows of a sequence beyond `max_q` are not computed.
+        pub fn cu_seqlens(mut self, cu_q: &'a AnyTensor, cu_k: &'a AnyTensor, max_q: u64, max_k: u64) -> Self {
+            self.packed = Some(Packed {
+                cu_seqlens_q: cu_q,
+                cu_seqlens_k: cu_k,
+                max_q,
+                max_k,
+            });
+            self
+        }
+
+        /// Runs in this stream instead of the device's main one.
+        pub fn on(mut self, stream: &'a Stream) -> Self {
+            self.stream = Some(stream);
+            self
+        }
+    };
+}
+
 /// Which axis of a dense tensor counts tokens and which counts heads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
