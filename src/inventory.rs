@@ -45,6 +45,15 @@ pub const OPS: &[Op] = &[
         page: "docs/performance.md",
     },
     Op {
+        name: "attention-backward",
+        what: "gradients of attention with every option of the forward pass, without atomics",
+        kernels: &["attention_backward"],
+        dtypes: ALL,
+        tests: &["tests/attention/backward.rs"],
+        bench: &["attention-backward"],
+        page: "docs/performance/backward.md",
+    },
+    Op {
         name: "decode",
         what: "attention of new tokens over a paged or contiguous cache",
         kernels: &["decode"],

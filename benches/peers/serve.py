@@ -70,6 +70,20 @@ def peers(c):
             return make, {"SDPA efficient": sdpa(SDPBackend.EFFICIENT_ATTENTION, **options)}
         return make, {"SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION, **options),
                       "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION, **options)}
+    if op == "attention-backward":
+        options = dict(is_causal=c["causal"], enable_gqa=c["heads"] != c["heads_kv"])
+
+        def differentiable(backend):
+            def make():
+                q, k, v = (x.requires_grad_() for x in attention(c, dt))
+                with sdpa_kernel(backend):
+                    y = F.scaled_dot_product_attention(q, k, v, **options)
+                return y, q, k, v, torch.randn_like(y)
+            return make
+        gradients = lambda y, q, k, v, g: torch.autograd.grad(y, (q, k, v), g, retain_graph=True)
+        flash, cudnn = differentiable(SDPBackend.FLASH_ATTENTION), differentiable(SDPBackend.CUDNN_ATTENTION)
+        return (lambda: (flash(), cudnn())), {
+            "SDPA flash": lambda flash, cudnn: gradients(*flash), "SDPA cuDNN": lambda flash, cudnn: gradients(*cudnn)}
     if op == "linear":
         m, n, k = c["m"], c["n"], c["k"]
         columns = 2 * n if c["around"] == "swiglu" else n

@@ -26,6 +26,11 @@ pub(super) struct Attention {
 }
 
 pub fn attention(size: Size) -> BoxedStrategy<Drawn> {
+    boxed(problems(size))
+}
+
+/// Any problem, for forward and backward.
+pub(super) fn problems(size: Size) -> impl Strategy<Value = Attention> {
     let longest = size.choose(130usize, 600);
     let dims = prop_oneof![
         2 => proptest::sample::select(vec![(64usize, 64usize), (128, 128)]),
@@ -44,7 +49,7 @@ pub fn attention(size: Size) -> BoxedStrategy<Drawn> {
         any::<bool>(),
     );
     // Half of the problems are plain: they have kernels of their own.
-    boxed((sizes, masks, extras, any::<bool>(), any::<bool>(), seed()).prop_map(
+    (sizes, masks, extras, any::<bool>(), any::<bool>(), seed()).prop_map(
         |(sizes, masks, (scale, softcap, alibi, sinks), plain, transposed, seed)| {
             let (batch, heads_kv, group, seq_q, seq_kv, (head_dim, value_dim)) = sizes;
             let (causal, window_left, window_right) = masks;
@@ -79,7 +84,7 @@ pub fn attention(size: Size) -> BoxedStrategy<Drawn> {
                 seed,
             }
         },
-    ))
+    )
 }
 
 /// f32 numbers of an optional row of options.
@@ -116,8 +121,22 @@ pub(super) fn judge<T: Float>(
     ])
 }
 
-impl Generic for Attention {
-    fn judge<T: Float>(&self, device: &Device) -> Result<Vec<Finding>> {
+/// The data of a problem: as tensors for the op, in f64 for the reference.
+pub(super) struct Inputs {
+    pub q: AnyTensor,
+    pub k: AnyTensor,
+    pub v: AnyTensor,
+    /// dO, for the backward pass.
+    pub grad_out: AnyTensor,
+    pub op_options: ops::AttentionOptions,
+    /// Q, K, V and dO.
+    pub exact: [Vec<f64>; 4],
+    /// Rounded as the op's are.
+    pub options: AttentionOptions,
+}
+
+impl Attention {
+    pub(super) fn inputs<T: Float>(&self, device: &Device) -> Result<Inputs> {
         let s = &self.shape;
         let rounded = |values: &Option<Vec<f64>>| {
             values
@@ -134,6 +153,7 @@ impl Generic for Attention {
         let q: Vec<T> = normal(self.seed, s.batch * s.seq_q * s.heads_q * s.head_dim);
         let k: Vec<T> = normal(self.seed + 1, s.batch * s.seq_kv * s.heads_kv * s.head_dim);
         let v: Vec<T> = normal(self.seed + 2, s.batch * s.seq_kv * s.heads_kv * s.value_dim);
+        let grad_out: Vec<T> = normal(self.seed + 3, s.batch * s.seq_q * s.heads_q * s.value_dim);
         let upload = |values: &[T], tokens: usize, heads: usize, dim: usize| match self.layout {
             Layout::Bshd => dense(device, values, &[s.batch, tokens, heads, dim]),
             Layout::Bhsd => dense(
@@ -142,13 +162,12 @@ impl Generic for Attention {
                 &[s.batch, heads, tokens, dim],
             ),
         };
-        let (qt, kt, vt) = (
-            upload(&q, s.seq_q, s.heads_q, s.head_dim)?,
-            upload(&k, s.seq_kv, s.heads_kv, s.head_dim)?,
-            upload(&v, s.seq_kv, s.heads_kv, s.value_dim)?,
-        );
-        let result = ops::attention(&qt, &kt, &vt)
-            .options(ops::AttentionOptions {
+        Ok(Inputs {
+            q: upload(&q, s.seq_q, s.heads_q, s.head_dim)?,
+            k: upload(&k, s.seq_kv, s.heads_kv, s.head_dim)?,
+            v: upload(&v, s.seq_kv, s.heads_kv, s.value_dim)?,
+            grad_out: upload(&grad_out, s.seq_q, s.heads_q, s.value_dim)?,
+            op_options: ops::AttentionOptions {
                 layout: self.layout,
                 causal: match options.causal {
                     Causal::None => ops::Causal::No,
@@ -161,15 +180,31 @@ impl Generic for Attention {
                 softcap: options.softcap.unwrap_or(0.0) as f32,
                 alibi_slopes: floats(device, options.alibi_slopes.as_ref())?,
                 sinks: floats(device, options.sinks.as_ref())?,
-            })
+            },
+            exact: [&q, &k, &v, &grad_out].map(|values| widen(values)),
+            options,
+        })
+    }
+
+    /// `[batch, tokens, heads, dim]` of a tensor in the problem's layout.
+    pub(super) fn in_order(&self, tensor: AnyTensor) -> Result<AnyTensor> {
+        match self.layout {
+            Layout::Bshd => Ok(tensor),
+            Layout::Bhsd => tensor.transpose(1, 2),
+        }
+    }
+}
+
+impl Generic for Attention {
+    fn judge<T: Float>(&self, device: &Device) -> Result<Vec<Finding>> {
+        let inputs = self.inputs::<T>(device)?;
+        let result = ops::attention(&inputs.q, &inputs.k, &inputs.v)
+            .options(inputs.op_options)
             .run()?;
-        let out = match self.layout {
-            Layout::Bshd => result.out,
-            Layout::Bhsd => result.out.transpose(1, 2)?,
-        };
-        let [q, k, v] = [&q, &k, &v].map(|values| widen(values));
-        let exact = reference::forward::<Exact>(s, &options, &q, &k, &v);
-        let naive = reference::forward::<Eager<T>>(s, &options, &q, &k, &v);
+        let out = self.in_order(result.out)?;
+        let [q, k, v, _] = &inputs.exact;
+        let exact = reference::forward::<Exact>(&self.shape, &inputs.options, q, k, v);
+        let naive = reference::forward::<Eager<T>>(&self.shape, &inputs.options, q, k, v);
         judge::<T>(&out, &result.lse, &exact, &naive)
     }
 }

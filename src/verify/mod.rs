@@ -4,6 +4,7 @@
 //! shrinks to the smallest problem that still fails.
 
 mod attention;
+mod attention_backward;
 mod cache;
 mod elementwise;
 mod groups;
@@ -100,6 +101,7 @@ pub type Draw = fn(Size) -> BoxedStrategy<Drawn>;
 /// The strategy of each op of the [inventory](crate::inventory).
 pub const STRATEGIES: &[(&str, Draw)] = &[
     ("attention", attention::attention),
+    ("attention-backward", attention_backward::attention_backward),
     ("decode", attention::decode),
     ("cache", cache::cache),
     ("rope", cache::rope),

@@ -86,7 +86,8 @@ fn judge<T: Float>(what: &str, found: &Gradients<T>, exact: &reference::Gradient
                 absolute: 6e-6 * largest + 1e-6,
             };
             // Where rows see one key dS cancels: naive attention happens to find exactly 0, sums in another order do not.
-            let cancelled = compare(found, exact, Rule::Absolute(2e-6)).is_ok();
+            let vanish = exact.iter().all(|x| x.abs() < 1e-12);
+            let cancelled = vanish && compare(found, exact, Rule::Absolute(1e-5)).is_ok();
             if !cancelled && (T::DTYPE != DType::F32 || !compare(found, exact, close).is_ok()) {
                 panic!("{what}: {name}: {report}");
             }
@@ -396,7 +397,7 @@ fn repeats_and_batches_bit_for_bit() {
 fn random_problems() {
     for device in devices() {
         let config = Config {
-            cases: if device.is_emulator() { 12 } else { 500 },
+            cases: if device.is_emulator() { 12 } else { 100 },
             failure_persistence: None,
             ..Config::default()
         };

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{DeviceArgs, Failure, Outcome, report};
 
 mod attention;
+mod attention_backward;
 mod case;
 mod cublaslt;
 mod environment;
@@ -101,6 +102,11 @@ pub const SUITES: &[Suite] = &[
         "flashcore",
         "attention forward of FlashCore's nine configurations",
         attention::flashcore,
+    ),
+    suite(
+        "attention-backward",
+        "gradients, 16k tokens, the flash-attention grid, bf16",
+        attention_backward::grid,
     ),
     suite("decode", "one new token over caches", attention::decode),
     suite("cache", "append to pages and read back", attention::cache),
