@@ -11,6 +11,7 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = fma_and_streaming();
     cases.extend(tensor_cores());
     cases.extend(attentions());
+    cases.extend(gradients());
     cases
 }
 
@@ -181,5 +182,45 @@ fn attentions() -> Vec<Case> {
             Ok(vec![result.out, result.lse])
         },
     ));
+    cases
+}
+
+fn gradients() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        for dim in [64, 128, 256] {
+            for extended in [false, true] {
+                let what = if extended {
+                    "window, softcap and sinks"
+                } else {
+                    "causal"
+                };
+                cases.push(case(
+                    "attention-backward",
+                    format!("{what}, grouped heads, 35 × 50, head dim {dim}, {dtype}"),
+                    move |bed| {
+                        let (q, grad) = (
+                            bed.floats(dtype, &[1, 35, 2, dim])?,
+                            bed.floats(dtype, &[1, 35, 2, dim])?,
+                        );
+                        let (k, v) = (
+                            bed.floats(dtype, &[1, 50, 1, dim])?,
+                            bed.floats(dtype, &[1, 50, 1, dim])?,
+                        );
+                        let sinks = bed.floats(F32, &[2])?;
+                        let call = attention(&q, &k, &v);
+                        let call = if extended {
+                            call.window(Some(20), Some(0)).softcap(30.0).sinks(&sinks)
+                        } else {
+                            call.causal()
+                        };
+                        let gradients = call.run_with_context()?.backward(&grad)?;
+                        let all = [gradients.dq, gradients.dk, gradients.dv];
+                        Ok(all.into_iter().chain(gradients.dsinks).collect())
+                    },
+                ));
+            }
+        }
+    }
     cases
 }
