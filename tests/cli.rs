@@ -147,6 +147,39 @@ fn every_reduction_of_a_file() {
     assert_eq!(out["y"], (Dtype::I64, vec![2], wanted));
 }
 
+/// Two keys that are the same share the gradient of the output, and scores have none.
+#[test]
+fn gradients_of_attention_of_a_file() {
+    let row = [1.0, 2.0, 3.0, 4.0, -1.0, -2.0, 0.0, 5.0];
+    let (q, twice, half) = (bytes(&row), bytes(&[row, row].concat()), row.map(|x| 0.5 * x));
+    let mut tensors = vec![
+        ("q", Dtype::F32, &[1, 1, 1, 8][..], q.clone()),
+        ("k", Dtype::F32, &[1, 2, 1, 8], twice.clone()),
+        ("v", Dtype::F32, &[1, 2, 1, 8], twice),
+        ("dout", Dtype::F32, &[1, 1, 1, 8], q.clone()),
+    ];
+    let files = Files::new(&tensors);
+    let out = files.run(&["attention-backward", "--causal"]);
+    let near = |name: &str, shape: &[usize], wanted: &[f32]| {
+        let (dtype, found, data) = &out[name];
+        assert_eq!((*dtype, &found[..]), (Dtype::F32, shape), "{name}");
+        for (x, y) in data.chunks_exact(4).zip(wanted) {
+            let x = f32::from_le_bytes(x.try_into().unwrap());
+            assert!((x - y).abs() < 1e-4, "{name}: {x} instead of {y}");
+        }
+    };
+    near("dv", &[1, 2, 1, 8], &[half, half].concat());
+    near("dq", &[1, 1, 1, 8], &[0.0; 8]);
+    near("dk", &[1, 2, 1, 8], &[0.0; 16]);
+    let forward = files.run(&["attention", "--causal"]);
+
+    tensors.push(("lse", Dtype::F32, &[1, 1, 1], forward["lse"].2.clone()));
+    let line = Files::new(&tensors).fails(1, &["attention-backward", "--causal"]);
+    assert_eq!(line, "ferroflash: lse is there without out: give both or none");
+    tensors.push(("out", Dtype::F32, &[1, 1, 1, 8], forward["out"].2.clone()));
+    assert_eq!(Files::new(&tensors).run(&["attention-backward", "--causal"]), out);
+}
+
 #[test]
 fn failures_are_one_line_and_code_1() {
     let files = Files::new(&[
