@@ -143,7 +143,8 @@ fn argument<'a>(text: &str, tensors: &[Placed]) -> Result<Argument<'a>, Failure>
         return Ok(Argument::Address(tensor.at));
     }
     let bad = || {
-        let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        names.sort_unstable();
         Failure::Usage(format!(
             "--arg {text}: expected the name of a tensor ({}) or type:value such as u32:5, f32:1.5, u64:1, i32:-1",
             if names.is_empty() {

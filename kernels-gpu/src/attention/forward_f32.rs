@@ -20,6 +20,8 @@ use cuda_std::{
 
 /// Floats that pad a row.
 const PAD: u32 = 4;
+/// Columns whose products are summed apart.
+const CHUNK: u32 = 16;
 
 /// Copies rows `first..first + height` of `DIM` floats to `to`; zeros stand for what is not there.
 #[inline(always)]
@@ -114,25 +116,35 @@ unsafe fn forward<const DIM: u32, const WARPS: u32, const S: usize, const O: usi
                 let mut scores = [0.0f32; S];
                 let mut at = 0;
                 while at < DIM {
-                    let a: [f32; 4] = ld(q_row + 4 * at);
-                    let b: [f32; 4] = ld(q_row + 4 * (8 * (DIM + PAD) + at));
-                    let mut i = 0;
-                    while i < S / 4 {
-                        let mut j = 0;
-                        while j < 2 {
-                            let row = k_row + 4 * ((8 * i as u32 + j as u32) * (DIM + PAD) + at);
-                            let key: [f32; 4] = ld(row);
-                            let mut c = 0;
-                            while c < 4 {
-                                scores[4 * i + j] = fma(a[c], key[c], scores[4 * i + j]);
-                                scores[4 * i + 2 + j] = fma(b[c], key[c], scores[4 * i + 2 + j]);
-                                c += 1;
+                    // Sums of a few products first: fewer roundings at the size of the whole.
+                    let mut part = [0.0f32; S];
+                    let end = at + CHUNK;
+                    while at < end {
+                        let a: [f32; 4] = ld(q_row + 4 * at);
+                        let b: [f32; 4] = ld(q_row + 4 * (8 * (DIM + PAD) + at));
+                        let mut i = 0;
+                        while i < S / 4 {
+                            let mut j = 0;
+                            while j < 2 {
+                                let row = k_row + 4 * ((8 * i as u32 + j as u32) * (DIM + PAD) + at);
+                                let key: [f32; 4] = ld(row);
+                                let mut c = 0;
+                                while c < 4 {
+                                    part[4 * i + j] = fma(a[c], key[c], part[4 * i + j]);
+                                    part[4 * i + 2 + j] = fma(b[c], key[c], part[4 * i + 2 + j]);
+                                    c += 1;
+                                }
+                                j += 1;
                             }
-                            j += 1;
+                            i += 1;
                         }
+                        at += 4;
+                    }
+                    let mut i = 0;
+                    while i < S {
+                        scores[i] += part[i];
                         i += 1;
                     }
-                    at += 4;
                 }
                 if EXTENDED {
                     own.extend(&mut scores, n * keys as i32);

@@ -188,18 +188,18 @@ unsafe fn forward<
             let mut h = 0;
             while h < 2 {
                 let row = first_row + 16 * m as u32 + 8 * h as u32;
-                if row < tile.seq_q {
-                    store_row(
-                        params,
-                        &tile,
-                        row,
-                        h,
-                        &out[m],
-                        finished.factor[h],
-                        finished.lse[h],
-                        E::pack,
-                    );
-                }
+                store_row(
+                    params,
+                    &tile,
+                    row,
+                    row < tile.seq_q,
+                    M == 1,
+                    h,
+                    &out[m],
+                    finished.factor[h],
+                    finished.lse[h],
+                    E::pack,
+                );
                 h += 1;
             }
             m += 1;

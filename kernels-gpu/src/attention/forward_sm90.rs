@@ -160,8 +160,8 @@ unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: u32>
     let (mut q, mut k, mut v) = (Cursor::start(), Cursor::start(), Cursor::start());
     let (rows, keys) = (64 * W, 2 * S as u32);
     let mut turn = 0;
-    while schedule::place(turn) < schedule::tiles(params) {
-        let index = schedule::place(turn);
+    while schedule::index(params, turn) < schedule::tiles(params) {
+        let index = schedule::index(params, turn);
         // SAFETY: one thread; rings as initialised; boxes have the size that is expected.
         unsafe {
             let tile = Tile::at(index, params, rows);
@@ -315,8 +315,8 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
             barrier::arrive(TURN, 256);
         }
         let mut turn = 0;
-        while schedule::place(turn) < schedule::tiles(params) {
-            let index = schedule::place(turn);
+        while schedule::index(params, turn) < schedule::tiles(params) {
+            let index = schedule::index(params, turn);
             let tile = Tile::at(index, params, rows);
             let (begin, end) = tile.key_tiles(rows, keys);
             let first = tile.row + group * 64;
@@ -427,18 +427,18 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
             let mut h = 0;
             while h < 2 {
                 let row = first_row + 8 * h as u32;
-                if row < tile.seq_q {
-                    store_row(
-                        params,
-                        &tile,
-                        row,
-                        h,
-                        &out.0,
-                        finished.factor[h],
-                        finished.lse[h],
-                        E::pack,
-                    );
-                }
+                store_row(
+                    params,
+                    &tile,
+                    row,
+                    row < tile.seq_q,
+                    true,
+                    h,
+                    &out.0,
+                    finished.factor[h],
+                    finished.lse[h],
+                    E::pack,
+                );
                 h += 1;
             }
             turn += 1;
@@ -505,6 +505,8 @@ macro_rules! kernels {
 kernels! {
     "attention_forward_d64": 112 keys, 64 dim, 3 warpgroups, 512 threads, 12 warps, extended false:
         attention_forward_f16_d64 attention_forward_bf16_d64;
+    "attention_forward_d64": 128 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+        attention_forward_f16_d64_k128 attention_forward_bf16_d64_k128;
     "attention_forward_d64": 128 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
         attention_forward_extended_f16_d64 attention_forward_extended_bf16_d64;
     "attention_forward_d96": 128 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
@@ -519,7 +521,7 @@ kernels! {
         attention_forward_f16_d192 attention_forward_bf16_d192;
     "attention_forward_d192": 64 keys, 192 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
         attention_forward_extended_f16_d192 attention_forward_extended_bf16_d192;
-    "attention_forward_d256": 64 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+    "attention_forward_d256": 80 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
         attention_forward_f16_d256 attention_forward_bf16_d256;
     "attention_forward_d256": 32 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
         attention_forward_extended_f16_d256 attention_forward_extended_bf16_d256;

@@ -12,6 +12,9 @@ pub mod flags {
     pub const TOP_LEFT: u32 = 4;
     /// Sequences are packed: `cu_seqlens_q` and `cu_seqlens_k` say where each begins.
     pub const VARLEN: u32 = 8;
+    /// A persistent block takes blocks of query rows in pairs, the first with the last, the second with the last but
+    /// one…: under a causal mask each pair has the same work.
+    pub const PAIRED: u32 = 16;
 }
 
 kernel_params! {
@@ -129,11 +132,22 @@ pub struct Tiles {
     pub rows: u32,
     /// Keys.
     pub keys: u32,
+    /// Time that a score takes, in percent of the best tile of the head dim.
+    pub price: u32,
 }
 
 impl Tiles {
     const fn new(dim: u32, rows: u32, keys: u32) -> Tiles {
-        Tiles { dim, rows, keys }
+        Tiles {
+            dim,
+            rows,
+            keys,
+            price: 100,
+        }
+    }
+
+    const fn price(self, price: u32) -> Tiles {
+        Tiles { price, ..self }
     }
 
     /// Dynamic shared memory of a Hopper kernel: Q, two stages of K and of V, barriers.
@@ -174,13 +188,15 @@ pub const MMA_SM75: [Tiles; 5] = [
 /// The f32 kernels of all tiers, plain and extended.
 pub const F32: [Tiles; 3] = [Tiles::new(64, 64, 32), Tiles::new(128, 64, 32), Tiles::new(256, 32, 16)];
 
-/// The Hopper kernels `attention_forward_*`, by head dim.
-pub const SM90: [Tiles; 5] = [
+/// The Hopper kernels `attention_forward_*`, by head dim. Of several the host takes the one with the least work for
+/// the lengths at hand; all but the first have names that end in `_k` and their keys.
+pub const SM90: [Tiles; 6] = [
     Tiles::new(64, 192, 112),
+    Tiles::new(64, 128, 128).price(107),
     Tiles::new(96, 128, 128),
     Tiles::new(128, 128, 128),
     Tiles::new(192, 128, 112),
-    Tiles::new(256, 128, 64),
+    Tiles::new(256, 128, 80),
 ];
 
 /// The Hopper kernels `attention_forward_extended_*`, which need registers for softcap and ALiBi.

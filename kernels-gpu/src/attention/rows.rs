@@ -10,7 +10,7 @@ use core::arch::asm;
 use cuda_std::{
     global,
     math::{ex2, rcp},
-    thread,
+    thread, warp,
 };
 
 /// The same value, about which the compiler knows nothing: what is computed from it is computed again.
@@ -156,17 +156,23 @@ impl Rows {
     }
 }
 
-/// Writes a thread's 16-bit part of a row and, once a quad, the row's LSE. The row is that of registers `4i + 2h` and
-/// the next; `pack` rounds two neighbours into a word.
+/// Writes a warp's 16-bit rows and, once a quad, the row's LSE. The row is that of registers `4i + 2h` and the next;
+/// `pack` rounds two neighbours into a word. Rows that are not `live` do not exist.
+///
+/// The lanes of a quad, which hold two columns of eight each, exchange them first: a lane then writes 16 bytes, a quad
+/// whole sectors. Without `exchange`, for kernels whose registers are full, each writes what it holds.
 ///
 /// # Safety
-/// - `row` is a row of the tile's sequence, `out` its sums in the layout of the accumulators.
+/// - All lanes of the warp execute this together.
+/// - A live row is a row of the tile's sequence, `out` its sums in the layout of the accumulators.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "a row is just that")]
 pub unsafe fn store_row<const O: usize>(
     params: &AttentionParams,
     tile: &Tile,
     row: u32,
+    live: bool,
+    exchange: bool,
     h: usize,
     out: &[f32; O],
     factor: f32,
@@ -182,20 +188,60 @@ pub unsafe fn store_row<const O: usize>(
     let row = (tile.start_q + row) as u64;
     let start =
         sequence * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2];
-    // SAFETY: the row exists; columns below the value dim are its own.
+    // SAFETY: a live row exists; columns below the value dim, a multiple of 8, are its own; rows begin at multiples of
+    // 16 bytes.
     unsafe {
         let mut i = 0;
         while i < O / 4 {
-            let column = 8 * i as u32 + lane % 4 * 2;
-            if column < params.value_dim {
-                let word = pack(out[4 * i + 2 * h] * factor, out[4 * i + 2 * h + 1] * factor);
-                global::st((params.out + (start + column as u64) * 2) as *mut u32, word);
+            let mut words = [0; 4];
+            let mut j = 0;
+            while j < 4 {
+                let at = 4 * (i + j) + 2 * h;
+                words[j] = pack(out[at] * factor, out[at + 1] * factor);
+                j += 1;
             }
-            i += 1;
+            if exchange {
+                let words = transpose_quad(words);
+                let column = 8 * (i as u32 + lane % 4);
+                if live && column < params.value_dim {
+                    global::st((params.out + (start + column as u64) * 2) as *mut [u32; 4], words);
+                }
+            } else {
+                let mut j = 0;
+                while j < 4 {
+                    let column = 8 * (i + j) as u32 + lane % 4 * 2;
+                    if live && column < params.value_dim {
+                        global::st((params.out + (start + column as u64) * 2) as *mut u32, words[j]);
+                    }
+                    j += 1;
+                }
+            }
+            i += 4;
         }
-        if params.lse != 0 && lane % 4 == 0 {
+        if live && params.lse != 0 && lane % 4 == 0 {
             let at = sequence * params.lse_strides[0] + tile.head as u64 * params.lse_strides[1] + row;
             global::st((params.lse + at * 4) as *mut f32, lse);
         }
+    }
+}
+
+/// Word `j` of lane `l` of a quad becomes word `l` of lane `j`.
+///
+/// # Safety
+/// - All lanes of the warp execute this together.
+#[inline(always)]
+unsafe fn transpose_quad(words: [u32; 4]) -> [u32; 4] {
+    let lane = thread::lane_id();
+    let [a, b, c, d] = words;
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let upper = lane & 2 != 0;
+        let (x, y) = if upper { (a, b) } else { (c, d) };
+        let (x, y) = (warp::shfl_bfly(x, 2), warp::shfl_bfly(y, 2));
+        let (a, b, c, d) = if upper { (x, y, c, d) } else { (a, b, x, y) };
+        let odd = lane & 1 != 0;
+        let (x, y) = if odd { (a, c) } else { (b, d) };
+        let (x, y) = (warp::shfl_bfly(x, 1), warp::shfl_bfly(y, 1));
+        if odd { [x, b, y, d] } else { [a, x, c, y] }
     }
 }

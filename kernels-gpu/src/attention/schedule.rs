@@ -1,7 +1,9 @@
 //! Which block computes which tile, in which order.
 //!
-//! Blocks are persistent: block `b` of `n` takes tiles `b`, `2n − 1 − b`, `2n + b`, … of an order in which the longest come first
-//! (last rows of a causal mask) and in which the heads of a *section*, whose keys fit L2 together, follow each other.
+//! Hopper's blocks are persistent: block `b` of `n` takes places `b`, `n + b`, `2n + b`, … of an order in which the longest tiles
+//! come first (last rows of a causal mask) and in which the heads of a *section*, whose keys fit L2 together, follow
+//! each other. Under a causal mask a place is a pair of tiles of the same head that have the work of two tiles of
+//! middling length, so that all places are alike. Elsewhere a block is one tile.
 
 use super::{
     mask::{Mask, UNBOUNDED},
@@ -93,14 +95,29 @@ impl Sequence {
     }
 }
 
-/// Number of tiles of the launch.
+/// End of the indices of tiles; a paired launch counts both tiles of every place.
 #[inline(always)]
 pub fn tiles(params: &AttentionParams) -> u32 {
-    params.batch * params.heads_q * params.row_blocks
+    let places = params.batch * params.heads_q * places_of_head(params);
+    if params.flags & flags::PAIRED != 0 {
+        2 * places
+    } else {
+        places
+    }
+}
+
+/// Places of a head in the order.
+#[inline(always)]
+fn places_of_head(params: &AttentionParams) -> u32 {
+    if params.flags & flags::PAIRED != 0 {
+        params.row_blocks.div_ceil(2)
+    } else {
+        params.row_blocks
+    }
 }
 
 impl Tile {
-    /// The tile at place `index` of the order, `rows` rows high.
+    /// The tile of index `index`, `rows` rows high: its place in the order, or twice that and which of the pair it is.
     ///
     /// # Safety
     /// - `params` are those of the launch: no extent is 0.
@@ -111,7 +128,13 @@ impl Tile {
         unsafe {
             core::hint::assert_unchecked(params.row_blocks != 0 && params.section != 0 && params.heads_q != 0);
         }
-        let per_section = params.section * params.row_blocks;
+        let paired = params.flags & flags::PAIRED != 0;
+        let (index, second) = if paired {
+            (index / 2, index % 2 != 0)
+        } else {
+            (index, false)
+        };
+        let per_section = params.section * places_of_head(params);
         // SAFETY: a product of the above; the host checks that the number of tiles fits 32 bits.
         unsafe { core::hint::assert_unchecked(per_section != 0) };
         let section = index / per_section;
@@ -127,7 +150,14 @@ impl Tile {
         unsafe { core::hint::assert_unchecked(width != 0) };
         let (block, plane) = (rest / width, first_head + rest % width);
         let (batch, head) = (plane / params.heads_q, plane % params.heads_q);
-        let row = (params.row_blocks - 1 - block) * rows;
+        let last = params.row_blocks - 1 - block;
+        let block = match (second, last == block) {
+            (false, _) => last,
+            (true, false) => block,
+            // The middle one is a pair by itself: this is a tile beyond the last.
+            (true, true) => params.row_blocks,
+        };
+        let row = block * rows;
         // SAFETY: forwarded to the caller.
         let Sequence {
             seq_q,
@@ -169,10 +199,13 @@ impl Tile {
     }
 }
 
-/// The place in the order that this block takes in its `round`th turn. Every other round runs backwards, so that no
-/// block always gets the longest tile of a round.
+/// The index of the tile that this block takes in its `turn`th turn.
 #[inline(always)]
-pub fn place(round: u32) -> u32 {
+pub fn index(params: &AttentionParams, turn: u32) -> u32 {
     let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
-    round * blocks + if round & 1 == 0 { block } else { blocks - 1 - block }
+    if params.flags & flags::PAIRED != 0 {
+        2 * (turn / 2 * blocks + block) + turn % 2
+    } else {
+        turn * blocks + block
+    }
 }

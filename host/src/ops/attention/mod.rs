@@ -51,14 +51,14 @@ pub struct AttentionCall<'a> {
 /// bytes. `[B, S, H, D]` unless [`AttentionCall::layout`] says otherwise.
 ///
 /// ```
-/// use ferroflash::{Device, Tensor, attention, f16};
+/// use host::{Device, Tensor, f16, ops::attention};
 ///
 /// let device = Device::new()?;
 /// let x = Tensor::from_slice(&device, &[f16::from_f32(0.5); 2 * 5 * 4 * 8], &[2, 5, 4, 8])?;
 /// let result = attention(&x, &x, &x).causal().run()?;
 /// assert_eq!(result.out.shape(), [2, 5, 4, 8]);
 /// assert_eq!(result.lse.shape(), [2, 4, 5]);
-/// # Ok::<(), ferroflash::Error>(())
+/// # Ok::<(), host::Error>(())
 /// ```
 pub fn attention<'a>(q: &'a AnyTensor, k: &'a AnyTensor, v: &'a AnyTensor) -> AttentionCall<'a> {
     AttentionCall {
@@ -151,6 +151,9 @@ impl<'a> AttentionCall<'a> {
                 }
                 if !out.is_contiguous() {
                     return Err(Error::layout("out", "must be dense"));
+                }
+                if out.address() % 16 != 0 {
+                    return Err(Error::layout("out", "must begin at a multiple of 16 bytes"));
                 }
                 out.clone()
             }

@@ -23,34 +23,74 @@ pub struct Blocks {
 const SECTION_BYTES: u64 = 32 << 20;
 
 impl Blocks {
-    /// The tile of `table` for the problem's head dims: the smallest that holds them.
+    /// The tile of `table` for the problem's head dims: of the smallest that holds them the one that has the least work
+    /// with the longest sequence, what it computes beyond the ends included, unless the caller insists on another.
     ///
     /// # Errors
     /// - [`Error::Unsupported`] when there is none.
-    /// - [`Error::Range`] when the caller insists on another size.
-    pub fn choose(&self, problem: &Problem, table: &[Tiles], tier: Tier) -> Result<Tiles> {
+    /// - [`Error::Range`] when the caller insists on a size that no kernel has.
+    pub fn choose(&self, problem: &Problem, table: &[Tiles], tier: Tier) -> Result<Choice> {
         let dim = problem.head_dim.max(problem.value_dim);
-        let Some(tiles) = table.iter().find(|tiles| u64::from(tiles.dim) >= dim) else {
+        let Some(first) = table.iter().position(|tiles| u64::from(tiles.dim) >= dim) else {
             let largest = table.last().map_or(0, |tiles| tiles.dim);
             let what = format!("attention in {} with head dim {dim} (at most {largest})", problem.dtype);
             return Err(Error::Unsupported { what, tier: Some(tier) });
         };
-        for (argument, wanted, there) in [("block_m", self.rows, tiles.rows), ("block_n", self.keys, tiles.keys)] {
-            if let Some(wanted) = wanted
-                && wanted != there
-            {
-                let allowed = format!("{there} (head dim {dim}, {}, tier {tier})", problem.dtype);
-                return Err(Error::range(argument, wanted, allowed));
-            }
+        let candidates = table[first..].iter().take_while(|tiles| tiles.dim == table[first].dim);
+        let fits = |wanted: Option<u32>, there: u32| wanted.is_none_or(|wanted| wanted == there);
+        let keys = problem.packed.map_or(problem.seq_kv, |packed| packed.max_k);
+        let work = |tiles: &Tiles| {
+            let padded = |extent: u64, tile: u32| u128::from(extent.next_multiple_of(tile.into()));
+            padded(problem.rows, tiles.rows) * padded(keys, tiles.keys) * u128::from(tiles.price)
+        };
+        let chosen = candidates
+            .clone()
+            .enumerate()
+            .filter(|(_, tiles)| fits(self.rows, tiles.rows) && fits(self.keys, tiles.keys))
+            .min_by_key(|(_, tiles)| work(tiles));
+        if let Some((place, &tiles)) = chosen {
+            return Ok(Choice {
+                tiles,
+                first: place == 0,
+            });
         }
-        Ok(*tiles)
+        let there: Vec<String> = candidates
+            .map(|tiles| format!("{} × {}", tiles.rows, tiles.keys))
+            .collect();
+        let allowed = format!(
+            "{} (block_m × block_n, head dim {dim}, {}, tier {tier})",
+            there.join(" or "),
+            problem.dtype
+        );
+        let (argument, wanted) = match (self.rows, self.keys) {
+            (Some(rows), None) => ("block_m", rows.to_string()),
+            (None, Some(keys)) => ("block_n", keys.to_string()),
+            (rows, keys) => (
+                "block_m × block_n",
+                format!("{} × {}", rows.unwrap_or_default(), keys.unwrap_or_default()),
+            ),
+        };
+        Err(Error::range(argument, wanted, allowed))
     }
 }
 
+/// A row of a table of tiles.
+#[derive(Clone, Copy)]
+pub struct Choice {
+    pub tiles: Tiles,
+    /// Whether it is the first of its head dim, whose kernel's name does not say the keys.
+    pub first: bool,
+}
+
 /// The name of the kernel.
-pub fn entry(problem: &Problem, dim: u32) -> String {
+pub fn entry(problem: &Problem, Choice { tiles, first }: Choice) -> String {
     let variant = if problem.extended() { "_extended" } else { "" };
-    format!("attention_forward{variant}_{}_d{dim}", problem.dtype)
+    let keys = if first {
+        String::new()
+    } else {
+        format!("_k{}", tiles.keys)
+    };
+    format!("attention_forward{variant}_{}_d{}{keys}", problem.dtype, tiles.dim)
 }
 
 /// Tiles of query rows, all heads and sequences.

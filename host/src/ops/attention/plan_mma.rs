@@ -20,14 +20,15 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
         (_, Tier::Sm75) => &MMA_SM75,
         _ => &MMA_SM80,
     };
-    let tiles = blocks.choose(problem, table, tier)?;
+    let choice = blocks.choose(problem, table, tier)?;
+    let tiles = choice.tiles;
     let count = plan::tile_count(problem, tiles)?;
     let shared = if problem.dtype == DType::F32 {
         tiles.shared_bytes_f32()
     } else {
         tiles.shared_bytes_mma()
     };
-    let entry = plan::entry(problem, tiles.dim);
+    let entry = plan::entry(problem, choice);
     plan::start(
         problem,
         target,

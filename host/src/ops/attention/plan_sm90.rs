@@ -1,6 +1,6 @@
 //! Launch of the Hopper kernels: tensor maps and a persistent grid.
 
-use kernels_gpu::attention::params::{PANEL, SM90, SM90_EXTENDED};
+use kernels_gpu::attention::params::{PANEL, SM90, SM90_EXTENDED, flags};
 
 use super::{
     plan::{self, Blocks, Target},
@@ -13,8 +13,9 @@ use crate::{
 
 /// Launches the Hopper kernel of the problem.
 pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()> {
-    let table = if problem.extended() { &SM90_EXTENDED } else { &SM90 };
-    let tiles = blocks.choose(problem, table, Tier::Sm90a)?;
+    let table: &[_] = if problem.extended() { &SM90_EXTENDED } else { &SM90 };
+    let choice = blocks.choose(problem, table, Tier::Sm90a)?;
+    let tiles = choice.tiles;
     let count = plan::tile_count(problem, tiles)?;
     let mut params = plan::params(problem, tiles, target);
     let (heads_q, heads_kv) = (problem.heads_q, problem.heads_kv);
@@ -36,8 +37,15 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
         [problem.value_dim, problem.seq_kv, heads_kv],
         tiles.keys,
     )?;
+    // One key head after the other: the blocks that run together read the same keys, and little else competes for L2.
+    params.section = problem.group() as u32;
+    let sides = problem.options.mask_flags() & (flags::RIGHT | flags::LEFT);
+    if sides == flags::RIGHT && problem.packed.is_none() {
+        // A row sees the more keys the later it is.
+        params.flags |= flags::PAIRED;
+    }
     let resident = u64::from(problem.q.device().properties().multiprocessors);
-    let entry = plan::entry(problem, tiles.dim);
+    let entry = plan::entry(problem, choice);
     plan::start(
         problem,
         target,
