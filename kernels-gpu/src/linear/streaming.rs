@@ -29,10 +29,14 @@ struct Tile {
 impl Tile {
     #[inline(always)]
     fn new(params: &LinearParams, rows: u32, columns: u32) -> Self {
+        // Neighbouring blocks have the same columns, whose weights all but the first find in L2.
+        let (block, tiles) = (thread::block_idx_x(), params.tiles_m);
+        // SAFETY: there is a tile: this block's.
+        unsafe { core::hint::assert_unchecked(tiles != 0) };
         Self {
             batch: thread::block_idx_z() as u64,
-            first_row: thread::block_idx_y() as u64 * rows as u64,
-            columns: Columns::new(params, thread::block_idx_x(), columns),
+            first_row: (block % tiles) as u64 * rows as u64,
+            columns: Columns::new(params, block / tiles, columns),
         }
     }
 
@@ -133,9 +137,9 @@ unsafe fn inputs<T: global::Value>(address: u64, exists: bool, zero: T) -> T {
     }
 }
 
-/// `STEPS` steps along k of one warp for a weight `[n, k]`, 32 deep and `distance` bytes apart.
+/// `STEPS` steps along k of one warp for a weight `[n, k]`, 32 deep and `distance` bytes apart. `FEW`: at most eight rows.
 #[inline(always)]
-unsafe fn steps_nk<T: Mma, const STEPS: usize, const SPLITS: u32>(
+unsafe fn steps_nk<T: Mma, const STEPS: usize, const SPLITS: u32, const FEW: bool>(
     d: &mut [[f32; 4]; 2],
     w: [u64; 2],
     x: [u64; 2],
@@ -154,7 +158,9 @@ unsafe fn steps_nk<T: Mma, const STEPS: usize, const SPLITS: u32>(
             a[s][0] = weights(w[0] + at, exists);
             a[s][1] = weights(w[1] + at, exists);
             b[s][0] = inputs(x[0] + at, exists, [0; 4]);
-            b[s][1] = inputs(x[1] + at, exists && both, [0; 4]);
+            if !FEW {
+                b[s][1] = inputs(x[1] + at, exists && both, [0; 4]);
+            }
             s += 1;
         }
         let mut s = 0;
@@ -163,7 +169,9 @@ unsafe fn steps_nk<T: Mma, const STEPS: usize, const SPLITS: u32>(
             while h < 2 {
                 let fragment = [a[s][0][2 * h], a[s][1][2 * h], a[s][0][2 * h + 1], a[s][1][2 * h + 1]];
                 d[0] = T::mma(fragment, [b[s][0][2 * h], b[s][0][2 * h + 1]], d[0]);
-                d[1] = T::mma(fragment, [b[s][1][2 * h], b[s][1][2 * h + 1]], d[1]);
+                if !FEW {
+                    d[1] = T::mma(fragment, [b[s][1][2 * h], b[s][1][2 * h + 1]], d[1]);
+                }
                 h += 1;
             }
             s += 1;
@@ -171,13 +179,13 @@ unsafe fn steps_nk<T: Mma, const STEPS: usize, const SPLITS: u32>(
     }
 }
 
-/// 16 rows and 16 columns of a 16-bit weight `[n, k]`.
+/// 16 rows (8 for `FEW`) and 16 columns of a 16-bit weight `[n, k]`, by `SPLITS` warps that load `STEPS` steps ahead.
+/// Neither changes a sum: with fewer registers a warp leaves room for the blocks behind it.
 ///
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn nk<T: Mma, const SPLITS: u32>(params: &LinearParams) {
-    const STEPS: u64 = 4;
+unsafe fn nk<T: Mma, const SPLITS: u32, const STEPS: usize, const FEW: bool>(params: &LinearParams) {
     let tile = Tile::new(params, 16, STREAMING_NK_COLUMNS);
     let (lane, split) = (thread::lane_id(), thread::warp_idx());
     let (group, pair) = (lane / 4, lane % 4);
@@ -194,13 +202,14 @@ unsafe fn nk<T: Mma, const SPLITS: u32>(params: &LinearParams) {
     // between their offsets decides nothing.
     unsafe {
         let mut first = split as u64 * 64;
-        while first + (STEPS - 1) * round + 64 <= end {
-            steps_nk::<T, { STEPS as usize }, SPLITS>(&mut d, w, x, at, true, both);
-            first += STEPS * round;
-            at += STEPS * round;
+        let together = STEPS as u64 * round;
+        while first + together - round + 64 <= end {
+            steps_nk::<T, STEPS, SPLITS, FEW>(&mut d, w, x, at, true, both);
+            first += together;
+            at += together;
         }
         while first < end {
-            steps_nk::<T, 1, SPLITS>(&mut d, w, x, at, at < end, both);
+            steps_nk::<T, 1, SPLITS, FEW>(&mut d, w, x, at, at < end, both);
             first += round;
             at += round;
         }
@@ -440,7 +449,7 @@ unsafe fn kn_f32(params: &LinearParams) {
 macro_rules! entries {
     ($($name:ident = $function:path, $threads:expr;)*) => {
         cuda_std::kernel! {$(
-            /// A linear layer of few rows. Blocks: columns along x, rows along y, problems along z.
+            /// A linear layer of few rows. Blocks: tiles along x, those of the same columns side by side; problems along z.
             ///
             /// # Safety
             /// - `params` describes tensors of this element type and layout, weights aligned to 16 bytes.
@@ -455,13 +464,17 @@ macro_rules! entries {
 entries! {
     linear_streaming_nk_f32 = nk_f32, STREAMING_THREADS;
     linear_streaming_kn_f32 = kn_f32, STREAMING_THREADS;
-    linear_streaming4_nk_f16 = nk::<F16, 4>, 128;
-    linear_streaming16_nk_f16 = nk::<F16, 16>, 512;
+    linear_streaming4_nk_f16 = nk::<F16, 4, 4, false>, 128;
+    linear_streaming4_few_nk_f16 = nk::<F16, 4, 4, true>, 128;
+    linear_streaming16_nk_f16 = nk::<F16, 16, 2, false>, 512;
+    linear_streaming16_few_nk_f16 = nk::<F16, 16, 2, true>, 512;
     linear_streaming_kn_f16 = kn::<F16>, STREAMING_THREADS;
 }
 #[cfg(not(tier = "sm_75"))]
 entries! {
-    linear_streaming4_nk_bf16 = nk::<Bf16, 4>, 128;
-    linear_streaming16_nk_bf16 = nk::<Bf16, 16>, 512;
+    linear_streaming4_nk_bf16 = nk::<Bf16, 4, 4, false>, 128;
+    linear_streaming4_few_nk_bf16 = nk::<Bf16, 4, 4, true>, 128;
+    linear_streaming16_nk_bf16 = nk::<Bf16, 16, 2, false>, 512;
+    linear_streaming16_few_nk_bf16 = nk::<Bf16, 16, 2, true>, 512;
     linear_streaming_kn_bf16 = kn::<Bf16>, STREAMING_THREADS;
 }

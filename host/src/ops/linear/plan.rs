@@ -141,16 +141,16 @@ impl Plan {
             (_, true) => STREAMING_KN_F32_COLUMNS,
             (_, false) => STREAMING_KN_COLUMNS,
         };
+        // Both have the same bits.
+        let few = geometry.m <= u64::from(STREAMING_ROWS / 2);
         // Warps that share k. The order of a sum depends on it, so it follows from the weight alone.
         let (warps, name) = match (lay, f32) {
-            (Lay::Nk, false) if geometry.columns() >= MANY_COLUMNS => (4, "4"),
-            (Lay::Nk, false) => (16, "16"),
+            (Lay::Nk, false) if geometry.columns() >= MANY_COLUMNS => (4, if few { "4_few" } else { "4" }),
+            (Lay::Nk, false) => (16, if few { "16_few" } else { "16" }),
             _ => (8, ""),
         };
         let entry = format!("linear_streaming{name}_{}_{}", lay.name(), geometry.dtype);
-        let plan = Plan::of_tiles(geometry, entry, [rows, columns], streaming_shared(rows, columns, warps))?;
-        let grid = [plan.tiles_n as u64, plan.tiles_m as u64, geometry.batch];
-        Ok(Plan { grid, ..plan })
+        Plan::of_tiles(geometry, entry, [rows, columns], streaming_shared(rows, columns, warps))
     }
 
     fn hopper(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
