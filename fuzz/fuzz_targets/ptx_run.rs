@@ -9,7 +9,11 @@ use emulator::{Argument, Checks, Launch, Machine, Module, Target};
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(module) = Module::parse(text) else { return };
-    let checks = if bytes.len() % 2 == 0 { Checks::all() } else { Checks::none() };
+    let checks = if bytes.len() % 2 == 0 {
+        Checks::all()
+    } else {
+        Checks::none()
+    };
     let machine = Machine::new(Target::SM_90A)
         .checks(checks)
         .step_budget(2000)

@@ -140,7 +140,9 @@ fn pages(criterion: &mut Criterion) {
             || pool.clone(),
             |pool| {
                 let (sequence, cached) = pool.create_sequence_with_prefix(&tokens);
-                pool.append(sequence, kv::NewTokens::Ids(&tokens[cached..]))
+                // No device is there to carry out the plan.
+                let _plan = pool
+                    .append(sequence, kv::NewTokens::Ids(&tokens[cached..]))
                     .expect("enough pages");
                 pool.free(sequence).expect("a live sequence");
             },

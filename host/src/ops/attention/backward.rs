@@ -362,7 +362,12 @@ impl<'a> AttentionBackward<'a> {
             stream: self.stream,
         };
         // Only the rows of the tile matter here.
-        let tiles = Tiles { dim: 0, rows, keys: 0 };
+        let tiles = Tiles {
+            dim: 0,
+            rows,
+            keys: 0,
+            price: 0,
+        };
         let view = |tensor| problem.view(tensor);
         let (grad_out, dq, dk, dv) = (
             view(self.grad_out),
