@@ -85,9 +85,11 @@ fn launches(criterion: &mut Criterion) {
             stream: StreamId(device.stream().id().0),
             programmatic: false,
         };
-        // SAFETY: as above.
         group.bench_function("bare backend", |b| {
-            b.iter(|| unsafe { backend.launch(&request) }.expect("a launch"))
+            b.iter(|| {
+                // SAFETY: as above.
+                unsafe { backend.launch(&request) }.expect("a launch")
+            })
         });
         device.synchronize().expect("no fault");
 

@@ -126,7 +126,7 @@ impl<'a> Contract<'a> {
                 ));
             }
             let cluster = kernel.info.cluster[axis];
-            if blocks % cluster as u64 != 0 {
+            if !blocks.is_multiple_of(cluster as u64) {
                 return Err(Error::range(
                     argument,
                     blocks,

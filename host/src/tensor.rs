@@ -154,8 +154,8 @@ impl AnyTensor {
         let mut span = vec![0u8; self.span() as usize * size];
         let backend = self.device.backend();
         // SAFETY: the span of a view lies inside its buffer.
-        self.device
-            .guard(unsafe { backend.read(self.address(), &mut span, self.device.stream().id()) })?;
+        let read = unsafe { backend.read(self.address(), &mut span, self.device.stream().id()) };
+        self.device.guard(read)?;
         if self.is_contiguous() {
             return Ok(span);
         }
@@ -277,11 +277,11 @@ impl AnyTensor {
         };
         let size = self.dtype.size();
         (last == 1 || self.extent(self.rank() - 1) <= 1)
-            && self.address() % bytes == 0
+            && self.address().is_multiple_of(bytes)
             && outer
                 .iter()
                 .zip(&self.shape)
-                .all(|(stride, &extent)| extent <= 1 || stride * size % bytes == 0)
+                .all(|(stride, &extent)| extent <= 1 || (stride * size).is_multiple_of(bytes))
     }
 
     pub(crate) fn buffer(&self) -> &Arc<Buffer> {

@@ -58,7 +58,7 @@ impl TensorMapRequest {
                 "1 to 5, one stride fewer, one box extent each",
             ));
         }
-        if self.address % 16 != 0 {
+        if !self.address.is_multiple_of(16) {
             return Err(Error::range(
                 "tensor map address",
                 format!("{:#x}", self.address),
@@ -85,7 +85,7 @@ impl TensorMapRequest {
             }
         }
         let inner = self.box_extents[0] as u64 * self.dtype.size();
-        if inner % 16 != 0 || inner > self.swizzle.span() {
+        if !inner.is_multiple_of(16) || inner > self.swizzle.span() {
             return Err(Error::range(
                 "tensor map inner box bytes",
                 inner,

@@ -201,7 +201,8 @@ impl Rows<'_> {
             chunk: if splits == 1 { self.columns } else { CHUNK },
             splits,
             scale,
-            aligned: (self.x.address() % 16 == 0 && (self.count == 1 || self.stride * size % 16 == 0)) as u32,
+            aligned: (self.x.address().is_multiple_of(16)
+                && (self.count == 1 || (self.stride * size).is_multiple_of(16))) as u32,
         }
     }
 

@@ -168,7 +168,7 @@ impl Recipe {
         }
         // Splits the last axis in two, so that strides need not be multiples of one another.
         let last = view.extent(2);
-        if self.regroup && last % 2 == 0 {
+        if self.regroup && last.is_multiple_of(2) {
             let shape = [view.extent(0), view.extent(1), last / 2, 2];
             view = view
                 .reshape(&shape)
