@@ -8,7 +8,7 @@
 //! | `linear_streaming_*` | up to 16 rows at a time: the weights pass once, at memory speed | `mma.sync`, FMA for f32 |
 //!
 //! All accumulate in f32, each element over k in an order that depends on k alone: which rows are computed beside it
-//! and how many there are does not change a bit. They share the [`epilogue`] and the arguments.
+//! and how many there are does not change a bit. They share the `epilogue` and the arguments.
 
 #[cfg(target_arch = "nvptx64")]
 mod activation;
