@@ -279,7 +279,7 @@ fn changes(line: &str) -> Vec<(&'static str, String)> {
             let changed = change.replace("OPERAND", &operand);
             format!(
                 "{{ .reg .b32 mutant; {changed} {} mutant{} }}",
-                &line[..start],
+                line[..start].trim_end(),
                 &line[end..]
             )
         })

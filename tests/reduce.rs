@@ -316,6 +316,21 @@ fn of_equal_maxima_the_first_wins() {
     }
 }
 
+/// More splits than one block joins.
+#[test]
+fn an_argmax_of_a_million_elements_joins_its_splits_in_rounds() {
+    for device in common::devices() {
+        let columns = 1_100_003usize;
+        let mut data = vec![f16::from_f32(-2.0); columns];
+        for place in [1_100_002, 1_099_999, 700_001] {
+            data[place] = f16::from_f32(3.0);
+            let x = Tensor::from_slice(&device, &data, &[columns as u64]).unwrap();
+            let wanted = Output::Indices(vec![place as i64]);
+            assert_eq!(run(&x, ReduceKind::Argmax, ReduceAxis::All), wanted, "{place} on {device}");
+        }
+    }
+}
+
 #[test]
 fn same_bits_every_time_on_every_schedule_and_machine_size() {
     let emulator = |seed, multiprocessors, checks| {

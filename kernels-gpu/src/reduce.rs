@@ -1,7 +1,7 @@
 //! Reductions of rows to one value: sum, sum of squares, maximum, minimum, index of the maximum.
 //!
-//! A row is cut into *splits* of `chunk` elements; one warp (short rows) or one block (long rows) reduces a split and
-//! writes one partial result, and a second launch reduces the partials. Which lane takes which element depends on
+//! A row is cut into *splits* of `chunk` elements; one warp (short rows, and every argmax) or one block (long rows) reduces
+//! a split and writes one partial result, and further launches reduce the partials. Which lane takes which element depends on
 //! the element's column alone, so a row's bits depend neither on other rows nor on its address. Accumulation is f32:
 //! lanes over strided vectors, then butterflies in the warp, then a tree over warps. A NaN propagates; of equal
 //! maxima the first wins.
@@ -16,6 +16,11 @@ pub const WARPS: u32 = THREADS / 32;
 pub const WARP_COLUMNS: u64 = 4096;
 /// Elements of a split of longer rows. Fixed, so that a result does not depend on the device.
 pub const CHUNK: u64 = 32_768;
+/// Elements of the shortest and of the longest split of an argmax, which no choice of splits changes. The shortest are for
+/// inputs that would leave warps without work.
+pub const ARGMAX_CHUNKS: [u64; 2] = [1024, 8192];
+/// Partial maxima that a block joins.
+pub const MERGED: u64 = 1024;
 
 kernel_params! {
     /// Arguments of the `reduce_*` kernels.
@@ -403,27 +408,45 @@ mod device {
         state
     }
 
-    /// One warp a row, rows of up to [`WARP_COLUMNS`] elements.
+    /// One warp a split.
     #[inline(always)]
     unsafe fn short_rows<R: Reduction, E: Element>(params: ReduceParams) {
         unsafe {
+            // The host gives at least one split; said here, the division needs no check.
+            core::hint::assert_unchecked(params.splits != 0);
             let lane = thread::lane_id() as u64;
-            let mut row = thread::block_idx_x() as u64 * WARPS as u64 + thread::warp_idx() as u64;
+            let mut item = thread::block_idx_x() as u64 * WARPS as u64 + thread::warp_idx() as u64;
             let step = thread::grid_dim_x() as u64 * WARPS as u64;
-            while row < params.rows {
+            while item < params.rows * params.splits {
+                let (row, split) = if params.splits == 1 {
+                    (item, 0)
+                } else {
+                    (item / params.splits, item % params.splits)
+                };
                 let start = params.x + row * params.row_stride * size_of::<E>() as u64;
                 let range = Range {
-                    begin: 0,
-                    end: params.columns,
+                    begin: split * params.chunk,
+                    end: split_end(&params, split),
                     aligned: params.aligned != 0,
                 };
                 let state = R::accumulate::<E>(start, range, lane, 32);
                 let state = reduce_warp::<R>(state);
                 if lane == 0 {
-                    R::finish(state, &params, row);
+                    R::finish(state, &params, item);
                 }
-                row += step;
+                item += step;
             }
+        }
+    }
+
+    /// The column after the last of a split.
+    #[inline(always)]
+    fn split_end(params: &ReduceParams, split: u64) -> u64 {
+        let begin = split * params.chunk;
+        if params.columns - begin < params.chunk {
+            params.columns
+        } else {
+            begin + params.chunk
         }
     }
 
@@ -438,15 +461,9 @@ mod device {
             while item < params.rows * params.splits {
                 let (row, split) = (item / params.splits, item % params.splits);
                 let start = params.x + row * params.row_stride * size_of::<E>() as u64;
-                let begin = split * params.chunk;
-                let end = if params.columns - begin < params.chunk {
-                    params.columns
-                } else {
-                    begin + params.chunk
-                };
                 let range = Range {
-                    begin,
-                    end,
+                    begin: split * params.chunk,
+                    end: split_end(&params, split),
                     aligned: params.aligned != 0,
                 };
                 let state = R::accumulate::<E>(start, range, thread as u64, THREADS as u64);
@@ -516,31 +533,56 @@ mod device {
         reduce_short_min_f32 reduce_long_min_f32 Min f32
         reduce_short_min_f16 reduce_long_min_f16 Min F16
         reduce_short_min_bf16 reduce_long_min_bf16 Min Bf16
-        reduce_short_argmax_f32 reduce_long_argmax_f32 Argmax f32
-        reduce_short_argmax_f16 reduce_long_argmax_f16 Argmax F16
-        reduce_short_argmax_bf16 reduce_long_argmax_bf16 Argmax Bf16
+    }
+
+    /// Blocks of an argmax that an SM shall hold: its warps wait twice a split, the second time for few bytes.
+    const ARGMAX_BLOCKS: u32 = if cfg!(tier = "sm_75") { 4 } else { 5 };
+
+    macro_rules! argmax {
+        ($($name:ident $element:ty)*) => {
+            kernel! {$(
+                /// Splits of rows, one warp each: no result depends on which lane sees what, so splits may be short.
+                ///
+                /// # Safety
+                /// - `x` and the outputs have the extents that the parameters say; outputs overlap nothing.
+                #[launch(threads = THREADS, min_blocks = ARGMAX_BLOCKS, barriers = 0)]
+                pub fn $name(params: ReduceParams) {
+                    short_rows::<Argmax, $element>(params)
+                }
+            )*}
+        };
+    }
+
+    argmax! {
+        reduce_argmax_f32 f32
+        reduce_argmax_f16 F16
+        reduce_argmax_bf16 Bf16
     }
 
     kernel! {
-        /// Joins the partial maxima of each row: `x` holds values, `x_indices` their columns.
+        /// Joins the partial maxima of each split of each row: `x` holds values, `x_indices` their columns.
         ///
         /// # Safety
         /// - As for the other reductions; `x_indices` is as long as `x`.
         #[launch(threads = THREADS, barriers = 2)]
         pub fn reduce_argmax_merge(params: ReduceParams) {
-            let mut row = thread::block_idx_x() as u64;
-            while row < params.rows {
+            // The host gives at least one split.
+            core::hint::assert_unchecked(params.splits != 0);
+            let mut item = thread::block_idx_x() as u64;
+            while item < params.rows * params.splits {
+                let (row, split) = (item / params.splits, item % params.splits);
                 let mut state = Argmax::IDENTITY;
-                let mut column = thread::thread_idx_x() as u64;
-                while column < params.columns {
+                let end = split_end(&params, split);
+                let mut column = split * params.chunk + thread::thread_idx_x() as u64;
+                while column < end {
                     let at = row * params.row_stride + column;
                     let value = global::ld_nc((params.x + at * 4) as *const f32);
                     let index = global::ld_nc((params.x_indices + at * 8) as *const u64);
                     state = Argmax::join(state, (value, index));
                     column += THREADS as u64;
                 }
-                join_block::<Argmax>(state, &params, row);
-                row += thread::grid_dim_x() as u64;
+                join_block::<Argmax>(state, &params, item);
+                item += thread::grid_dim_x() as u64;
             }
         }
     }

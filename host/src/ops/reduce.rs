@@ -1,6 +1,6 @@
 //! Reductions over everything or over the last axis.
 
-use kernels_gpu::reduce::{CHUNK, ReduceParams, WARP_COLUMNS, WARPS};
+use kernels_gpu::reduce::{ARGMAX_CHUNKS, CHUNK, MERGED, ReduceParams, WARP_COLUMNS, WARPS};
 
 use crate::{AnyTensor, DType, Device, Error, Result, launch::Contract};
 
@@ -149,46 +149,85 @@ impl Rows<'_> {
     }
 
     fn reduce(&self, kind: ReduceKind, scale: f32, out: &AnyTensor) -> Result<()> {
-        let argmax = kind == ReduceKind::Argmax;
-        let results = Results {
-            values: (!argmax).then_some(out),
-            indices: argmax.then_some(out),
-        };
-        let splits = if self.columns <= WARP_COLUMNS {
-            1
-        } else {
-            self.columns.div_ceil(CHUNK)
-        };
-        if splits == 1 {
-            return self.launch(kind, scale, 1, results);
+        if kind == ReduceKind::Argmax {
+            return self.argmax(out);
         }
-        let partial = [self.count, splits];
-        let values = AnyTensor::empty(self.device(), DType::F32, &partial)?;
-        let indices = argmax
-            .then(|| AnyTensor::empty(self.device(), DType::I64, &partial))
-            .transpose()?;
-        self.launch(
-            kind,
-            1.0,
-            splits,
-            Results {
-                values: Some(&values),
-                indices: indices.as_ref(),
-            },
-        )?;
+        let results = Results {
+            values: Some(out),
+            indices: None,
+        };
+        if self.columns <= CHUNK {
+            return self.launch(kind, scale, results);
+        }
+        let splits = self.columns.div_ceil(CHUNK);
+        let values = AnyTensor::empty(self.device(), DType::F32, &[self.count, splits])?;
+        let partial = Results {
+            values: Some(&values),
+            indices: None,
+        };
+        self.launch(kind, 1.0, partial)?;
         let merged = Rows {
             x: &values,
             count: self.count,
             columns: splits,
             stride: splits,
         };
-        match &indices {
-            Some(indices) => merged.merge_argmax(indices, out),
-            None => merged.launch(kind.merge(), scale, 1, results),
+        // Where the partials are too many for a split again, their partials follow.
+        merged.reduce(kind.merge(), scale, out)
+    }
+
+    /// Splits by warps; then their maxima by blocks, until one of each row is left.
+    fn argmax(&self, out: &AnyTensor) -> Result<()> {
+        let [shortest, longest] = ARGMAX_CHUNKS;
+        // Enough splits that every warp that an SM holds has several.
+        let wanted = self.device().properties().multiprocessors as u64 * 256;
+        let chunk = (self.count * self.columns / wanted)
+            .next_power_of_two()
+            .clamp(shortest, longest);
+        let splits = self.columns.div_ceil(chunk);
+        let partial = |splits: u64| -> Result<_> {
+            let extents = [self.count, splits];
+            Ok((
+                AnyTensor::empty(self.device(), DType::F32, &extents)?,
+                AnyTensor::empty(self.device(), DType::I64, &extents)?,
+            ))
+        };
+        let last = Results {
+            values: None,
+            indices: Some(out),
+        };
+        let entry = format!("reduce_argmax_{}", self.x.dtype().name());
+        if splits == 1 {
+            return self.launch_warps(&entry, self.params(1.0, chunk, last), last);
+        }
+        let (mut values, mut indices) = partial(splits)?;
+        let first = Results {
+            values: Some(&values),
+            indices: Some(&indices),
+        };
+        self.launch_warps(&entry, self.params(1.0, chunk, first), first)?;
+        loop {
+            let columns = values.extent(1);
+            let maxima = Rows {
+                x: &values,
+                count: self.count,
+                columns,
+                stride: columns,
+            };
+            if columns <= MERGED {
+                return maxima.merge_argmax(&indices, last);
+            }
+            let (next_values, next_indices) = partial(columns.div_ceil(MERGED))?;
+            let next = Results {
+                values: Some(&next_values),
+                indices: Some(&next_indices),
+            };
+            maxima.merge_argmax(&indices, next)?;
+            (values, indices) = (next_values, next_indices);
         }
     }
 
-    fn params(&self, scale: f32, splits: u64, results: Results<'_>) -> ReduceParams {
+    fn params(&self, scale: f32, chunk: u64, results: Results<'_>) -> ReduceParams {
         let size = self.x.dtype().size();
         ReduceParams {
             x: self.x.address(),
@@ -198,57 +237,62 @@ impl Rows<'_> {
             rows: self.count,
             columns: self.columns,
             row_stride: self.stride,
-            chunk: if splits == 1 { self.columns } else { CHUNK },
-            splits,
+            chunk,
+            splits: self.columns.div_ceil(chunk),
             scale,
             aligned: (self.x.address().is_multiple_of(16)
                 && (self.count == 1 || (self.stride * size).is_multiple_of(16))) as u32,
         }
     }
 
-    fn launch(&self, kind: ReduceKind, scale: f32, splits: u64, results: Results<'_>) -> Result<()> {
-        let short = self.columns <= WARP_COLUMNS;
-        let entry = format!(
-            "reduce_{}_{}_{}",
-            if short { "short" } else { "long" },
-            kind.kernel(),
-            self.x.dtype().name()
-        );
-        let blocks = if short {
-            self.count.div_ceil(WARPS as u64)
-        } else {
-            self.count * splits
-        };
-        // More blocks than fit at once only queue: each takes several rows or splits instead.
-        let resident = self.device().properties().multiprocessors as u64 * 32;
-        let launch = Contract::new(self.device(), &entry)
-            .grid([blocks.min(resident), 1, 1])
-            .shared(if short { 0 } else { WARPS as u64 * 16 })
+    fn launch(&self, kind: ReduceKind, scale: f32, results: Results<'_>) -> Result<()> {
+        let (kernel, dtype) = (kind.kernel(), self.x.dtype().name());
+        let params = self.params(scale, CHUNK, results);
+        if self.columns <= WARP_COLUMNS {
+            return self.launch_warps(&format!("reduce_short_{kernel}_{dtype}"), params, results);
+        }
+        let entry = format!("reduce_long_{kernel}_{dtype}");
+        let contract = Contract::new(self.device(), &entry)
+            .grid([self.blocks(params.rows * params.splits), 1, 1])
+            .shared(WARPS as u64 * 16);
+        self.finish(contract, params, results)
+    }
+
+    /// One warp a split.
+    fn launch_warps(&self, entry: &str, params: ReduceParams, results: Results<'_>) -> Result<()> {
+        let blocks = self.blocks((params.rows * params.splits).div_ceil(WARPS as u64));
+        self.finish(
+            Contract::new(self.device(), entry).grid([blocks, 1, 1]),
+            params,
+            results,
+        )
+    }
+
+    /// More blocks than fit at once only queue: each takes several splits instead.
+    fn blocks(&self, wanted: u64) -> u64 {
+        wanted.min(self.device().properties().multiprocessors as u64 * 32)
+    }
+
+    fn finish<'a>(&'a self, contract: Contract<'a>, params: ReduceParams, results: Results<'a>) -> Result<()> {
+        let launch = contract
             .reads("x", self.x)
             .writes_if("values", results.values)
             .writes_if("indices", results.indices)
             .prepare()?;
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above.
-        unsafe { launch.launch(&self.params(scale, splits, results)) }
+        unsafe { launch.launch(&params) }
     }
 
-    fn merge_argmax(&self, x_indices: &AnyTensor, out: &AnyTensor) -> Result<()> {
-        let launch = Contract::new(self.device(), "reduce_argmax_merge")
-            .grid([self.count.min(1 << 20), 1, 1])
-            .shared(WARPS as u64 * 16)
-            .reads("values", self.x)
-            .reads("indices", x_indices)
-            .writes("out", out)
-            .prepare()?;
-        let results = Results {
-            values: None,
-            indices: Some(out),
-        };
+    fn merge_argmax(&self, x_indices: &AnyTensor, results: Results<'_>) -> Result<()> {
         let params = ReduceParams {
             x_indices: x_indices.address(),
-            ..self.params(1.0, 1, results)
+            ..self.params(1.0, MERGED, results)
         };
-        // SAFETY: as above; `x_indices` has the shape of `x`.
-        unsafe { launch.launch(&params) }
+        // SAFETY of the launch: `x_indices` has the shape of `x`.
+        let contract = Contract::new(self.device(), "reduce_argmax_merge")
+            .grid([self.blocks(params.rows * params.splits), 1, 1])
+            .shared(WARPS as u64 * 16)
+            .reads("indices", x_indices);
+        self.finish(contract, params, results)
     }
 }

@@ -5,8 +5,9 @@
 //! fragment of an `mma.sync` whose B is x: the order of k within a fragment is free as long as both sides agree, so both
 //! come from global memory in the order of the loads, without a detour through shared memory.
 //!
-//! The warps of a block take pieces of k in turn (four where there are many columns, sixteen where there are few); their sums meet in shared memory and are added in the order of the warps. The
-//! order depends on k alone, and each row is a column of the product of its own.
+//! The warps of a block take pieces of k in turn (four where there are many columns, sixteen where there are few); their
+//! sums meet in shared memory and are added in the order of the warps. The order depends on the weight alone, and each row
+//! is a column of the product of its own.
 
 use super::epilogue::{Columns, Epilogue};
 use super::gemm_sm80::Mma;

@@ -51,14 +51,14 @@ pub struct AttentionBackward<'a> {
 /// One kernel owns keys, another queries: no atomics, so the same inputs give the same bits.
 ///
 /// ```
-/// use ferroflash::{Device, Tensor, attention, attention_backward, f16};
+/// use host::{Device, Tensor, f16, ops::{attention, attention_backward}};
 ///
 /// let device = Device::new()?;
 /// let x = Tensor::from_slice(&device, &[f16::from_f32(0.5); 2 * 5 * 4 * 8], &[2, 5, 4, 8])?;
 /// let forward = attention(&x, &x, &x).causal().run()?;
 /// let gradients = attention_backward(&x, &x, &x, &x, &forward.out, &forward.lse).causal().run()?;
 /// assert_eq!(gradients.dq.shape(), [2, 5, 4, 8]);
-/// # Ok::<(), ferroflash::Error>(())
+/// # Ok::<(), host::Error>(())
 /// ```
 pub fn attention_backward<'a>(
     grad_out: &'a AnyTensor,

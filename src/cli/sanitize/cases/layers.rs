@@ -46,15 +46,14 @@ fn fma_and_streaming() -> Vec<Case> {
             },
         ));
     }
+    // Few columns and many, up to eight rows and up to sixteen: a kernel each.
     for dtype in HALVES {
-        cases.push(case(
-            "linear",
-            format!("one row of many columns, 1×8200×8 {dtype}"),
-            move |bed| {
-                let (x, w) = (bed.floats(dtype, &[1, 8])?, bed.floats(dtype, &[8200, 8])?);
+        for (m, n, k) in [(11, 72, 64), (1, 8200, 8), (9, 8200, 8)] {
+            cases.push(case("linear", format!("streaming, {m}×{n}×{k} {dtype}"), move |bed| {
+                let (x, w) = (bed.floats(dtype, &[m, k])?, bed.floats(dtype, &[n, k])?);
                 Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])
-            },
-        ));
+            }));
+        }
     }
     cases
 }
@@ -157,6 +156,22 @@ fn attentions() -> Vec<Case> {
                 },
             ));
         }
+    }
+    for dtype in HALVES {
+        // Long enough for the taller tiles of this head dim.
+        cases.push(case(
+            "attention",
+            format!("150 × 100, head dim 64, {dtype}"),
+            move |bed| {
+                let q = bed.floats(dtype, &[1, 150, 1, 64])?;
+                let (k, v) = (
+                    bed.floats(dtype, &[1, 100, 1, 64])?,
+                    bed.floats(dtype, &[1, 100, 1, 64])?,
+                );
+                let result = attention(&q, &k, &v).run()?;
+                Ok(vec![result.out, result.lse])
+            },
+        ));
     }
     cases.push(case(
         "attention",
