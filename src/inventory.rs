@@ -37,10 +37,14 @@ const CACHES: &str = "docs/performance/decode.md";
 pub const OPS: &[Op] = &[
     Op {
         name: "attention",
-        what: "attention forward: causal, windows, softcap, ALiBi, sinks, grouped heads, packed sequences",
+        what: "attention forward: causal, windows, softcap, ALiBi, sinks, dropout, grouped heads, packed sequences",
         kernels: &["attention_forward"],
         dtypes: ALL,
-        tests: &["tests/attention/forward.rs", "tests/attention/properties.rs"],
+        tests: &[
+            "tests/attention/forward.rs",
+            "tests/attention/properties.rs",
+            "tests/attention/dropout.rs",
+        ],
         bench: &["attention", "flashkernel", "flashcore"],
         page: "docs/performance.md",
     },
@@ -49,7 +53,7 @@ pub const OPS: &[Op] = &[
         what: "gradients of attention with every option of the forward pass, without atomics",
         kernels: &["attention_backward"],
         dtypes: ALL,
-        tests: &["tests/attention/backward.rs"],
+        tests: &["tests/attention/backward.rs", "tests/attention/dropout.rs"],
         bench: &["attention-backward"],
         page: "docs/performance/backward.md",
     },

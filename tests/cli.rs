@@ -180,6 +180,37 @@ fn gradients_of_attention_of_a_file() {
     assert_eq!(Files::new(&tensors).run(&["attention-backward", "--causal"]), out);
 }
 
+/// Of two keys that are the same one is dropped; the other counts twice, forward and backward.
+#[test]
+fn dropout_of_attention_of_a_file() {
+    use host::reference::philox::{dropout_keeps, dropout_threshold};
+    let row = [1.0, 2.0, 3.0, 4.0, -1.0, -2.0, 0.0, 5.0];
+    let (q, twice) = (bytes(&row), bytes(&[row, row].concat()));
+    let tensors = [
+        ("q", Dtype::F32, &[1, 1, 1, 8][..], q.clone()),
+        ("k", Dtype::F32, &[1, 2, 1, 8], twice.clone()),
+        ("v", Dtype::F32, &[1, 2, 1, 8], twice),
+        ("dout", Dtype::F32, &[1, 1, 1, 8], q.clone()),
+    ];
+    let files = Files::new(&tensors);
+    let kept = |seed, key| dropout_keeps(seed, 9, dropout_threshold(0.5), 0, 0, key);
+    let seed = (0..).find(|&seed| kept(seed, 0) && !kept(seed, 1)).unwrap().to_string();
+    let options = ["--dropout", "0.5", "--seed", &seed, "--offset", "9"];
+    let out = files.run(&[&["attention"], &options[..]].concat());
+    let near = |(_, _, data): &(Dtype, Vec<usize>, Vec<u8>), wanted: &[f32]| {
+        assert_eq!(data.len(), 4 * wanted.len());
+        for (x, y) in data.chunks_exact(4).zip(wanted) {
+            let x = f32::from_le_bytes(x.try_into().unwrap());
+            assert!((x - y).abs() < 1e-5, "{x} instead of {y}");
+        }
+    };
+    near(&out["out"], &row);
+    let gradients = files.run(&[&["attention-backward"], &options[..]].concat());
+    near(&gradients["dv"], &[row, [0.0; 8]].concat());
+    let line = Files::new(&tensors).fails(1, &["attention", "--dropout", "1"]);
+    assert!(line.contains("dropout") && line.contains("less than 1"), "{line}");
+}
+
 #[test]
 fn failures_are_one_line_and_code_1() {
     let files = Files::new(&[

@@ -1,5 +1,7 @@
 //! Attention: `O = softmax(mask(bias(softcap(scale · Q·Kᵀ)))) · V` by tiles with an online softmax.
 
+#[cfg(target_arch = "nvptx64")]
+pub mod dropout;
 pub mod mask;
 pub mod params;
 #[cfg(target_arch = "nvptx64")]

@@ -6,7 +6,7 @@ use host::{
     ops::{self, CacheView, DecodeOptions, Layout, PoolLayout},
     reference::{
         Eager, Exact,
-        attention::{self as reference, AttentionOptions, AttentionShape, Causal, Forward},
+        attention::{self as reference, AttentionOptions, AttentionShape, Causal, Dropout, Forward},
         cache::{CacheLayout, append, exchange_axes},
         data::{normal, permutation},
         decode as over_cache, widen,
@@ -47,10 +47,11 @@ pub(super) fn problems(size: Size) -> impl Strategy<Value = Attention> {
         proptest::option::of(0.5..20.0f64),
         any::<bool>(),
         any::<bool>(),
+        proptest::option::of((0.05..0.9f64, any::<u64>(), any::<u64>())),
     );
     // Half of the problems are plain: they have kernels of their own.
     (sizes, masks, extras, any::<bool>(), any::<bool>(), seed()).prop_map(
-        |(sizes, masks, (scale, softcap, alibi, sinks), plain, transposed, seed)| {
+        |(sizes, masks, (scale, softcap, alibi, sinks, dropout), plain, transposed, seed)| {
             let (batch, heads_kv, group, seq_q, seq_kv, (head_dim, value_dim)) = sizes;
             let (causal, window_left, window_right) = masks;
             let heads_q = heads_kv * group;
@@ -63,7 +64,12 @@ pub(super) fn problems(size: Size) -> impl Strategy<Value = Attention> {
                 softcap,
                 alibi_slopes: alibi.then(|| (0..heads_q).map(|head| 0.3 / (1 + head) as f64).collect()),
                 sinks: sinks.then(|| (0..heads_q).map(|head| head as f64 - 1.0).collect()),
-                dropout: None,
+                dropout: dropout.map(|(probability, seed, offset)| Dropout {
+                    // As the op has it.
+                    probability: f64::from(probability as f32),
+                    seed,
+                    offset,
+                }),
             };
             let bare = AttentionOptions {
                 causal,
@@ -180,6 +186,11 @@ impl Attention {
                 softcap: options.softcap.unwrap_or(0.0) as f32,
                 alibi_slopes: floats(device, options.alibi_slopes.as_ref())?,
                 sinks: floats(device, options.sinks.as_ref())?,
+                dropout: options.dropout.map(|dropout| ops::Dropout {
+                    probability: dropout.probability as f32,
+                    seed: dropout.seed,
+                    offset: dropout.offset,
+                }),
             },
             exact: [&q, &k, &v, &grad_out].map(|values| widen(values)),
             options,

@@ -15,11 +15,11 @@ use crate::support::{Case, devices, has, op_options, shape};
 
 /// What the op says, in the layout of the reference.
 #[derive(Clone, Debug)]
-struct Gradients<T> {
-    dq: Vec<T>,
-    dk: Vec<T>,
-    dv: Vec<T>,
-    dsinks: Option<Vec<f32>>,
+pub struct Gradients<T> {
+    pub dq: Vec<T>,
+    pub dk: Vec<T>,
+    pub dv: Vec<T>,
+    pub dsinks: Option<Vec<f32>>,
 }
 
 fn causal() -> AttentionOptions {
@@ -29,13 +29,13 @@ fn causal() -> AttentionOptions {
     }
 }
 
-fn grad_of<T: Float>(case: &Case<T>) -> Vec<T> {
+pub fn grad_of<T: Float>(case: &Case<T>) -> Vec<T> {
     let s = &case.shape;
     normal::<T>(77, s.batch * s.seq_q * s.heads_q * s.value_dim)
 }
 
 /// Forward and backward on the device; whatever is written begins as NaN.
-fn run<T: Float>(case: &Case<T>, device: &Device, grad: &[T]) -> host::Result<Gradients<T>> {
+pub fn run<T: Float>(case: &Case<T>, device: &Device, grad: &[T]) -> host::Result<Gradients<T>> {
     let s = &case.shape;
     let [q, k, v] = case.tensors(device);
     let grad = case.upload(device, grad, s.seq_q, s.heads_q, s.value_dim);
@@ -114,7 +114,7 @@ fn judge<T: Float>(what: &str, found: &Gradients<T>, exact: &reference::Gradient
 }
 
 #[track_caller]
-fn check<T: Float>(case: &Case<T>, device: &Device) {
+pub fn check<T: Float>(case: &Case<T>, device: &Device) {
     let grad = grad_of(case);
     let wide = (widen(&case.q), widen(&case.k), widen(&case.v), widen(&grad));
     let (q, k, v, g) = (&wide.0, &wide.1, &wide.2, &wide.3);
@@ -445,7 +445,7 @@ fn packed_sequences() {
     on_all!(body);
 }
 
-fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: AttentionOptions) {
+pub fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: AttentionOptions) {
     let (mut cu_q, mut cu_k) = (vec![0usize], vec![0usize]);
     for (q, k) in lengths {
         cu_q.push(cu_q[cu_q.len() - 1] + q);

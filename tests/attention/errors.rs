@@ -83,6 +83,9 @@ fn options() {
         for cap in [-1.0, f32::NAN, f32::INFINITY] {
             names(call().softcap(cap).run(), "softcap");
         }
+        for probability in [-0.1, 1.0, 1.5, f32::NAN, f32::INFINITY] {
+            names(call().dropout(probability, 1, 2).run(), "dropout");
+        }
         names(call().sinks(&floats(&[3])).run(), "sinks");
         names(call().sinks(&tensor(device, DType::F16, &[2])).run(), "sinks");
         names(call().alibi(&floats(&[2, 3])).run(), "alibi_slopes");

@@ -416,7 +416,7 @@ fn packed_sequences() {
     on_all!(body);
 }
 
-fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: AttentionOptions) {
+pub fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: AttentionOptions) {
     let (mut cu_q, mut cu_k) = (vec![0usize], vec![0usize]);
     for (q, k) in lengths {
         cu_q.push(cu_q[cu_q.len() - 1] + q);

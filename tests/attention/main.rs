@@ -4,6 +4,7 @@
 mod common;
 
 mod backward;
+mod dropout;
 mod errors;
 mod forward;
 mod properties;

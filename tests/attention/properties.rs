@@ -2,7 +2,7 @@
 
 use host::compare::same_bits;
 use host::ops::{Layout, attention, flash_attn, flash_attn_varlen};
-use host::reference::attention::{AttentionOptions, AttentionShape, Causal};
+use host::reference::attention::{AttentionOptions, AttentionShape, Causal, Dropout};
 use host::{Device, Float, Tensor, bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -147,9 +147,10 @@ pub fn problem(small: bool) -> impl Strategy<Value = Problem> {
         proptest::option::of(0.5..20.0f64),
         any::<bool>(),
         any::<bool>(),
+        proptest::option::of((0.05..0.9f64, any::<u64>(), any::<u64>())),
     );
     let rest = (any::<u32>(), any::<u8>(), any::<bool>(), 0..3usize);
-    (sizes, masks, extras, rest).prop_map(move |(sizes, masks, (scale, softcap, alibi, sinks), rest)| {
+    (sizes, masks, extras, rest).prop_map(move |(sizes, masks, (scale, softcap, alibi, sinks, dropout), rest)| {
         let (batch, heads_kv, group, seq_q, seq_kv, dim, value_dim) = sizes;
         let (causal, window_left, window_right) = masks;
         let (seed, dtype, transposed, gap) = rest;
@@ -174,7 +175,11 @@ pub fn problem(small: bool) -> impl Strategy<Value = Problem> {
                 softcap,
                 alibi_slopes: alibi.then(|| (0..heads_q).map(|head| 0.3 / (1 + head) as f64).collect()),
                 sinks: sinks.then(|| (0..heads_q).map(|head| head as f64 - 1.0).collect()),
-                dropout: None,
+                dropout: dropout.map(|(probability, seed, offset)| Dropout {
+                    probability: f64::from(probability as f32),
+                    seed,
+                    offset,
+                }),
             },
             layout: if transposed { Layout::Bhsd } else { Layout::Bshd },
             gap: 8 * gap,

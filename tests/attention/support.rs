@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use host::compare::{Rule, compare};
-use host::ops::{AttentionOptions, Causal, Layout, attention};
+use host::ops::{AttentionOptions, Causal, Dropout, Layout, attention};
 use host::reference::attention::{self as reference, AttentionShape};
 use host::reference::data::Distribution;
 use host::reference::{Eager, Exact, widen};
@@ -227,6 +227,11 @@ pub fn op_options(
             }
         }),
         sinks: options.sinks.as_ref().map(|sinks| floats(sinks, &[heads])),
+        dropout: options.dropout.map(|dropout| Dropout {
+            probability: dropout.probability as f32,
+            seed: dropout.seed,
+            offset: dropout.offset,
+        }),
     }
 }
 

@@ -20,7 +20,7 @@ mod vector_add;
 pub use crate::reference::{activation::Activation, linear::WeightLayout};
 pub use attention::{
     Attention, AttentionBackward, AttentionCall, AttentionContext, AttentionGradients, AttentionOptions, Causal,
-    Layout, attention, attention_backward, flash_attn, flash_attn_varlen,
+    Dropout, Layout, attention, attention_backward, flash_attn, flash_attn_varlen,
 };
 pub use cache::{CacheView, PoolLayout, cache_append, cache_append_at, cache_read, copy_pages, swap_pages};
 pub use decode::{Decode, DecodeOptions, Decoded, decode};

@@ -5,6 +5,7 @@
 //! compute the same rows and a part of the columns each, four in all. Rows in shared memory are padded by 16 bytes.
 
 use super::{
+    dropout::Kept,
     gradient::{Work, of_columns, weigh},
     params::BackwardParams,
     rows::{Rows, forget},
@@ -173,7 +174,7 @@ unsafe fn store<const O: usize>(
 }
 
 /// The whole kernel: `S` registers of scores (streamed rows of a tile / 2), `O` of a gradient (`DIM / 2 / SPLIT`).
-/// `KEYS` for dK and dV, else dQ; `EXTENDED` adds softcap and ALiBi.
+/// `KEYS` for dK and dV, else dQ; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn backward<
     const DIM: u32,
@@ -255,6 +256,12 @@ unsafe fn backward<
                 let mut gradients = product::<DIM, S>(own[1] + own_at, other[1] + other_at);
                 let own_rows = Rows::of_plane::<EXTENDED>(forward, (work.batch, work.head + turn), work.mask, first);
                 let partial = n >= whole_end || n < whole_begin;
+                let dropout = EXTENDED && forward.dropout_threshold != 0;
+                let mut kept = Kept::ALL;
+                if dropout {
+                    kept = Kept::new::<S, KEYS>(forward, &own_rows, at);
+                    kept.keep(&mut gradients, forward.dropout_factor);
+                }
                 weigh::<S, EXTENDED>(
                     &own_rows,
                     forward.scale_log2,
@@ -269,6 +276,9 @@ unsafe fn backward<
                         }
                     },
                 );
+                if KEYS && dropout {
+                    kept.keep(&mut scores, 1.0);
+                }
                 let part_offset = 4 * part * (DIM / SPLIT);
                 if KEYS {
                     weighted::<DIM, S, O>(&mut values, &scores, exchange, other[1] + part_offset);
@@ -286,7 +296,8 @@ unsafe fn backward<
             let dk = (params.dk, &params.dk_strides, place);
             store::<O>(dk, own, (first_column, forward.head_dim), &sum, forward.scale);
             let dv = (params.dv, &params.dv_strides, place);
-            store::<O>(dv, own, (first_column, forward.value_dim), &values, 1.0);
+            let factor = if EXTENDED { forward.dropout_factor } else { 1.0 };
+            store::<O>(dv, own, (first_column, forward.value_dim), &values, factor);
         } else {
             let dq = (params.dq, &params.dq_strides, work.queries(params, 0));
             store::<O>(dq, own, (first_column, forward.head_dim), &sum, forward.scale);

@@ -8,6 +8,7 @@
 //! gradients once at the end. What lies beyond a sequence or a head dim is never read: zeros stand in its place.
 
 use super::{
+    dropout::Kept,
     gradient::{Work, of_columns, weigh},
     mma::{Half, Panels, Source, accumulate, arrived, commit},
     params::BackwardParams,
@@ -104,7 +105,7 @@ unsafe fn store<E: Half, const O: usize>(
 }
 
 /// The whole kernel: `WARPS` warps, `SPLIT` of them for the same rows; `S` registers of scores (streamed rows of a tile
-/// / 2), `O` of a gradient (`DIM / 2 / SPLIT`). `KEYS` for dK and dV, else dQ; `EXTENDED` adds softcap and ALiBi.
+/// / 2), `O` of a gradient (`DIM / 2 / SPLIT`). `KEYS` for dK and dV, else dQ; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn backward<
     E: Half,
@@ -223,6 +224,12 @@ unsafe fn backward<
                 let own_rows = Rows::of_plane::<EXTENDED>(forward, (work.batch, work.head + turn), work.mask, first);
                 let place = (n * columns as i32, n >= whole_end || n < whole_begin);
                 let staged = statistics + stage * 8 * columns;
+                let dropout = EXTENDED && forward.dropout_threshold != 0;
+                let mut kept = Kept::ALL;
+                if dropout {
+                    kept = Kept::new::<S, KEYS>(forward, &own_rows, place.0);
+                    kept.keep(&mut gradients, forward.dropout_factor);
+                }
                 weigh::<S, EXTENDED>(&own_rows, forward.scale_log2, &mut scores, &mut gradients, place, |i| {
                     if KEYS {
                         of_columns(staged, i)
@@ -231,6 +238,9 @@ unsafe fn backward<
                     }
                 });
 
+                if KEYS && dropout {
+                    kept.keep(&mut scores, 1.0);
+                }
                 let (a_lane, tile) = (forget(a_lane), tile + part_offset);
                 if KEYS {
                     weighted::<E, DIM, S, O>(&mut values, &scores, tile + other_bytes, a_lane);
@@ -261,7 +271,8 @@ unsafe fn backward<
             let dk = (params.dk, &params.dk_strides, place);
             store::<E, O>(dk, own, (first_column, forward.head_dim), &sum, forward.scale);
             let dv = (params.dv, &params.dv_strides, place);
-            store::<E, O>(dv, own, (first_column, forward.value_dim), &values, 1.0);
+            let factor = if EXTENDED { forward.dropout_factor } else { 1.0 };
+            store::<E, O>(dv, own, (first_column, forward.value_dim), &values, factor);
         } else {
             let dq = (params.dq, &params.dq_strides, work.queries(params, 0));
             store::<E, O>(dq, own, (first_column, forward.head_dim), &sum, forward.scale);

@@ -6,8 +6,9 @@
 //! warp reads together in different banks.
 
 use super::{
+    dropout::Kept,
     params::{AttentionParams, flags},
-    rows::Rows,
+    rows::{Rows, forget},
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
@@ -51,7 +52,7 @@ unsafe fn copy<const DIM: u32>(
 }
 
 /// The whole kernel: `WARPS` warps of 16 rows, `S` registers of scores (keys of a tile / 2) and `O` of output
-/// (`DIM / 2`); `EXTENDED` adds softcap and ALiBi.
+/// (`DIM / 2`); `EXTENDED` adds softcap, ALiBi and dropout.
 ///
 /// Output register `8i + 4h + j` is column `16i + 4·(lane % 4) + j` of row `lane / 4 + 8h`.
 #[inline(always)]
@@ -158,6 +159,13 @@ unsafe fn forward<const DIM: u32, const WARPS: u32, const S: usize, const O: usi
                     out[i] *= shrink[i / 4 % 2];
                     i += 1;
                 }
+                if EXTENDED && params.dropout_threshold != 0 {
+                    // Found again rather than kept in registers all the way.
+                    let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
+                    let warp_row = forget(thread::thread_idx_x()) / 32 * 16;
+                    let own = Rows::new::<false>(params, &tile, tile.row + warp_row);
+                    Kept::new::<S, false>(params, &own, n * keys as i32).keep(&mut scores, 1.0);
+                }
                 i = 0;
                 while i < S / 4 {
                     let mut h = 0;
@@ -217,7 +225,11 @@ unsafe fn forward<const DIM: u32, const WARPS: u32, const S: usize, const O: usi
             if row < tile.seq_q {
                 let (s, token) = (&params.out_strides, (tile.start_q + row) as u64);
                 let start = sequence * s[0] + token * s[1] + tile.head as u64 * s[2];
-                let factor = finished.factor[h];
+                let factor = if EXTENDED {
+                    finished.factor[h] * params.dropout_factor
+                } else {
+                    finished.factor[h]
+                };
                 let mut i = 0;
                 while i < O / 8 {
                     let column = 16 * i as u32 + 4 * pair;

@@ -8,6 +8,7 @@
 //! once. What lies beyond a sequence or a head dim is never read: zeros stand in its place.
 
 use super::{
+    dropout::Kept,
     mma::{Half, Panels, Source, accumulate, arrived, commit},
     params::{AttentionParams, flags},
     rows::{Rows, forget, store_row},
@@ -21,7 +22,7 @@ use cuda_std::{global, kernel, matrix, shared::dynamic_base, thread};
 use crate::tile::element::Bf16;
 
 /// The whole kernel: `WARPS` warps of `M` times 16 rows, `S` registers of scores (keys of a tile / 2) and `O` of output
-/// (`DIM / 2`) for each 16 rows; `EXTENDED` adds softcap and ALiBi.
+/// (`DIM / 2`) for each 16 rows; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn forward<
     E: Half,
@@ -146,6 +147,10 @@ unsafe fn forward<
                         out[m][i] *= shrink[i / 2 % 2];
                         i += 1;
                     }
+                    if EXTENDED && params.dropout_threshold != 0 {
+                        let own = own.below(16 * m as i32);
+                        Kept::new::<S, false>(params, &own, n * keys as i32).keep(&mut scores[m], 1.0);
+                    }
                     m += 1;
                 }
                 let a_lane = forget(a_lane);
@@ -188,6 +193,11 @@ unsafe fn forward<
             let mut h = 0;
             while h < 2 {
                 let row = first_row + 16 * m as u32 + 8 * h as u32;
+                let factor = if EXTENDED {
+                    finished.factor[h] * params.dropout_factor
+                } else {
+                    finished.factor[h]
+                };
                 store_row(
                     params,
                     &tile,
@@ -196,7 +206,7 @@ unsafe fn forward<
                     M == 1,
                     h,
                     &out[m],
-                    finished.factor[h],
+                    factor,
                     finished.lse[h],
                     E::pack,
                 );

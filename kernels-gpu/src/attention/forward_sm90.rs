@@ -10,6 +10,7 @@
 //! tensor, and the tail of a packed sequence is cleared in shared memory.
 
 use super::{
+    dropout::Kept,
     params::{AttentionParams, PANEL, flags},
     rows::{Rows, forget, store_row},
     schedule::{self, Tile},
@@ -101,7 +102,7 @@ impl<C: Participants, const S: usize, const O: usize, const W: u32> Shared<C, S,
 }
 
 /// The whole kernel. `S` registers of scores (keys of a tile / 2), `O` of output (padded head dim / 2), `W` computing
-/// warpgroups whose warps are `C`; `EXTENDED` adds softcap and ALiBi.
+/// warpgroups whose warps are `C`; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn forward<E: Half, C: Participants, const S: usize, const O: usize, const W: u32, const EXTENDED: bool>(
     params: &AttentionParams,
@@ -321,6 +322,12 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
             let (begin, end) = tile.key_tiles(rows, keys);
             let first = tile.row + group * 64;
             let own = Rows::new::<EXTENDED>(params, &tile, first + warp * 16);
+            // Found again, as below: the loops over keys have no registers for it.
+            let drop = |scores: &mut [f32; S], n: i32| {
+                let tile = Tile::at(forget(index), params, rows);
+                let own = Rows::new::<false>(params, &tile, tile.row + group * 64 + warp * 16);
+                Kept::new::<S, false>(params, &own, n * keys as i32).keep(scores, 1.0);
+            };
             let mut out = Acc::<O>::ZERO;
             let mut softmax = OnlineSoftmax::new();
             if begin < end {
@@ -348,6 +355,9 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                     own.mask(&mut scores.0, n * keys as i32);
                 }
                 softmax.update(&mut scores.0, scale);
+                if EXTENDED && params.dropout_threshold != 0 {
+                    drop(&mut scores.0, n);
+                }
                 let mut weights = round::<E, S>(&scores.0);
                 if params.flags & flags::VARLEN != 0 {
                     clear_tail(shared, k.previous(), tile.mask.seq_kv - n * keys as i32);
@@ -384,6 +394,9 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                         while i < O {
                             out.0[i] *= shrink[i / 2 % 2];
                             i += 1;
+                        }
+                        if EXTENDED && params.dropout_threshold != 0 {
+                            drop(&mut scores.0, n);
                         }
                         weights = round::<E, S>(&scores.0);
                         n -= 1;
@@ -427,6 +440,11 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
             let mut h = 0;
             while h < 2 {
                 let row = first_row + 8 * h as u32;
+                let factor = if EXTENDED {
+                    finished.factor[h] * params.dropout_factor
+                } else {
+                    finished.factor[h]
+                };
                 store_row(
                     params,
                     &tile,
@@ -435,7 +453,7 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                     true,
                     h,
                     &out.0,
-                    finished.factor[h],
+                    factor,
                     finished.lse[h],
                     E::pack,
                 );

@@ -86,8 +86,15 @@ kernel_params! {
         pub section: u32,
         /// Blocks of query rows of a head, in the longest sequence.
         pub row_blocks: u32,
-        /// Zero; keeps the size a multiple of 64.
-        pub reserved: u32,
+        /// Words of the generator below this drop their probability; 0 is no dropout. Extended kernels only, as the
+        /// rest of this.
+        pub dropout_threshold: u32,
+        /// `1 / (1 − p)`; 1 without dropout.
+        pub dropout_factor: f32,
+        /// Key of the generator: the seed and the upper half of the offset.
+        pub dropout_key: [u32; 2],
+        /// Lower half of the offset.
+        pub dropout_offset: u32,
     }
 }
 

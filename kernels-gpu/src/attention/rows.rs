@@ -27,6 +27,8 @@ pub struct Rows {
     first: i32,
     /// First column of register 0 in a tile.
     column: i32,
+    /// Sequence times heads and head: whose dropout it is.
+    plane: u32,
     mask: Mask,
     scale: f32,
     softcap: f32,
@@ -66,6 +68,7 @@ impl Rows {
         Rows {
             first: (warp_row + lane / 4) as i32,
             column: (lane % 4 * 2) as i32,
+            plane: batch * params.heads_q + head,
             mask,
             scale: params.scale,
             softcap: params.softcap,
@@ -80,6 +83,12 @@ impl Rows {
             first: self.first + rows,
             ..*self
         }
+    }
+
+    /// The plane (batch, head) and the row of register 0.
+    #[inline(always)]
+    pub fn place(&self) -> (u32, u32) {
+        (self.plane, self.first as u32)
     }
 
     /// Softcap and ALiBi: raw scores become natural logits.

@@ -1,7 +1,7 @@
 //! `run attention`, `run attention-varlen` and `run attention-backward`.
 
 use clap::{Args, ValueEnum};
-use host::ops::{self, Attention, AttentionCall, AttentionOptions, Causal, Layout};
+use host::ops::{self, Attention, AttentionCall, AttentionOptions, Causal, Dropout, Layout};
 use host::{AnyTensor, DType, Tensor};
 
 use super::{Failure, Inputs, Outputs};
@@ -24,6 +24,15 @@ pub struct Options {
     /// Bend scores to c·tanh(score/c); 0 is off.
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     softcap: f32,
+    /// Probability of dropping a probability of attention; 0 is off.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    dropout: Option<f32>,
+    /// Seed of dropout.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Offset of dropout under its seed.
+    #[arg(long, default_value_t = 0)]
+    offset: u64,
 }
 
 /// Options of `run attention`.
@@ -62,6 +71,11 @@ impl Options {
             softcap: self.softcap,
             alibi_slopes: inputs.optional("alibi_slopes").cloned(),
             sinks: inputs.optional("sinks").cloned(),
+            dropout: self.dropout.map(|probability| Dropout {
+                probability,
+                seed: self.seed,
+                offset: self.offset,
+            }),
         }
     }
 }

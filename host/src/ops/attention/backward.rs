@@ -5,7 +5,7 @@ use kernels_gpu::attention::params::{
 };
 
 use super::{
-    options::{AttentionOptions, Causal, Layout},
+    options::{AttentionOptions, Causal, Dropout, Layout},
     plan::{self, Target},
     validate::{Packed, Problem},
 };
@@ -48,6 +48,7 @@ pub struct AttentionBackward<'a> {
 ///
 /// Probabilities are computed again from the LSE: with `Δ = rowsum(dO ∘ O)` and `P = exp(S − LSE)`,
 /// `dV = Pᵀ·dO`, `dS = P ∘ (dO·Vᵀ − Δ)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`, `d sink = −Σ exp(sink − LSE)·Δ`.
+/// Dropout puts its factors on `P` in dV and on `dO·Vᵀ`.
 /// One kernel owns keys, another queries: no atomics, so the same inputs give the same bits.
 ///
 /// ```

@@ -15,7 +15,7 @@ mod validate;
 
 pub use backward::{AttentionBackward, AttentionGradients, attention_backward};
 pub use context::AttentionContext;
-pub use options::{AttentionOptions, Causal, Layout};
+pub use options::{AttentionOptions, Causal, Dropout, Layout};
 
 use self::validate::{Packed, Problem};
 use crate::{AnyTensor, DType, Error, Result, Stream, Tier};

@@ -61,6 +61,17 @@ macro_rules! option_builders {
             self
         }
 
+        /// Dropout of probabilities: each is dropped with this probability, the rest is divided by `1 − p`; LSE is not
+        /// affected. See [`Dropout`]; 0 is off.
+        pub fn dropout(mut self, probability: f32, seed: u64, offset: u64) -> Self {
+            self.options.dropout = Some(Dropout {
+                probability,
+                seed,
+                offset,
+            });
+            self
+        }
+
         /// Packed sequences: `q` is `[tokens, Hq, D]`, `k` and `v` are `[tokens, Hkv, D]`, and sequence `i` has the rows
         /// from `cu_q[i]` to `cu_q[i + 1]` and the keys from `cu_k[i]` to `cu_k[i + 1]` (i32, ascending from 0).
         ///
@@ -106,9 +117,24 @@ pub enum Causal {
     TopLeft,
 }
 
+/// Dropout of attention probabilities: some are dropped, those kept are divided by `1 − probability`.
+///
+/// Which are is a function of seed, offset, sequence, query head, row and key alone (Philox4x32-10, see
+/// [`reference::philox`](crate::reference::philox)): the same mask forward and backward, on every tier and backend,
+/// whatever the tiles and the rest of the batch are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// At least 0 and below 1.
+    pub probability: f32,
+    /// Seed of the generator.
+    pub seed: u64,
+    /// Tells calls under one seed apart: another layer, another step.
+    pub offset: u64,
+}
+
 /// Options of attention, the same for forward and backward.
 ///
-/// In order: dot product times `scale`; softcap; ALiBi; mask; softmax with sinks.
+/// In order: dot product times `scale`; softcap; ALiBi; mask; softmax with sinks; dropout.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionOptions {
     /// Axes of dense tensors.
@@ -127,6 +153,8 @@ pub struct AttentionOptions {
     pub alibi_slopes: Option<AnyTensor>,
     /// One learned logit a query head, f32 `[Hq]`, that takes part in the softmax and carries no value.
     pub sinks: Option<AnyTensor>,
+    /// Dropout of probabilities.
+    pub dropout: Option<Dropout>,
 }
 
 impl AttentionOptions {
@@ -147,7 +175,17 @@ impl AttentionOptions {
         if !(self.softcap.is_finite() && self.softcap >= 0.0) {
             return Err(Error::range("softcap", self.softcap, "0 (off) or a positive number"));
         }
+        if let Some(Dropout { probability, .. }) = self.dropout
+            && !(0.0..1.0).contains(&probability)
+        {
+            return Err(Error::range("dropout", probability, "0 (off) or more, and less than 1"));
+        }
         Ok(())
+    }
+
+    /// Dropout, where it drops anything.
+    pub(super) fn active_dropout(&self) -> Option<Dropout> {
+        self.dropout.filter(|dropout| dropout.probability > 0.0)
     }
 
     /// The bits of `AttentionParams::flags` that masks need.

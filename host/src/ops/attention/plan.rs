@@ -2,8 +2,8 @@
 
 use kernels_gpu::attention::params::{AttentionParams, Tiles, flags};
 
-use super::validate::Problem;
-use crate::{AnyTensor, Error, Result, Stream, Tier, launch::Contract};
+use super::{options::Dropout, validate::Problem};
+use crate::{AnyTensor, Error, Result, Stream, Tier, launch::Contract, reference::philox};
 
 /// What a launch writes, and where it runs.
 pub struct Target<'a> {
@@ -120,6 +120,12 @@ pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionPara
     let options = problem.options;
     let packed = problem.packed;
     let (window_left, window_right) = options.windows();
+    let dropout = options.active_dropout().unwrap_or(Dropout {
+        probability: 0.0,
+        seed: 0,
+        offset: 0,
+    });
+    let [seed_low, seed_high] = philox::key(dropout.seed);
     let planes = problem.batch * problem.heads_q;
     let keys = packed.map_or(problem.seq_kv, |packed| packed.max_k).max(1);
     let head_bytes = keys * (problem.head_dim + problem.value_dim) * problem.dtype.size();
@@ -164,7 +170,10 @@ pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionPara
         softcap: options.softcap,
         section: section as u32,
         row_blocks: problem.rows.div_ceil(tiles.rows.into()) as u32,
-        reserved: 0,
+        dropout_threshold: philox::dropout_threshold(dropout.probability.into()),
+        dropout_factor: 1.0 / (1.0 - dropout.probability),
+        dropout_key: [seed_low, seed_high ^ (dropout.offset >> 32) as u32],
+        dropout_offset: dropout.offset as u32,
     }
 }
 

@@ -249,10 +249,14 @@ impl<'a> Problem<'a> {
         self.heads_q / self.heads_kv.max(1)
     }
 
-    /// Whether the kernel needs the registers of softcap and ALiBi. A scale that is not positive goes there too: the
+    /// Whether the kernel needs the registers of softcap, ALiBi and dropout. A scale that is not positive goes there too: the
     /// others take the maximum before they scale.
     pub fn extended(&self) -> bool {
-        self.options.softcap > 0.0 || self.options.alibi_slopes.is_some() || self.scale <= 0.0
+        let options = self.options;
+        options.softcap > 0.0
+            || options.alibi_slopes.is_some()
+            || options.active_dropout().is_some()
+            || self.scale <= 0.0
     }
 }
 

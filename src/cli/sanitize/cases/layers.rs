@@ -206,7 +206,7 @@ fn gradients() -> Vec<Case> {
         for dim in [64, 128, 256] {
             for extended in [false, true] {
                 let what = if extended {
-                    "window, softcap and sinks"
+                    "window, softcap, sinks and dropout"
                 } else {
                     "causal"
                 };
@@ -225,7 +225,10 @@ fn gradients() -> Vec<Case> {
                         let sinks = bed.floats(F32, &[2])?;
                         let call = attention(&q, &k, &v);
                         let call = if extended {
-                            call.window(Some(20), Some(0)).softcap(30.0).sinks(&sinks)
+                            call.window(Some(20), Some(0))
+                                .softcap(30.0)
+                                .sinks(&sinks)
+                                .dropout(0.2, 7, 1)
                         } else {
                             call.causal()
                         };
