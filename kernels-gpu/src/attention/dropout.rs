@@ -56,7 +56,11 @@ impl Kept {
                 four |= ((words[k] >= params.dropout_threshold) as u32) << k;
                 k += 1;
             }
-            bits |= if S <= 32 { (four << at) as u64 } else { (four as u64) << at };
+            bits |= if S <= 32 {
+                (four << at) as u64
+            } else {
+                (four as u64) << at
+            };
             at += 4;
             if KEYS {
                 query += 8;
