@@ -86,7 +86,7 @@ pub const OPS: &[Op] = &[
     },
     Op {
         name: "linear",
-        what: "linear layer with bias, activation, gated pair, residual",
+        what: "linear layer with bias, activation, gated pair, residual, and its gradients",
         kernels: &["linear"],
         dtypes: ALL,
         tests: &["tests/linear.rs"],

@@ -326,7 +326,11 @@ fn an_argmax_of_a_million_elements_joins_its_splits_in_rounds() {
             data[place] = f16::from_f32(3.0);
             let x = Tensor::from_slice(&device, &data, &[columns as u64]).unwrap();
             let wanted = Output::Indices(vec![place as i64]);
-            assert_eq!(run(&x, ReduceKind::Argmax, ReduceAxis::All), wanted, "{place} on {device}");
+            assert_eq!(
+                run(&x, ReduceKind::Argmax, ReduceAxis::All),
+                wanted,
+                "{place} on {device}"
+            );
         }
     }
 }

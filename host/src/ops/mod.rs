@@ -30,7 +30,7 @@ pub use elementwise::{
 };
 pub use embedding::{check_indices, embedding, embedding_backward, embedding_backward_into};
 pub use kv_cache::{KvCache, PagedKvCache, Step, attention_with_kv_cache};
-pub use linear::{Linear, LinearMode, linear};
+pub use linear::{Linear, LinearGradients, LinearMode, linear};
 pub use loss::{CrossEntropy, RowLosses, cross_entropy};
 pub use norm::{Norm, NormGradients, Normed, layer_norm, rms_norm};
 pub use optimizer::{AdamW, AdamWState};

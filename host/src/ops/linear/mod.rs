@@ -1,8 +1,10 @@
 //! Linear layers: `y = act(alpha · x·W + bias) (+ residual)` in one launch.
 
+mod backward;
 mod plan;
 mod problem;
 
+pub use backward::LinearGradients;
 pub use plan::LinearMode;
 
 use crate::{
