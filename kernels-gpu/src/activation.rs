@@ -15,6 +15,9 @@ pub const GELU_ERF: u32 = 3;
 pub const GELU_TANH: u32 = 4;
 
 #[cfg(target_arch = "nvptx64")]
+pub mod eight;
+
+#[cfg(target_arch = "nvptx64")]
 pub use device::{derivative, value};
 
 #[cfg(target_arch = "nvptx64")]

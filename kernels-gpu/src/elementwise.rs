@@ -7,7 +7,12 @@ use crate::kernel_params;
 /// Threads of a block.
 pub const THREADS: u32 = 256;
 /// Edge of the square tile of the transposing copy.
-pub const TILE: u64 = 32;
+pub const TILE: u64 = 64;
+
+/// Elements of `size` bytes from one row of the tile in shared memory to the next: columns spread over all banks.
+pub const fn tile_pitch(size: u64) -> u64 {
+    TILE + if size < 4 { 4 / size } else { 1 }
+}
 /// Axes of a strided copy.
 pub const AXES: usize = 5;
 
@@ -91,6 +96,7 @@ kernel_params! {
 mod device {
     use super::*;
     use crate::activation;
+    use crate::activation::eight::activate_fast;
     use crate::row::{Vector, WIDTH, map, zip};
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{barrier::syncthreads, global, global::Value, kernel, shared::Shared, thread};
@@ -168,6 +174,16 @@ mod device {
         };
     }
 
+    /// Activation `kind` of eight values, to the precision that `E` can show.
+    #[inline(always)]
+    fn values<E: Element>(kind: u32, x: Vector) -> Vector {
+        if size_of::<E>() == 2 {
+            activate_fast(kind, x)
+        } else {
+            map(x, |x| activation::value(kind, x))
+        }
+    }
+
     #[inline(always)]
     unsafe fn activate<E: Element>(p: ElementwiseParams) {
         operands!(p: a a_stride, out out_stride);
@@ -175,7 +191,7 @@ mod device {
             // SAFETY: the host gives the extents; each element is one thread's.
             unsafe {
                 let x = a.load::<E>(row, column, &p);
-                out.store::<E>(row, column, &p, map(x, |x| activation::value(p.activation, x)));
+                out.store::<E>(row, column, &p, values::<E>(p.activation, x));
             }
         });
     }
@@ -208,7 +224,7 @@ mod device {
                     row,
                     column,
                     &p,
-                    zip(gate, up, |gate, up| activation::value(p.activation, gate) * up),
+                    zip(values::<E>(p.activation, gate), up, |value, up| value * up),
                 );
             }
         });
@@ -225,7 +241,7 @@ mod device {
                 let dgate = zip(zip(dy, up, |dy, up| dy * up), gate, |dy, gate| {
                     dy * activation::derivative(p.activation, gate)
                 });
-                let dup = zip(dy, gate, |dy, gate| dy * activation::value(p.activation, gate));
+                let dup = zip(dy, values::<E>(p.activation, gate), |dy, value| dy * value);
                 out.store::<E>(row, column, &p, dgate);
                 out2.store::<E>(row, column, &p, dup);
             }
@@ -337,36 +353,58 @@ mod device {
         }
     }
 
-    /// Transposes through a tile in shared memory whose rows are one element longer, so that columns spread over banks.
+    /// Transposes through a tile in shared memory. A warp takes half a row at a time; a thread asks for all its elements
+    /// before it writes the first.
     #[inline(always)]
-    unsafe fn transpose<V: Value>(p: TransposeParams) {
-        const PITCH: u32 = TILE as u32 + 1;
-        let (lane, first) = (thread::thread_idx_x() % 32, thread::thread_idx_x() / 32);
+    unsafe fn transpose<V: Value + Default>(p: TransposeParams) {
+        /// Warps that share a row of the tile, 32 elements each, and rows that the block takes at a time.
+        const ABREAST: u32 = TILE as u32 / 32;
+        const ROWS: u32 = THREADS / TILE as u32;
+        const EACH: usize = (TILE as u32 / ROWS) as usize;
+        let pitch = tile_pitch(size_of::<V>() as u64) as u32;
+        let (lane, warp) = (thread::lane_id(), thread::warp_idx());
         let tile = Shared::<V>::dynamic(0);
         let (row0, column0) = (thread::block_idx_y() as u64 * TILE, thread::block_idx_x() as u64 * TILE);
+        // This thread's place along rows, and its first row; both ways.
+        let (x, y) = (warp % ABREAST * 32 + lane, warp / ABREAST);
+        // Rows and columns that the tile has from there on.
+        let left = |extent: u64, first: u64| {
+            if extent - first < TILE {
+                (extent - first) as u32
+            } else {
+                TILE as u32
+            }
+        };
+        let (height, width) = (left(p.rows, row0), left(p.columns, column0));
+        let size = size_of::<V>() as u64;
         let mut matrix = thread::block_idx_z() as u64;
         while matrix < p.batch {
+            let mut values = [V::default(); EACH];
+            let from = p.x + (matrix * p.x_batch_stride + (row0 + y as u64) * p.x_stride + column0 + x as u64) * size;
+            let to =
+                p.out + (matrix * p.out_batch_stride + (column0 + y as u64) * p.out_stride + row0 + x as u64) * size;
             // SAFETY: the host gives the extents and the shared memory of one tile.
             unsafe {
-                let mut i = first;
-                while i < TILE as u32 {
-                    let (row, column) = (row0 + i as u64, column0 + lane as u64);
-                    if row < p.rows && column < p.columns {
-                        let at = matrix * p.x_batch_stride + row * p.x_stride + column;
-                        tile.add(i * PITCH + lane)
-                            .write(global::ld_nc((p.x as *const V).add(at as usize)));
+                let mut i = 0;
+                while i < EACH {
+                    if y + i as u32 * ROWS < height && x < width {
+                        values[i] = global::ld_nc((from + (i as u32 * ROWS) as u64 * p.x_stride * size) as *const V);
                     }
-                    i += THREADS / 32;
+                    i += 1;
+                }
+                let mut i = 0;
+                while i < EACH {
+                    tile.add((y + i as u32 * ROWS) * pitch + x).write(values[i]);
+                    i += 1;
                 }
                 syncthreads();
-                let mut i = first;
-                while i < TILE as u32 {
-                    let (row, column) = (row0 + lane as u64, column0 + i as u64);
-                    if row < p.rows && column < p.columns {
-                        let at = matrix * p.out_batch_stride + column * p.out_stride + row;
-                        global::st((p.out as *mut V).add(at as usize), tile.add(lane * PITCH + i).read());
+                let mut i = 0;
+                while i < EACH {
+                    if y + i as u32 * ROWS < width && x < height {
+                        let value = tile.add(x * pitch + y + i as u32 * ROWS).read();
+                        global::st((to + (i as u32 * ROWS) as u64 * p.out_stride * size) as *mut V, value);
                     }
-                    i += THREADS / 32;
+                    i += 1;
                 }
                 syncthreads();
             }
@@ -386,11 +424,12 @@ mod device {
                     copy::<$type>(params)
                 }
 
-                /// Transposes matrices of elements of this width; dynamic shared memory of a tile of 32 × 33 of them.
+                /// Transposes matrices of elements of this width; dynamic shared memory of a tile of 64 rows of
+                /// [`tile_pitch`] of them.
                 ///
                 /// # Safety
                 /// - Source and target have the extents that the parameters say and do not overlap.
-                #[launch(threads = THREADS)]
+                #[launch(threads = THREADS, min_blocks = 2)]
                 pub fn $transpose(params: TransposeParams) {
                     transpose::<$type>(params)
                 }

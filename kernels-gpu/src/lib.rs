@@ -4,7 +4,10 @@
 //! time, so every module with kernels is gated by its unit. For the CPU, stable Rust compiles all modules without
 //! the kernels in them: the host needs the parameter structs, and tests need the layout maths.
 #![cfg_attr(not(test), no_std)]
-#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch, f16))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, f16, stmt_expr_attributes)
+)]
 #![cfg_attr(
     target_arch = "nvptx64",
     allow(unused_features, reason = "not every unit uses every feature")

@@ -11,8 +11,6 @@
 //! and how many there are does not change a bit. They share the `epilogue` and the arguments.
 
 #[cfg(target_arch = "nvptx64")]
-mod activation;
-#[cfg(target_arch = "nvptx64")]
 mod any;
 #[cfg(target_arch = "nvptx64")]
 mod epilogue;

@@ -47,8 +47,10 @@ kernel_params! {
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use super::CrossEntropyParams;
-    use crate::row::{BLOCK_THREADS, WIDE_THREADS};
-    use crate::row::{Block, Held, LN_2, Row, Team, add_up, each, exp, greatest, inside, map, max, sum, sum_pair};
+    use crate::row::{
+        Block, LN_2, Row, Team, add_up, exp, greatest, inside, long, map, max, pass, sum, sum_pair, visit,
+    };
+    use crate::row::{HELD, LARGE_THREADS, LONG_THREADS};
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{global, kernel, math};
 
@@ -59,7 +61,7 @@ mod device {
     }
 
     #[inline(always)]
-    unsafe fn cross_entropy<E: Element, T: Team, const VECTORS: usize>(p: CrossEntropyParams) {
+    unsafe fn cross_entropy<E: Element, T: Team, const N: usize, const HELD: bool>(p: CrossEntropyParams) {
         let mut turn = 0;
         let mut row = T::first();
         while row < p.rows {
@@ -79,24 +81,22 @@ mod device {
                 } else {
                     f32::NAN
                 };
-                let load = |column| logits.load_mut::<E>(column, f32::NEG_INFINITY);
+                let load = #[inline(always)]
+                |base| logits.part::<T, E, N, true>(base, f32::NEG_INFINITY);
                 let real = |x, column| inside(x, column, p.columns, 0.0);
-                let mut held = Held::<VECTORS>::new();
+                let held = if HELD { load(0) } else { [E::ZEROS; N] };
                 let (mut high, mut total, mut plain) = (f32::NEG_INFINITY, 0.0, 0.0);
-                if VECTORS > 0 {
-                    each::<T, VECTORS>(p.columns, |k, column| {
-                        let x = load(column);
+                if HELD {
+                    visit::<T, E, N>(p.columns, 0, &held, |column, _, x| {
                         high = math::fmax(high, greatest(x));
                         plain += add_up(real(x, column));
-                        held.keep(k, x);
                     });
                     high = finite(max::<T>(high, &mut turn));
-                    each::<T, VECTORS>(p.columns, |k, _| {
-                        total += add_up(map(held.get(k, || [0.0; 8]), |x| exp(x - high)));
+                    visit::<T, E, N>(p.columns, 0, &held, |_, _, x| {
+                        total += add_up(map(x, |x| exp(x - high)));
                     });
                 } else {
-                    each::<T, VECTORS>(p.columns, |_, column| {
-                        let x = load(column);
+                    pass::<T, E, N, false>(p.columns, &held, load, |column, _, x| {
                         let higher = math::fmax(high, greatest(x));
                         let base = finite(higher);
                         total = total * exp(finite(high) - base) + add_up(map(x, |x| exp(x - base)));
@@ -149,8 +149,7 @@ mod device {
                     }
                     let even = p.smoothing / p.columns as f32;
                     let chosen = 1.0 - p.smoothing;
-                    each::<T, VECTORS>(p.columns, |k, column| {
-                        let x = held.get(k, || load(column));
+                    pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, x| {
                         let mut dx = [0.0; 8];
                         if !ignored {
                             let mut i = 0;
@@ -174,23 +173,23 @@ mod device {
     macro_rules! losses {
         ($($block:ident $long:ident $element:ty)*) => {
             kernel! {$(
-                /// Rows of up to [`BLOCK_COLUMNS`](crate::row::BLOCK_COLUMNS) elements.
+                /// Rows of up to [`LARGE_COLUMNS`](crate::row::LARGE_COLUMNS) elements.
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing, but `dlogits` may
                 ///   be `logits`. Dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = BLOCK_THREADS)]
+                #[launch(threads = LARGE_THREADS)]
                 pub fn $block(params: CrossEntropyParams) {
-                    cross_entropy::<$element, Block<BLOCK_THREADS>, 4>(params)
+                    cross_entropy::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
 
                 /// Rows of any length.
                 ///
                 /// # Safety
                 /// - As for the other.
-                #[launch(threads = WIDE_THREADS)]
+                #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: CrossEntropyParams) {
-                    cross_entropy::<$element, Block<WIDE_THREADS>, 0>(params)
+                    cross_entropy::<$element, Block<LONG_THREADS>, { long::<$element>() }, false>(params)
                 }
             )*}
         };

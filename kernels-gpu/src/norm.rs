@@ -73,23 +73,23 @@ mod device {
     }
 
     impl Statistics {
-        /// Of a row whose sum is `total`. `load` gives the vector at a column once more.
+        /// Of a row that is `HELD`, or that `load` gives part by part once more.
         #[inline(always)]
-        pub unsafe fn new<T: Team, const VECTORS: usize>(
+        pub unsafe fn new<T: Team, E: Element, const N: usize, const HELD: bool>(
             p: &Geometry,
-            held: &Held<VECTORS>,
-            total: f32,
+            held: &Part<E, N>,
             turn: &mut u32,
-            load: impl Fn(u32) -> Vector,
+            load: impl Fn(u32) -> Part<E, N> + Copy,
         ) -> Statistics {
             let mut mean = 0.0;
             if p.centered != 0 {
+                let mut total = 0.0;
+                pass::<T, E, N, HELD>(p.columns, held, load, |_, _, s| total += add_up(s));
                 // SAFETY: the team is together, as the row is the same for all of it.
                 mean = unsafe { sum::<T>(total, turn) } * p.reciprocal;
             }
             let (mut left, mut square) = (0.0, 0.0);
-            each::<T, VECTORS>(p.columns, |k, column| {
-                let s = held.get(k, || load(column));
+            pass::<T, E, N, HELD>(p.columns, held, load, |column, _, s| {
                 let d = inside(map(s, |s| s - mean), column, p.columns, 0.0);
                 left += add_up(d);
                 square += add_up(map(d, |d| d * d));
@@ -120,7 +120,7 @@ mod device {
     }
 
     #[inline(always)]
-    unsafe fn forward<E: Element, T: Team, const VECTORS: usize>(p: NormParams) {
+    unsafe fn forward<E: Element, T: Team, const N: usize, const HELD: bool>(p: NormParams) {
         let geometry = Geometry {
             columns: p.columns,
             centered: p.centered,
@@ -136,32 +136,26 @@ mod device {
             let (weight, bias) = (matrix(p.weight, 0), matrix(p.bias, 0));
             // SAFETY: the host gives the extents of all tensors; each element is one thread's.
             unsafe {
-                let load = |column| {
-                    let mut s = x.load::<E>(column, 0.0);
+                let load = #[inline(always)]
+                |base| {
+                    let mut s = x.part::<T, E, N, false>(base, 0.0);
                     if p.residual != 0 {
-                        s = zip(s, residual.load::<E>(column, 0.0), |x, r| E::from_f32(x + r).to_f32());
+                        residual.add_to::<T, E, N>(base, &mut s);
                     }
                     s
                 };
-                let mut held = Held::<VECTORS>::new();
-                let mut total = 0.0;
-                each::<T, VECTORS>(p.columns, |k, column| {
-                    let s = load(column);
-                    if p.sum != 0 {
-                        stored.store::<E>(column, s);
-                    }
-                    total += add_up(s);
-                    held.keep(k, s);
-                });
-                let statistics = Statistics::new::<T, VECTORS>(&geometry, &held, total, &mut turn, load);
-                each::<T, VECTORS>(p.columns, |k, column| {
-                    let s = held.get(k, || load(column));
+                let held = if HELD { load(0) } else { [E::ZEROS; N] };
+                if p.sum != 0 {
+                    pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, s| stored.store::<E>(column, s));
+                }
+                let statistics = Statistics::new::<T, E, N, HELD>(&geometry, &held, &mut turn, load);
+                pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, s| {
                     let mut out = map(s, |s| statistics.unit(s));
                     if p.weight != 0 {
-                        out = zip(out, weight.load::<E>(column, 0.0), |out, w| out * w);
+                        out = zip(out, weight.load_again::<E>(column), |out, w| out * w);
                     }
                     if p.bias != 0 {
-                        out = zip(out, bias.load::<E>(column, 0.0), |out, b| out + b);
+                        out = zip(out, bias.load_again::<E>(column), |out, b| out + b);
                     }
                     y.store::<E>(column, out);
                 });
@@ -171,25 +165,33 @@ mod device {
     }
 
     macro_rules! forwards {
-        ($($warp:ident $block:ident $wide:ident $long:ident $element:ty)*) => {
+        ($($warp:ident $block:ident $large:ident $wide:ident $long:ident $element:ty)*) => {
             kernel! {$(
                 /// Rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements.
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
-                #[launch(threads = WARP_THREADS)]
+                #[launch(threads = WARP_THREADS, min_blocks = 5)]
                 pub fn $warp(params: NormParams) {
-                    forward::<$element, Warp, 4>(params)
+                    forward::<$element, Warp, HELD, true>(params)
                 }
 
                 /// Rows of up to [`BLOCK_COLUMNS`](crate::row::BLOCK_COLUMNS) elements.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                // Where ptxas aims at three blocks a multiprocessor of sm_80, it spills.
-                #[launch(threads = BLOCK_THREADS, min_blocks = if cfg!(tier = "sm_90a") { 3 } else { 2 })]
+                #[launch(threads = BLOCK_THREADS, min_blocks = 5)]
                 pub fn $block(params: NormParams) {
-                    forward::<$element, Block<BLOCK_THREADS>, 4>(params)
+                    forward::<$element, Block<BLOCK_THREADS>, HELD, true>(params)
+                }
+
+                /// Rows of up to [`LARGE_COLUMNS`](crate::row::LARGE_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = LARGE_THREADS, min_blocks = 2)]
+                pub fn $large(params: NormParams) {
+                    forward::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
 
                 /// Rows of up to [`WIDE_COLUMNS`](crate::row::WIDE_COLUMNS) elements.
@@ -198,25 +200,25 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = WIDE_THREADS)]
                 pub fn $wide(params: NormParams) {
-                    forward::<$element, Block<WIDE_THREADS>, 4>(params)
+                    forward::<$element, Block<WIDE_THREADS>, HELD, true>(params)
                 }
 
                 /// Rows of any length.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = WIDE_THREADS)]
+                #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: NormParams) {
-                    forward::<$element, Block<WIDE_THREADS>, 0>(params)
+                    forward::<$element, Block<LONG_THREADS>, { long::<$element>() }, false>(params)
                 }
             )*}
         };
     }
 
-    use crate::row::{BLOCK_THREADS, WARP_THREADS, WIDE_THREADS};
+    use crate::row::{BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, WARP_THREADS, WIDE_THREADS};
     forwards! {
-        norm_warp_f32 norm_block_f32 norm_wide_f32 norm_long_f32 f32
-        norm_warp_f16 norm_block_f16 norm_wide_f16 norm_long_f16 F16
-        norm_warp_bf16 norm_block_bf16 norm_wide_bf16 norm_long_bf16 Bf16
+        norm_warp_f32 norm_block_f32 norm_large_f32 norm_wide_f32 norm_long_f32 f32
+        norm_warp_f16 norm_block_f16 norm_large_f16 norm_wide_f16 norm_long_f16 F16
+        norm_warp_bf16 norm_block_bf16 norm_large_bf16 norm_wide_bf16 norm_long_bf16 Bf16
     }
 }

@@ -1,26 +1,51 @@
 //! Rows of a matrix: who takes which element, and how a team of threads agrees on a sum or a maximum.
 //!
 //! A row belongs to one warp (up to [`WARP_COLUMNS`] elements), one block of [`BLOCK_THREADS`] (up to
-//! [`BLOCK_COLUMNS`]) or one block of [`WIDE_THREADS`]. Lane `l` of a team of `n` takes the elements `8(l + kn)` to
+//! [`BLOCK_COLUMNS`]), of [`LARGE_THREADS`] or of [`WIDE_THREADS`], and stays in registers as it lies in memory: many small teams, each
+//! with all its loads on the way at once, keep memory busy. Longer rows are read again. Lane `l` of a team of `n` takes the elements `8(l + kn)` to
 //! `8(l + kn) + 7` for `k = 0, 1, …`: columns alone decide, never addresses, so that a row has the same bits wherever
 //! it lies. Where a row starts at a multiple of 16 bytes they are loaded as vectors, elsewhere one by one.
 
 /// Elements of a vector.
 pub const WIDTH: u32 = 8;
+/// Vectors that a thread holds of its row.
+pub const HELD: usize = 4;
 /// Threads of a block of the one-warp-a-row kernels.
 pub const WARP_THREADS: u32 = 128;
 /// Rows that such a block takes at a time.
 pub const WARP_ROWS: u32 = WARP_THREADS / 32;
 /// Longest row that a warp takes.
-pub const WARP_COLUMNS: u64 = 1024;
+pub const WARP_COLUMNS: u64 = 32 * HELD as u64 * WIDTH as u64;
 /// Threads of a block for longer rows.
-pub const BLOCK_THREADS: u32 = 256;
+pub const BLOCK_THREADS: u32 = 128;
 /// Longest row that such a block holds in registers.
-pub const BLOCK_COLUMNS: u64 = 8192;
-/// Threads of a block for the longest rows.
+pub const BLOCK_COLUMNS: u64 = BLOCK_THREADS as u64 * HELD as u64 * WIDTH as u64;
+/// Threads of a block for rows twice as long.
+pub const LARGE_THREADS: u32 = 256;
+/// Longest row that such a block holds in registers.
+pub const LARGE_COLUMNS: u64 = LARGE_THREADS as u64 * HELD as u64 * WIDTH as u64;
+/// Threads of a block for the longest rows that are held.
 pub const WIDE_THREADS: u32 = 1024;
-/// Longest row that such a block holds in registers; longer ones are read twice, the second time from L2.
-pub const WIDE_COLUMNS: u64 = 32_768;
+/// Longest row that such a block holds in registers.
+pub const WIDE_COLUMNS: u64 = WIDE_THREADS as u64 * HELD as u64 * WIDTH as u64;
+/// Threads of a block for rows that are read more than once, all but the first time from L2.
+pub const LONG_THREADS: u32 = 1024;
+/// Vectors of type `E` that such a thread asks for at a time.
+pub const fn long<E>() -> usize {
+    if size_of::<E>() == 4 { 2 } else { 4 }
+}
+/// Vectors that a lane of a warp holds of each of two rows.
+pub const PAIR_WARP_HELD: usize = 4;
+/// Longest pair of rows that a warp takes.
+pub const PAIR_WARP_COLUMNS: u64 = 32 * PAIR_WARP_HELD as u64 * WIDTH as u64;
+/// Threads of a block for longer pairs.
+pub const PAIR_BLOCK_THREADS: u32 = 512;
+/// Vectors that such a thread holds of each of two rows.
+pub const PAIR_BLOCK_HELD: usize = 2;
+/// Longest pair of rows that such a block holds in registers.
+pub const PAIR_BLOCK_COLUMNS: u64 = PAIR_BLOCK_THREADS as u64 * PAIR_BLOCK_HELD as u64 * WIDTH as u64;
+/// Vectors of each row that a thread asks for at a time where two rows are read again.
+pub const PAIR_LONG: usize = 2;
 /// Dynamic shared memory of a block that works on one row: two sets of one slot of 8 bytes a warp.
 pub const EXCHANGE_BYTES: u64 = 2 * 32 * 8;
 
@@ -178,55 +203,79 @@ mod device {
         unsafe { T::join(value, f32::NEG_INFINITY, turn, math::fmax) }
     }
 
-    /// Calls `visit(k, column)` for each vector of this thread. `VECTORS` is how many there are at most, 0 for any
-    /// number of them.
+    /// Calls `visit(column)` for each vector of this thread.
     #[inline(always)]
-    pub fn each<T: Team, const VECTORS: usize>(columns: u32, mut visit: impl FnMut(usize, u32)) {
+    pub fn each<T: Team>(columns: u32, mut visit: impl FnMut(u32)) {
         let mut column = T::lane() * WIDTH;
-        if VECTORS == 0 {
-            while column < columns {
-                visit(0, column);
-                column += T::LANES * WIDTH;
+        while column < columns {
+            visit(column);
+            column += T::LANES * WIDTH;
+        }
+    }
+
+    /// `N` vectors of a row in the registers of a thread, those at `base + 8(lane + k·lanes)`, as they lie in memory.
+    pub type Part<E, const N: usize> = [<E as Element>::Packed; N];
+
+    /// Calls `visit(column, k, vector)` for the vectors of a part that the row has.
+    #[inline(always)]
+    pub fn visit<T: Team, E: Element, const N: usize>(
+        columns: u32,
+        base: u32,
+        part: &Part<E, N>,
+        mut visit: impl FnMut(u32, usize, Vector),
+    ) {
+        let mut k = 0;
+        while k < N {
+            let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+            if column < columns {
+                visit(column, k, E::unpack8(part[k]));
             }
+            k += 1;
+        }
+    }
+
+    /// Calls `each` for every vector of this thread: of the part that is `HELD`, or of one part after the other, loaded
+    /// again.
+    #[inline(always)]
+    pub fn pass<T: Team, E: Element, const N: usize, const HELD: bool>(
+        columns: u32,
+        held: &Part<E, N>,
+        load: impl Fn(u32) -> Part<E, N>,
+        mut each: impl FnMut(u32, usize, Vector),
+    ) {
+        if HELD {
+            visit::<T, E, N>(columns, 0, held, each);
         } else {
-            let mut k = 0;
-            while k < VECTORS {
-                if column < columns {
-                    visit(k, column);
-                }
-                column += T::LANES * WIDTH;
-                k += 1;
+            let mut base = 0;
+            while base < columns {
+                visit::<T, E, N>(columns, base, &load(base), &mut each);
+                base += T::LANES * WIDTH * N as u32;
             }
         }
     }
 
-    /// A row's part in the registers of a thread; nothing for `VECTORS = 0`.
-    pub struct Held<const VECTORS: usize>([Vector; VECTORS]);
-
-    impl<const VECTORS: usize> Held<VECTORS> {
-        /// Zeros.
-        #[inline(always)]
-        pub const fn new() -> Self {
-            Self([[0.0; 8]; VECTORS])
-        }
-
-        /// Keeps vector `k`, or forgets it.
-        #[inline(always)]
-        pub fn keep(&mut self, k: usize, value: Vector) {
-            if VECTORS > 0 {
-                // SAFETY: `each` counts below VECTORS.
-                unsafe { *self.0.get_unchecked_mut(k) = value }
-            }
-        }
-
-        /// Vector `k` as it was kept, or loaded again.
-        #[inline(always)]
-        pub fn get(&self, k: usize, again: impl FnOnce() -> Vector) -> Vector {
-            if VECTORS > 0 {
-                // SAFETY: `each` counts below VECTORS.
-                unsafe { *self.0.get_unchecked(k) }
-            } else {
-                again()
+    /// As [`pass`], of two rows together.
+    #[inline(always)]
+    pub fn pair_pass<T: Team, E: Element, const N: usize, const HELD: bool>(
+        columns: u32,
+        held: [&Part<E, N>; 2],
+        load: impl Fn(u32) -> Part<E, N>,
+        load_other: impl Fn(u32) -> Part<E, N>,
+        mut each: impl FnMut(u32, usize, Vector, Vector),
+    ) {
+        let mut both = |base, one: &Part<E, N>, other: &Part<E, N>| {
+            visit::<T, E, N>(columns, base, one, |column, k, vector| {
+                // SAFETY: `k` is below N.
+                each(column, k, vector, E::unpack8(unsafe { *other.get_unchecked(k) }));
+            });
+        };
+        if HELD {
+            both(0, held[0], held[1]);
+        } else {
+            let mut base = 0;
+            while base < columns {
+                both(base, &load(base), &load_other(base));
+                base += T::LANES * WIDTH * N as u32;
             }
         }
     }
@@ -274,6 +323,125 @@ mod device {
                     i += 1;
                 }
                 values
+            }
+        }
+
+        /// This thread's vectors from `base` on, all asked for before the first is used; `fill` beyond the row.
+        /// `MUT`: of memory that this thread writes later.
+        ///
+        /// # Safety
+        /// - As for [`load`](Self::load), or [`load_mut`](Self::load_mut).
+        #[inline(always)]
+        pub unsafe fn part<T: Team, E: Element, const N: usize, const MUT: bool>(
+            self,
+            base: u32,
+            fill: f32,
+        ) -> Part<E, N> {
+            let mut part = [E::ZEROS; N];
+            let mut k = 0;
+            if self.aligned && self.columns % WIDTH == 0 {
+                while k < N {
+                    let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                    let at = (self.address + column as u64 * size_of::<E>() as u64) as *const E;
+                    if column < self.columns {
+                        // SAFETY: within the row, and aligned.
+                        part[k] = unsafe {
+                            if MUT {
+                                E::load8_packed(at)
+                            } else {
+                                E::load8_packed_nc(at)
+                            }
+                        };
+                    }
+                    k += 1;
+                }
+            } else {
+                while k < N {
+                    let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                    if column < self.columns {
+                        // SAFETY: forwarded to the caller.
+                        let values = unsafe {
+                            if MUT {
+                                self.load_mut::<E>(column, fill)
+                            } else {
+                                self.load::<E>(column, fill)
+                            }
+                        };
+                        part[k] = E::pack8(values);
+                    }
+                    k += 1;
+                }
+            }
+            part
+        }
+
+        /// Brings the first `N` vectors of each thread into L2.
+        ///
+        /// # Safety
+        /// - The row is readable.
+        #[inline(always)]
+        pub unsafe fn prefetch<T: Team, E: Element, const N: usize>(self) {
+            let size = size_of::<E>() as u32;
+            // One lane a line.
+            if T::lane() % (128 / (WIDTH * size)) == 0 {
+                let mut k = 0;
+                while k < N {
+                    let column = (T::lane() + k as u32 * T::LANES) * WIDTH;
+                    if column < self.columns {
+                        // SAFETY: within the row.
+                        unsafe { global::prefetch_l2((self.address + (column * size) as u64) as *const u8) };
+                    }
+                    k += 1;
+                }
+            }
+        }
+
+        /// Adds this thread's vectors from `base` on to `part`, rounded.
+        ///
+        /// # Safety
+        /// - As for [`load`](Self::load).
+        #[inline(always)]
+        pub unsafe fn add_to<T: Team, E: Element, const N: usize>(self, base: u32, part: &mut Part<E, N>) {
+            let sum = |a: E::Packed, b: Vector| E::pack8(zip(E::unpack8(a), b, |a, b| a + b));
+            let whole = self.aligned && self.columns % WIDTH == 0;
+            let mut k = 0;
+            if whole {
+                while k < N {
+                    let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                    let at = (self.address + column as u64 * size_of::<E>() as u64) as *const E;
+                    let mut other = E::ZEROS;
+                    if column < self.columns {
+                        // SAFETY: within the row, and aligned.
+                        other = unsafe { E::load8_packed_nc(at) };
+                    }
+                    part[k] = sum(part[k], E::unpack8(other));
+                    k += 1;
+                }
+            } else {
+                while k < N {
+                    let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                    if column < self.columns {
+                        // SAFETY: forwarded to the caller.
+                        part[k] = sum(part[k], unsafe { self.load::<E>(column, 0.0) });
+                    }
+                    k += 1;
+                }
+            }
+        }
+
+        /// As [`load`](Self::load), of a row that others read too: it stays in L1. Zeros beyond the row.
+        ///
+        /// # Safety
+        /// - As for [`load`](Self::load).
+        #[inline(always)]
+        pub unsafe fn load_again<E: Element>(self, column: u32) -> Vector {
+            let at = (self.address + column as u64 * size_of::<E>() as u64) as *const E;
+            // SAFETY: as above.
+            unsafe {
+                if self.aligned && column + WIDTH <= self.columns {
+                    return E::unpack8(E::load8_packed_cached(at));
+                }
+                self.load::<E>(column, 0.0)
             }
         }
 
@@ -349,12 +517,14 @@ mod device {
     /// The values with those beyond the row replaced by `fill`.
     #[inline(always)]
     pub fn inside(mut x: Vector, column: u32, columns: u32, fill: f32) -> Vector {
-        let mut i = 0;
-        while i < 8 {
-            if column + i as u32 >= columns {
-                x[i] = fill;
+        if column + WIDTH > columns {
+            let mut i = 0;
+            while i < 8 {
+                if column + i as u32 >= columns {
+                    x[i] = fill;
+                }
+                i += 1;
             }
-            i += 1;
         }
         x
     }

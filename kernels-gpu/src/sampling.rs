@@ -4,13 +4,23 @@
 //! the order in which threads add them up changes nothing, and a row's token depends on its logits, the seed, the
 //! offset and its number alone. Thresholds are found by radix selection over the logits' bits: four rounds of a
 //! histogram of 256 counts (top-k) or of 256 sums of probabilities (top-p).
+//!
+//! Where top-k keeps few, two passes over the row are enough: of the threads' own maxima, the k-th largest bounds the
+//! row's k-th largest from below, so that hardly more than k logits reach it. Those are gathered in shared memory and
+//! sorted there; the same logits are kept and the same token is drawn as on the long way, which is taken when too many
+//! reach the bound.
 
 use crate::kernel_params;
 
 /// Threads of the block of a row.
 pub const THREADS: u32 = 1024;
-/// Dynamic shared memory: two sets of slots for reductions, the histogram, and what one thread tells the others.
-pub const SHARED_BYTES: u64 = 512 + 256 * 8 + 16;
+/// Largest top-k that is sought among gathered candidates.
+pub const FEW: u64 = 256;
+/// Candidates that there is room for.
+pub const CANDIDATES: u32 = 1024;
+/// Dynamic shared memory: two sets of slots for reductions, the histogram (or the threads' maxima, and then the
+/// candidates and their probabilities), and what one thread tells the others.
+pub const SHARED_BYTES: u64 = 512 + 2 * CANDIDATES as u64 * 8 + 16;
 /// `top_p` that keeps everything: 1 as a fixed-point number.
 pub const TOP_P_ONE: u64 = 1 << 32;
 
@@ -50,7 +60,7 @@ kernel_params! {
 mod device {
     use super::*;
     use crate::philox::philox4x32_10;
-    use crate::row::{Block, Row, Team, Vector, each, exp};
+    use crate::row::{Block, Row, Team, Vector, each, exp, pass};
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{
         atomic::{Cta, Relaxed, shared as shared_atomic},
@@ -61,6 +71,11 @@ mod device {
     };
 
     type Threads = Block<THREADS>;
+
+    /// Where one thread tells the others something.
+    const ANSWER: u32 = 512 + 2 * CANDIDATES * 8;
+    /// Where the probabilities of candidates are.
+    const WEIGHTS: u32 = 512 + CANDIDATES * 8;
 
     /// A number that rises with the value; 0 is no value's, and NaN comes last.
     #[inline(always)]
@@ -103,11 +118,137 @@ mod device {
             unsafe { self.row.load::<E>(column, f32::NEG_INFINITY) }
         }
 
+        /// Calls `visit(column, logits)` for the vectors of this thread, several of whose loads are on the way at once.
+        #[inline(always)]
+        unsafe fn all<E: Element>(&self, visit: impl FnMut(u32, Vector)) {
+            let mut visit = visit;
+            let load = #[inline(always)]
+            |base| {
+                // SAFETY: the host gives the extents.
+                unsafe { self.row.part::<Threads, E, 4, false>(base, f32::NEG_INFINITY) }
+            };
+            let held = [E::ZEROS; 4];
+            pass::<Threads, E, 4, false>(self.row.columns, &held, load, |column, _, x| visit(column, x));
+        }
+
+        /// Gathers in shared memory the logits that reach the `k`-th largest of the threads' maxima, `own` being this
+        /// thread's, as key and complement of the column; their number, which may be more than there is room for.
+        #[inline(always)]
+        unsafe fn gather<E: Element>(&self, k: u32, own: u64) -> u32 {
+            let me = thread::thread_idx_x();
+            let (list, bound) = (Shared::<u64>::dynamic(512), Shared::<u64>::dynamic(ANSWER));
+            let count = Shared::<u32>::dynamic(ANSWER + 8);
+            // SAFETY: the launch gives SHARED_BYTES; all threads of the block take the same way.
+            unsafe {
+                // Pairs of threads have maxima enough.
+                let neighbour = warp::shfl_bfly(own, 1);
+                let own = if neighbour > own { neighbour } else { own };
+                if me % 2 == 0 {
+                    list.add(me / 2).write(own);
+                }
+                if me == 0 {
+                    count.write(0);
+                    bound.write(0);
+                }
+                syncthreads();
+                // Maxima differ by their columns, but for the zeros of threads without any: where fewer than k are left,
+                // the bound stays 0.
+                if me < THREADS / 2 {
+                    let own = list.add(me).read();
+                    let (mut greater, mut other) = (0, 0);
+                    while other < THREADS / 2 {
+                        greater += (list.add(other).read() > own) as u32;
+                        other += 1;
+                    }
+                    if own != 0 && greater == k - 1 {
+                        bound.write(own);
+                    }
+                }
+                syncthreads();
+                let bound = (bound.read() >> 32) as u32;
+                self.all::<E>(|column, x| {
+                    let mut i = 0;
+                    while i < 8 {
+                        let (at, key) = (column + i as u32, key(x[i]));
+                        if at < self.row.columns && key >= bound {
+                            let place = shared_atomic::add_u32::<Relaxed, Cta>(count, 1);
+                            if place < CANDIDATES {
+                                list.add(place).write((key as u64) << 32 | !at as u64);
+                            }
+                        }
+                        i += 1;
+                    }
+                });
+                syncthreads();
+                let count = count.read();
+                syncthreads();
+                count
+            }
+        }
+
+        /// The token of `count` candidates, among which all of the kept are.
+        #[inline(always)]
+        unsafe fn choose_of(&self, p: &SamplingParams, row: u64, count: u32, turn: &mut u32) -> u32 {
+            let me = thread::thread_idx_x();
+            let (list, answer) = (Shared::<u64>::dynamic(512), Shared::<u64>::dynamic(ANSWER));
+            // SAFETY: the launch gives SHARED_BYTES; all threads of the block take the same way.
+            unsafe {
+                let weights = Shared::<u64>::dynamic(WEIGHTS);
+                let own = if me < count { list.add(me).read() } else { 0 };
+                let weight = if me < count {
+                    self.weight(value((own >> 32) as u32))
+                } else {
+                    0
+                };
+                weights.add(me).write(weight);
+                syncthreads();
+                // How many come before this one in descending order, and the sum of their probabilities: of equal
+                // logits the leftmost comes first.
+                let (mut rank, mut before, mut other) = (0u32, 0u64, 0);
+                while other < count {
+                    if list.add(other).read() > own {
+                        rank += 1;
+                        before += weights.add(other).read();
+                    }
+                    other += 1;
+                }
+                let mut kept = me < count && (rank as u64) < p.top_k;
+                let mut total = Threads::join(if kept { weight } else { 0 }, 0, turn, |a, b| a + b);
+                if p.top_p < TOP_P_ONE {
+                    let wanted = share_of(total, p.top_p);
+                    kept = kept && before < wanted;
+                    total = Threads::join(if kept { weight } else { 0 }, 0, turn, |a, b| a + b);
+                }
+                // The same candidates by columns: sums run from the left.
+                let target = draw(p, row, total);
+                syncthreads();
+                if !kept {
+                    weights.add(me).write(0);
+                }
+                syncthreads();
+                let (column, mut left) = (!(own as u32), 0);
+                let mut other = 0;
+                while other < count {
+                    if !(list.add(other).read() as u32) < column {
+                        left += weights.add(other).read();
+                    }
+                    other += 1;
+                }
+                if kept && left <= target && left + weight > target {
+                    answer.write(column as u64);
+                }
+                syncthreads();
+                let column = answer.read() as u32;
+                syncthreads();
+                column
+            }
+        }
+
         /// The sum of `of` over the row.
         #[inline(always)]
         unsafe fn total<E: Element>(&self, turn: &mut u32, of: impl Fn(f32) -> u64) -> u64 {
             let mut total = 0;
-            each::<Threads, 0>(self.row.columns, |_, column| {
+            each::<Threads>(self.row.columns, |column| {
                 // SAFETY: as above.
                 let x = unsafe { self.load::<E>(column) };
                 let mut i = 0;
@@ -129,10 +270,7 @@ mod device {
             let (mut prefix, mut known, mut above) = (0u32, 0u32, 0u64);
             let me = thread::thread_idx_x();
             let bins = Shared::<u64>::dynamic(512);
-            let (found, sum) = (
-                Shared::<u64>::dynamic(512 + 2048),
-                Shared::<u64>::dynamic(512 + 2048 + 8),
-            );
+            let (found, sum) = (Shared::<u64>::dynamic(ANSWER), Shared::<u64>::dynamic(ANSWER + 8));
             let mut shift = 32;
             // SAFETY: the launch gives SHARED_BYTES; all threads of the block take the same way.
             unsafe {
@@ -142,7 +280,7 @@ mod device {
                         bins.add(me).write(0);
                     }
                     syncthreads();
-                    each::<Threads, 0>(self.row.columns, |_, column| {
+                    each::<Threads>(self.row.columns, |column| {
                         let x = self.load::<E>(column);
                         let mut i = 0;
                         while i < 8 {
@@ -195,7 +333,7 @@ mod device {
         #[inline(always)]
         unsafe fn first_beyond<E: Element>(&self, target: u64, turn: &mut u32, of: impl Fn(u32, f32) -> u64) -> u32 {
             let me = thread::thread_idx_x();
-            let (slots, answer) = (Shared::<u64>::dynamic(512), Shared::<u64>::dynamic(512 + 2048));
+            let (slots, answer) = (Shared::<u64>::dynamic(512), Shared::<u64>::dynamic(ANSWER));
             let (mut base, mut running) = (0u32, 0u64);
             // SAFETY: the launch gives SHARED_BYTES; all threads of the block take the same way.
             unsafe {
@@ -270,6 +408,28 @@ mod device {
         value
     }
 
+    /// ⌈total · share / 2³²⌉, at least 1, without overflow.
+    #[inline(always)]
+    fn share_of(total: u64, share: u64) -> u64 {
+        let (high, low) = ((total >> 32) * share, (total & 0xFFFF_FFFF) * share);
+        let wanted = high + (low >> 32) + (low & 0xFFFF_FFFF != 0) as u64;
+        if wanted == 0 { 1 } else { wanted }
+    }
+
+    /// A number below `total`, this row's.
+    #[inline(always)]
+    unsafe fn draw(p: &SamplingParams, row: u64, total: u64) -> u64 {
+        let mut offset = p.offset;
+        if p.offset_address != 0 {
+            // SAFETY: the host gives the address.
+            offset = offset.wrapping_add(unsafe { global::ld_nc(p.offset_address as *const u64) });
+        }
+        let counter = [row as u32, 0, offset as u32, (offset >> 32) as u32];
+        let number = (philox4x32_10(counter, [p.seed as u32, (p.seed >> 32) as u32])[0] >> 8) as u64;
+        // ⌊number / 2²⁴ · total⌋ without overflow.
+        number * (total >> 24) + (number * (total & 0xFF_FFFF) >> 24)
+    }
+
     /// The column of a row's token.
     #[inline(always)]
     unsafe fn choose<E: Element>(p: &SamplingParams, row: u64, turn: &mut u32) -> u32 {
@@ -281,25 +441,30 @@ mod device {
         // SAFETY: the host gives the extents; all threads of the block take the same way.
         unsafe {
             // The largest key, of equal ones the leftmost.
-            let mut best = 0u64;
-            each::<Threads, 0>(p.columns, |_, column| {
-                let x = logits.load::<E>(column);
+            let mut own = 0u64;
+            logits.all::<E>(|column, x| {
                 let mut i = 0;
                 while i < 8 {
                     let at = column + i as u32;
                     let candidate = (key(x[i]) as u64) << 32 | !at as u64;
-                    if at < p.columns && candidate > best {
-                        best = candidate;
+                    if at < p.columns && candidate > own {
+                        own = candidate;
                     }
                     i += 1;
                 }
             });
-            let best = Threads::join(best, 0, turn, |a, b| if a > b { a } else { b });
+            let best = Threads::join(own, 0, turn, |a, b| if a > b { a } else { b });
             let (best_key, best_column) = ((best >> 32) as u32, !(best as u32));
             logits.max = value(best_key);
             let certain = !(logits.max > f32::NEG_INFINITY && logits.max < f32::INFINITY);
             if p.greedy != 0 || certain || p.top_k == 1 {
                 return best_column;
+            }
+            if p.top_k <= FEW && p.top_k < p.columns as u64 {
+                let count = logits.gather::<E>(p.top_k as u32, own);
+                if count <= CANDIDATES {
+                    return logits.choose_of(p, row, count, turn);
+                }
             }
             // Kept are the keys above `threshold`, of sum `above`, and the first `ties` that are equal to it.
             let (mut threshold, mut ties) = (0u32, 0u64);
@@ -316,10 +481,7 @@ mod device {
                     0
                 };
                 let total = above + ties * each_tie;
-                // ⌈total · top_p⌉ without overflow.
-                let (high, low) = ((total >> 32) * p.top_p, (total & 0xFFFF_FFFF) * p.top_p);
-                let wanted = high + (low >> 32) + (low & 0xFFFF_FFFF != 0) as u64;
-                let wanted = if wanted == 0 { 1 } else { wanted };
+                let wanted = share_of(total, p.top_p);
                 if wanted <= above {
                     let (key, greater) =
                         logits.select::<E>(wanted, |key, x| if key > bottom { logits.weight(x) } else { 0 });
@@ -338,14 +500,7 @@ mod device {
                 total += ties * logits.weight(value(threshold));
                 last_tie = logits.first_beyond::<E>(ties - 1, turn, |_, x| (key(x) == threshold) as u64);
             }
-            let mut offset = p.offset;
-            if p.offset_address != 0 {
-                offset = offset.wrapping_add(global::ld_nc(p.offset_address as *const u64));
-            }
-            let counter = [row as u32, 0, offset as u32, (offset >> 32) as u32];
-            let number = (philox4x32_10(counter, [p.seed as u32, (p.seed >> 32) as u32])[0] >> 8) as u64;
-            // ⌊number / 2²⁴ · total⌋ without overflow.
-            let target = number * (total >> 24) + (number * (total & 0xFF_FFFF) >> 24);
+            let target = draw(p, row, total);
             logits.first_beyond::<E>(target, turn, |column, x| {
                 let key = key(x);
                 if key > threshold || (key == threshold && column <= last_tie) {

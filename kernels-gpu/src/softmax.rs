@@ -46,7 +46,10 @@ kernel_params! {
 mod device {
     use super::SoftmaxParams;
     use crate::row::*;
-    use crate::row::{BLOCK_THREADS, WARP_THREADS, WIDE_THREADS};
+    use crate::row::{
+        BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, PAIR_BLOCK_HELD, PAIR_BLOCK_THREADS, PAIR_LONG,
+        PAIR_WARP_HELD, WARP_THREADS, WIDE_THREADS, WIDTH,
+    };
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{kernel, math};
 
@@ -84,18 +87,22 @@ mod device {
             }
         }
 
-        /// Scaled and masked logits from `column`, −∞ where nothing is seen.
+        /// This thread's inputs from `base` on.
         #[inline(always)]
-        unsafe fn logits<E: Element>(&self, column: u32) -> Vector {
+        unsafe fn part<T: Team, E: Element, const N: usize>(&self, base: u32) -> Part<E, N> {
             // SAFETY: the host gives the extents.
-            unsafe {
-                let x = self.x.load::<E>(column, 0.0);
-                let mut x = map(x, |x| x * self.scale);
-                if self.masked {
-                    x = zip(x, self.mask.load::<E>(column, 0.0), |x, m| x + m);
-                }
-                inside(x, column, self.seen, f32::NEG_INFINITY)
+            unsafe { self.x.part::<T, E, N, false>(base, 0.0) }
+        }
+
+        /// Inputs at `column`, scaled and masked; −∞ where nothing is seen.
+        #[inline(always)]
+        unsafe fn logits<E: Element>(&self, column: u32, x: Vector) -> Vector {
+            let mut x = map(x, |x| x * self.scale);
+            if self.masked {
+                // SAFETY: the host gives the extents. Rows often share a mask.
+                x = zip(x, unsafe { self.mask.load_again::<E>(column) }, |x, m| x + m);
             }
+            inside(x, column, self.seen, f32::NEG_INFINITY)
         }
     }
 
@@ -105,31 +112,32 @@ mod device {
         if max == f32::NEG_INFINITY { 0.0 } else { max }
     }
 
-    /// Maximum (0 when there is none) and sum of exponentials of a row whose vectors are kept in `held`, or read
-    /// once with the sum corrected as the maximum rises.
+    /// Maximum (0 when there is none) and sum of exponentials of a row that is `HELD`, or read once with the sum
+    /// corrected as the maximum rises.
     #[inline(always)]
-    unsafe fn statistics<E: Element, T: Team, const VECTORS: usize>(
+    unsafe fn statistics<E: Element, T: Team, const N: usize, const HELD: bool>(
         view: &View,
-        held: &mut Held<VECTORS>,
+        held: &Part<E, N>,
         turn: &mut u32,
     ) -> (f32, f32) {
+        // SAFETY: as the caller promises.
+        let load = #[inline(always)]
+        |base| unsafe { view.part::<T, E, N>(base) };
+        // SAFETY: as above.
+        let logits = |column, x| unsafe { view.logits::<E>(column, x) };
         let (mut max, mut total) = (f32::NEG_INFINITY, 0.0);
-        if VECTORS > 0 {
-            each::<T, VECTORS>(view.seen, |k, column| {
-                // SAFETY: as the caller promises.
-                let x = unsafe { view.logits::<E>(column) };
-                max = math::fmax(max, greatest(x));
-                held.keep(k, x);
+        if HELD {
+            visit::<T, E, N>(view.seen, 0, held, |column, _, x| {
+                max = math::fmax(max, greatest(logits(column, x)));
             });
             // SAFETY: the team is together.
             max = finite(unsafe { row_max::<T>(max, turn) });
-            each::<T, VECTORS>(view.seen, |k, _| {
-                total += add_up(map(held.get(k, || [0.0; 8]), |x| exp(x - max)));
+            visit::<T, E, N>(view.seen, 0, held, |column, _, x| {
+                total += add_up(map(logits(column, x), |x| exp(x - max)));
             });
         } else {
-            each::<T, VECTORS>(view.seen, |_, column| {
-                // SAFETY: as the caller promises.
-                let x = unsafe { view.logits::<E>(column) };
+            pass::<T, E, N, false>(view.seen, held, load, |column, _, x| {
+                let x = logits(column, x);
                 let higher = math::fmax(max, greatest(x));
                 let base = finite(higher);
                 total = total * exp(finite(max) - base) + add_up(map(x, |x| exp(x - base)));
@@ -146,8 +154,19 @@ mod device {
 
     use crate::row::max as row_max;
 
+    /// Stores `fill` in what follows the vectors that a row sees.
     #[inline(always)]
-    unsafe fn forward<E: Element, T: Team, const VECTORS: usize>(p: SoftmaxParams) {
+    unsafe fn fill_rest<E: Element, T: Team>(y: Row, seen: u32, fill: f32) {
+        let mut column = seen.next_multiple_of(WIDTH) + T::lane() * WIDTH;
+        while column < y.columns {
+            // SAFETY: forwarded to the caller.
+            unsafe { y.store::<E>(column, [fill; 8]) };
+            column += T::LANES * WIDTH;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn forward<E: Element, T: Team, const N: usize, const HELD: bool>(p: SoftmaxParams) {
         let mut turn = 0;
         let mut row = T::first();
         while row < p.rows {
@@ -155,35 +174,34 @@ mod device {
             unsafe {
                 let view = View::new::<E>(&p, row);
                 let y = Row::new::<E>(p.y, row, p.y_stride, p.columns, p.aligned);
-                let mut held = Held::<VECTORS>::new();
-                let (max, total) = statistics::<E, T, VECTORS>(&view, &mut held, &mut turn);
+                let load = #[inline(always)]
+                |base| view.part::<T, E, N>(base);
+                let held = if HELD { load(0) } else { [E::ZEROS; N] };
+                let (max, total) = statistics::<E, T, N, HELD>(&view, &held, &mut turn);
                 let hidden = if p.log != 0 { f32::NEG_INFINITY } else { 0.0 };
                 // A row that sees nothing has total 0, and its logits are −∞.
                 let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
                 let log_total = math::lg2(total) * LN_2;
-                each::<T, VECTORS>(p.columns, |k, column| {
-                    let mut out = [hidden; 8];
-                    if column < view.seen {
-                        let x = held.get(k, || view.logits::<E>(column));
-                        out = if p.log == 0 {
-                            map(x, |x| exp(x - max) * factor)
-                        } else if total == 0.0 {
-                            out
-                        } else {
-                            map(x, |x| (x - max) - log_total)
-                        };
-                        // NaN · 0 and its like must not leak out of what is seen.
-                        out = inside(out, column, view.seen, hidden);
-                    }
-                    y.store::<E>(column, out);
+                pass::<T, E, N, HELD>(view.seen, &held, load, |column, _, x| {
+                    let x = view.logits::<E>(column, x);
+                    let out = if p.log == 0 {
+                        map(x, |x| exp(x - max) * factor)
+                    } else if total == 0.0 {
+                        [hidden; 8]
+                    } else {
+                        map(x, |x| (x - max) - log_total)
+                    };
+                    // NaN · 0 and its like must not leak out of what is seen.
+                    y.store::<E>(column, inside(out, column, view.seen, hidden));
                 });
+                fill_rest::<E, T>(y, view.seen, hidden);
             }
             row += T::step();
         }
     }
 
     #[inline(always)]
-    unsafe fn backward<E: Element, T: Team, const VECTORS: usize>(p: SoftmaxParams) {
+    unsafe fn backward<E: Element, T: Team, const N: usize, const HELD: bool>(p: SoftmaxParams) {
         let mut turn = 0;
         let mut row = T::first();
         while row < p.rows {
@@ -192,27 +210,31 @@ mod device {
                 let view = View::new::<E>(&p, row);
                 let out = Row::new::<E>(p.y, row, p.y_stride, p.columns, p.aligned);
                 let dy = Row::new::<E>(p.dy, row, p.dy_stride, view.seen, p.aligned);
-                let mut held = Held::<VECTORS>::new();
-                let (max, total) = statistics::<E, T, VECTORS>(&view, &mut held, &mut turn);
+                let load = #[inline(always)]
+                |base| view.part::<T, E, N>(base);
+                let load_dy = #[inline(always)]
+                |base| dy.part::<T, E, N, false>(base, 0.0);
+                let (mut held, mut gradients) = ([E::ZEROS; N], [E::ZEROS; N]);
+                if HELD {
+                    held = load(0);
+                    gradients = load_dy(0);
+                }
+                let (max, total) = statistics::<E, T, N, HELD>(&view, &held, &mut turn);
                 let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
-                let mut gradients = Held::<VECTORS>::new();
                 let mut along = 0.0;
-                each::<T, VECTORS>(view.seen, |k, column| {
-                    let g = dy.load::<E>(column, 0.0);
-                    gradients.keep(k, g);
+                pair_pass::<T, E, N, HELD>(view.seen, [&held, &gradients], load, load_dy, |column, _, x, g| {
                     if p.log != 0 {
                         along += add_up(g);
                     } else {
-                        let x = held.get(k, || view.logits::<E>(column));
+                        let x = view.logits::<E>(column, x);
                         along += add_up(zip(x, g, |x, g| exp(x - max) * factor * g));
                     }
                 });
                 let along = sum::<T>(along, &mut turn);
-                each::<T, VECTORS>(p.columns, |k, column| {
+                pair_pass::<T, E, N, HELD>(view.seen, [&held, &gradients], load, load_dy, |column, _, x, g| {
                     let mut dx = [0.0; 8];
-                    if column < view.seen && total != 0.0 {
-                        let x = held.get(k, || view.logits::<E>(column));
-                        let g = gradients.get(k, || dy.load::<E>(column, 0.0));
+                    if total != 0.0 {
+                        let x = view.logits::<E>(column, x);
                         dx = zip(x, g, |x, g| {
                             let probability = exp(x - max) * factor;
                             let inner = if p.log != 0 {
@@ -226,13 +248,14 @@ mod device {
                     }
                     out.store::<E>(column, dx);
                 });
+                fill_rest::<E, T>(out, view.seen, 0.0);
             }
             row += T::step();
         }
     }
 
     macro_rules! softmaxes {
-        ($($warp:ident $block:ident $wide:ident $long:ident $warp_backward:ident $block_backward:ident $long_backward:ident
+        ($($warp:ident $block:ident $large:ident $wide:ident $long:ident $warp_backward:ident $block_backward:ident $long_backward:ident
            $element:ty)*) => {
             kernel! {$(
                 /// Rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements.
@@ -241,7 +264,7 @@ mod device {
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
                 #[launch(threads = WARP_THREADS)]
                 pub fn $warp(params: SoftmaxParams) {
-                    forward::<$element, Warp, 4>(params)
+                    forward::<$element, Warp, HELD, true>(params)
                 }
 
                 /// Rows of up to [`BLOCK_COLUMNS`](crate::row::BLOCK_COLUMNS) elements.
@@ -250,7 +273,16 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = BLOCK_THREADS)]
                 pub fn $block(params: SoftmaxParams) {
-                    forward::<$element, Block<BLOCK_THREADS>, 4>(params)
+                    forward::<$element, Block<BLOCK_THREADS>, HELD, true>(params)
+                }
+
+                /// Rows of up to [`LARGE_COLUMNS`](crate::row::LARGE_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = LARGE_THREADS)]
+                pub fn $large(params: SoftmaxParams) {
+                    forward::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
 
                 /// Rows of up to [`WIDE_COLUMNS`](crate::row::WIDE_COLUMNS) elements.
@@ -259,54 +291,54 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = WIDE_THREADS)]
                 pub fn $wide(params: SoftmaxParams) {
-                    forward::<$element, Block<WIDE_THREADS>, 4>(params)
+                    forward::<$element, Block<WIDE_THREADS>, HELD, true>(params)
                 }
 
                 /// Rows of any length.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = WIDE_THREADS)]
+                #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: SoftmaxParams) {
-                    forward::<$element, Block<WIDE_THREADS>, 0>(params)
+                    forward::<$element, Block<LONG_THREADS>, { long::<$element>() }, false>(params)
                 }
 
-                /// Gradient of rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements.
+                /// Gradient of rows of up to [`PAIR_WARP_COLUMNS`](crate::row::PAIR_WARP_COLUMNS) elements.
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
                 #[launch(threads = WARP_THREADS)]
                 pub fn $warp_backward(params: SoftmaxParams) {
-                    backward::<$element, Warp, 4>(params)
+                    backward::<$element, Warp, PAIR_WARP_HELD, true>(params)
                 }
 
-                /// Gradient of rows of up to [`BLOCK_COLUMNS`](crate::row::BLOCK_COLUMNS) elements.
+                /// Gradient of rows of up to [`PAIR_BLOCK_COLUMNS`](crate::row::PAIR_BLOCK_COLUMNS) elements.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = BLOCK_THREADS)]
+                #[launch(threads = PAIR_BLOCK_THREADS, min_blocks = 1)]
                 pub fn $block_backward(params: SoftmaxParams) {
-                    backward::<$element, Block<BLOCK_THREADS>, 4>(params)
+                    backward::<$element, Block<PAIR_BLOCK_THREADS>, PAIR_BLOCK_HELD, true>(params)
                 }
 
                 /// Gradient of rows of any length.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = WIDE_THREADS)]
+                #[launch(threads = LONG_THREADS)]
                 pub fn $long_backward(params: SoftmaxParams) {
-                    backward::<$element, Block<WIDE_THREADS>, 0>(params)
+                    backward::<$element, Block<LONG_THREADS>, PAIR_LONG, false>(params)
                 }
             )*}
         };
     }
 
     softmaxes! {
-        softmax_warp_f32 softmax_block_f32 softmax_wide_f32 softmax_long_f32
+        softmax_warp_f32 softmax_block_f32 softmax_large_f32 softmax_wide_f32 softmax_long_f32
             softmax_warp_backward_f32 softmax_block_backward_f32 softmax_long_backward_f32 f32
-        softmax_warp_f16 softmax_block_f16 softmax_wide_f16 softmax_long_f16
+        softmax_warp_f16 softmax_block_f16 softmax_large_f16 softmax_wide_f16 softmax_long_f16
             softmax_warp_backward_f16 softmax_block_backward_f16 softmax_long_backward_f16 F16
-        softmax_warp_bf16 softmax_block_bf16 softmax_wide_bf16 softmax_long_bf16
+        softmax_warp_bf16 softmax_block_bf16 softmax_large_bf16 softmax_wide_bf16 softmax_long_bf16
             softmax_warp_backward_bf16 softmax_block_backward_bf16 softmax_long_backward_bf16 Bf16
     }
 }

@@ -5,7 +5,7 @@ use host::reference::data::{Distribution, poison};
 use host::{AnyTensor, Device, Element, Float, Tensor};
 
 /// Row lengths around vectors, warps, blocks and the limits between kernels.
-pub const COLUMNS: [usize; 8] = [1, 7, 33, 256, 1024, 1030, 8200, 33_000];
+pub const COLUMNS: [usize; 9] = [1, 7, 33, 256, 1024, 1030, 5000, 8200, 33_000];
 
 /// `rows × columns` of a matrix whose rows have `before` and `after` elements of NaN around them.
 pub fn strided<T: Float>(device: &Device, data: &[T], rows: usize, before: usize, after: usize) -> Tensor<T> {

@@ -2,7 +2,7 @@
 
 use kernels_gpu::{
     activation::{GELU_ERF, GELU_TANH, IDENTITY, RELU, SILU},
-    elementwise::{AXES, CopyParams, ElementwiseParams, THREADS, TILE, TransposeParams},
+    elementwise::{AXES, CopyParams, ElementwiseParams, THREADS, TILE, TransposeParams, tile_pitch},
     row::WIDTH,
 };
 
@@ -389,7 +389,7 @@ pub fn copy(x: &AnyTensor, out: &AnyTensor) -> Result<()> {
                 params.rows.div_ceil(TILE),
                 params.batch.min(65_535),
             ])
-            .shared(TILE * (TILE + 1) * x.dtype().size())
+            .shared(TILE * tile_pitch(x.dtype().size()) * x.dtype().size())
             .reads("x", x)
             .writes("out", out)
             .prepare()?;

@@ -185,7 +185,7 @@ impl<'a> CrossEntropy<'a> {
         let dlogits = wanted.dlogits.map(|out| Rows::written("dlogits", out)).transpose()?;
         // Two kernels: rows that 256 threads hold, and all longer ones.
         let width = match Width::of(logits.columns) {
-            Width::Warp | Width::Block => Width::Block,
+            Width::Warp | Width::Block | Width::Large => Width::Block,
             _ => Width::Long,
         };
         let entry = format!("cross_entropy_{}_{}", width.name(), self.logits.dtype());

@@ -1,6 +1,9 @@
 //! What the row ops share: a tensor as a matrix of rows, and which kernel takes rows of a length.
 
-use kernels_gpu::row::{BLOCK_COLUMNS, EXCHANGE_BYTES, WARP_COLUMNS, WARP_ROWS, WIDE_COLUMNS};
+use kernels_gpu::row::{
+    BLOCK_COLUMNS, EXCHANGE_BYTES, LARGE_COLUMNS, PAIR_BLOCK_COLUMNS, PAIR_WARP_COLUMNS, WARP_COLUMNS, WARP_ROWS,
+    WIDE_COLUMNS,
+};
 
 use super::contiguous;
 use crate::{AnyTensor, DType, Error, Result};
@@ -79,6 +82,7 @@ impl Rows {
 pub(crate) enum Width {
     Warp,
     Block,
+    Large,
     Wide,
     Long,
 }
@@ -89,6 +93,8 @@ impl Width {
             Width::Warp
         } else if columns <= BLOCK_COLUMNS {
             Width::Block
+        } else if columns <= LARGE_COLUMNS {
+            Width::Large
         } else if columns <= WIDE_COLUMNS {
             Width::Wide
         } else {
@@ -98,9 +104,12 @@ impl Width {
 
     /// As [`Width::of`], of kernels that hold two rows and have no form for [`Width::Wide`].
     pub fn of_pair(columns: u64) -> Width {
-        match Width::of(columns) {
-            Width::Wide => Width::Long,
-            width => width,
+        if columns <= PAIR_WARP_COLUMNS {
+            Width::Warp
+        } else if columns <= PAIR_BLOCK_COLUMNS {
+            Width::Block
+        } else {
+            Width::Long
         }
     }
 
@@ -109,6 +118,7 @@ impl Width {
         match self {
             Width::Warp => "warp",
             Width::Block => "block",
+            Width::Large => "large",
             Width::Wide => "wide",
             Width::Long => "long",
         }

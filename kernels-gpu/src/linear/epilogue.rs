@@ -1,7 +1,7 @@
 //! What follows the product: factor, bias, activation, gate, residual, stores. Eight columns of a row at a time.
 
-use super::activation::{activate, activate_fast};
 use super::params::*;
+use crate::activation::eight::{activate, activate_fast};
 use crate::tile::element::{Bf16, Element, F16};
 use cuda_std::{global, math::fma};
 

@@ -8,9 +8,9 @@
 //! A weight `[n, k]` is the K-major operand of wgmma, `[k, n]` the transposed one. The eight-column turns of gated
 //! pairs are two axes of the tensor map.
 
-use super::activation::activate_fast;
 use super::epilogue::{Columns, Epilogue, tile_of};
 use super::params::*;
+use crate::activation::eight::activate_fast;
 use crate::pipeline::{Cursor, OneThread, Ring, Warps};
 use crate::tile::element::{Bf16, Element, F16};
 use crate::tile::layout::{Swizzle, TileLayout};

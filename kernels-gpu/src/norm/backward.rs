@@ -11,9 +11,9 @@ use crate::kernel_params;
 /// Rows that one team adds up at least.
 pub const ROWS: u64 = 16;
 /// Most teams of one warp.
-pub const WARP_TEAMS: u64 = 2112;
+pub const WARP_TEAMS: u64 = 1056;
 /// Most teams of one block.
-pub const BLOCK_TEAMS: u64 = 264;
+pub const BLOCK_TEAMS: u64 = 132;
 /// Threads of a block of the kernels over columns.
 pub const THREADS: u32 = 256;
 /// Columns that a block of `norm_columns_*` takes.
@@ -85,11 +85,19 @@ mod device {
     use super::super::device::{Geometry, Statistics};
     use super::*;
     use crate::row::*;
+    use crate::row::{
+        LONG_THREADS, PAIR_BLOCK_HELD, PAIR_BLOCK_THREADS, PAIR_LONG, PAIR_WARP_HELD, WARP_THREADS, WIDTH,
+    };
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{barrier::syncthreads, global, kernel, shared::Shared, thread};
 
+    /// Rows whose loads a thread of `norm_columns_*` starts together.
+    const AT_ONCE: usize = 4;
+    /// Rows of partial sums whose loads a thread of `norm_sum_*` starts together.
+    const SUMMED_AT_ONCE: usize = 16;
+
     #[inline(always)]
-    unsafe fn backward<E: Element, T: Team, const VECTORS: usize>(p: NormBackwardParams) {
+    unsafe fn backward<E: Element, T: Team, const N: usize, const HELD: bool>(p: NormBackwardParams) {
         let geometry = Geometry {
             columns: p.columns,
             centered: p.centered,
@@ -97,7 +105,8 @@ mod device {
             reciprocal: p.reciprocal,
         };
         let mut turn = 0;
-        let (mut dweight, mut dbias) = (Held::<VECTORS>::new(), Held::<VECTORS>::new());
+        // Sums of columns, where the row is held.
+        let (mut dweight, mut dbias) = ([[0.0f32; 8]; N], [[0.0f32; 8]; N]);
         let team = T::first();
         let mut row = team;
         while row < p.rows {
@@ -107,26 +116,31 @@ mod device {
             let weight = matrix(p.weight, 0);
             // SAFETY: the host gives the extents of all tensors; each element is one thread's.
             unsafe {
-                let load = |column| x.load::<E>(column, 0.0);
-                let load_dy = |column| dy.load::<E>(column, 0.0);
-                let through = |dy: Vector, column| {
+                let load = #[inline(always)]
+                |base| x.part::<T, E, N, false>(base, 0.0);
+                let load_dy = #[inline(always)]
+                |base| dy.part::<T, E, N, false>(base, 0.0);
+                let through = #[inline(always)]
+                |dy: Vector, column| {
                     if p.weight != 0 {
-                        zip(dy, weight.load::<E>(column, 0.0), |dy, w| dy * w)
+                        zip(dy, weight.load_again::<E>(column), |dy, w| dy * w)
                     } else {
                         dy
                     }
                 };
-                let (mut held, mut gradients) = (Held::<VECTORS>::new(), Held::<VECTORS>::new());
-                let mut total = 0.0;
-                each::<T, VECTORS>(p.columns, |k, column| {
-                    let s = load(column);
-                    total += add_up(s);
-                    held.keep(k, s);
-                    if VECTORS > 0 {
-                        gradients.keep(k, load_dy(column));
+                let (mut held, mut gradients) = ([E::ZEROS; N], [E::ZEROS; N]);
+                if HELD {
+                    held = load(0);
+                    gradients = load_dy(0);
+                    // The few warps that the sums of columns leave room for do not wait for memory long enough to keep it
+                    // busy: the next row comes as far as L2 meanwhile.
+                    let next = row + T::step();
+                    if next < p.rows {
+                        Row::new::<E>(p.x, next, p.x_stride, p.columns, p.aligned).prefetch::<T, E, N>();
+                        Row::new::<E>(p.dy, next, p.dy_stride, p.columns, p.aligned).prefetch::<T, E, N>();
                     }
-                });
-                let statistics = Statistics::new::<T, VECTORS>(&geometry, &held, total, &mut turn, load);
+                }
+                let statistics = Statistics::new::<T, E, N, HELD>(&geometry, &held, &mut turn, load);
                 if p.statistics != 0 && T::lane() == 0 {
                     let at = (p.statistics as *mut f32).add(row as usize * 3);
                     global::st(at, statistics.mean);
@@ -134,14 +148,13 @@ mod device {
                     global::st(at.add(2), statistics.scale);
                 }
                 let (mut along, mut mean) = (0.0, 0.0);
-                each::<T, VECTORS>(p.columns, |k, column| {
-                    let unit = map(held.get(k, || load(column)), |s| statistics.unit(s));
-                    let dy = gradients.get(k, || load_dy(column));
-                    if VECTORS > 0 {
-                        held.keep(k, unit);
-                        let both = zip(dy, unit, |dy, unit| dy * unit);
-                        dweight.keep(k, zip(dweight.get(k, || both), both, |sum, term| sum + term));
-                        dbias.keep(k, zip(dbias.get(k, || dy), dy, |sum, term| sum + term));
+                pair_pass::<T, E, N, HELD>(p.columns, [&held, &gradients], load, load_dy, |column, k, s, dy| {
+                    let unit = map(s, |s| statistics.unit(s));
+                    if HELD {
+                        // SAFETY: `k` is below N.
+                        let (dw, db) = (dweight.get_unchecked_mut(k), dbias.get_unchecked_mut(k));
+                        *dw = zip(*dw, zip(dy, unit, |dy, unit| dy * unit), |sum, term| sum + term);
+                        *db = zip(*db, dy, |sum, term| sum + term);
                     }
                     let g = through(dy, column);
                     mean += add_up(g);
@@ -150,9 +163,9 @@ mod device {
                 let (along, mean) = sum_pair::<T>(along, mean, &mut turn);
                 let along = along * p.reciprocal;
                 let mean = if p.centered != 0 { mean * p.reciprocal } else { 0.0 };
-                each::<T, VECTORS>(p.columns, |k, column| {
-                    let unit = held.get(k, || map(load(column), |s| statistics.unit(s)));
-                    let g = through(gradients.get(k, || load_dy(column)), column);
+                pair_pass::<T, E, N, HELD>(p.columns, [&held, &gradients], load, load_dy, |column, _, s, dy| {
+                    let unit = map(s, |s| statistics.unit(s));
+                    let g = through(dy, column);
                     let mut out = zip(g, unit, |g, unit| ((g - mean) - unit * along) * statistics.scale);
                     if p.dsum != 0 {
                         out = zip(out, dsum.load::<E>(column, 0.0), |out, d| out + d);
@@ -162,24 +175,26 @@ mod device {
             }
             row += T::step();
         }
-        if VECTORS > 0 && team < p.teams {
+        if HELD && team < p.teams {
             let columns = p.columns;
             let partial = |address| Row {
                 address: address + team * columns as u64 * 4,
                 columns,
                 aligned: columns % 4 == 0,
             };
-            each::<T, VECTORS>(columns, |k, column| {
-                // SAFETY: one row of partial sums a team.
-                unsafe {
-                    if p.dweight != 0 {
-                        partial(p.dweight).store::<f32>(column, dweight.get(k, || [0.0; 8]));
-                    }
-                    if p.dbias != 0 {
-                        partial(p.dbias).store::<f32>(column, dbias.get(k, || [0.0; 8]));
-                    }
+            // SAFETY: one row of partial sums a team.
+            unsafe {
+                if p.dweight != 0 {
+                    visit::<T, f32, N>(columns, 0, &dweight, |column, _, sums| {
+                        partial(p.dweight).store::<f32>(column, sums);
+                    });
                 }
-            });
+                if p.dbias != 0 {
+                    visit::<T, f32, N>(columns, 0, &dbias, |column, _, sums| {
+                        partial(p.dbias).store::<f32>(column, sums);
+                    });
+                }
+            }
         }
     }
 
@@ -194,21 +209,41 @@ mod device {
         let (mut dweight, mut dbias) = ([0.0; 8], [0.0; 8]);
         let mut row = team;
         while row < p.rows {
-            // SAFETY: the host gives the extents of all tensors.
-            unsafe {
-                let x = Row::new::<E>(p.x, row, p.x_stride, p.columns, p.aligned).load::<E>(column, 0.0);
-                let dy = Row::new::<E>(p.dy, row, p.dy_stride, p.columns, p.aligned).load::<E>(column, 0.0);
-                let at = (p.statistics as *const f32).add(row as usize * 3);
-                let statistics = Statistics {
-                    mean: global::ld_nc(at),
-                    rest: global::ld_nc(at.add(1)),
-                    scale: global::ld_nc(at.add(2)),
-                };
-                let term = zip(dy, x, |dy, s| dy * statistics.unit(s));
-                dweight = zip(dweight, term, |sum, term| sum + term);
-                dbias = zip(dbias, dy, |sum, dy| sum + dy);
+            // All loads of some rows first.
+            let (mut x, mut dy) = ([[0.0; 8]; AT_ONCE], [[0.0; 8]; AT_ONCE]);
+            let mut statistics = [Statistics {
+                mean: 0.0,
+                rest: 0.0,
+                scale: 0.0,
+            }; AT_ONCE];
+            let mut i = 0;
+            while i < AT_ONCE {
+                let row = row + i as u64 * p.teams;
+                if row < p.rows {
+                    // SAFETY: the host gives the extents of all tensors.
+                    unsafe {
+                        x[i] = Row::new::<E>(p.x, row, p.x_stride, p.columns, p.aligned).load::<E>(column, 0.0);
+                        dy[i] = Row::new::<E>(p.dy, row, p.dy_stride, p.columns, p.aligned).load::<E>(column, 0.0);
+                        let at = (p.statistics as *const f32).add(row as usize * 3);
+                        statistics[i] = Statistics {
+                            mean: global::ld_nc(at),
+                            rest: global::ld_nc(at.add(1)),
+                            scale: global::ld_nc(at.add(2)),
+                        };
+                    }
+                }
+                i += 1;
             }
-            row += p.teams;
+            let mut i = 0;
+            while i < AT_ONCE {
+                if row + (i as u64) * p.teams < p.rows {
+                    let term = zip(dy[i], x[i], |dy, s| dy * statistics[i].unit(s));
+                    dweight = zip(dweight, term, |sum, term| sum + term);
+                    dbias = zip(dbias, dy[i], |sum, dy| sum + dy);
+                }
+                i += 1;
+            }
+            row += AT_ONCE as u64 * p.teams;
         }
         let partial = |address| Row {
             address: address + team * p.columns as u64 * 4,
@@ -235,10 +270,24 @@ mod device {
         let mut total = 0.0;
         // SAFETY: the host gives the extents, and shared memory of a word a thread.
         unsafe {
+            const WARPS: u64 = THREADS as u64 / 32;
             let mut row = warp as u64;
             while row < p.rows && column < p.columns {
-                total += global::ld_nc((p.partial as *const f32).add((row * p.columns + column) as usize));
-                row += THREADS as u64 / 32;
+                let mut values = [0.0; SUMMED_AT_ONCE];
+                let mut i = 0;
+                while i < SUMMED_AT_ONCE {
+                    let row = row + i as u64 * WARPS;
+                    if row < p.rows {
+                        values[i] = global::ld_nc((p.partial as *const f32).add((row * p.columns + column) as usize));
+                    }
+                    i += 1;
+                }
+                let mut i = 0;
+                while i < SUMMED_AT_ONCE {
+                    total += values[i];
+                    i += 1;
+                }
+                row += SUMMED_AT_ONCE as u64 * WARPS;
             }
             slots.add(warp * 32 + lane).write(total);
             syncthreads();
@@ -257,32 +306,32 @@ mod device {
     macro_rules! backwards {
         ($($warp:ident $block:ident $long:ident $columns:ident $sum:ident $element:ty)*) => {
             kernel! {$(
-                /// Gradients of rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements; a warp is a team.
+                /// Gradients of rows of up to [`PAIR_WARP_COLUMNS`](crate::row::PAIR_WARP_COLUMNS) elements; a warp is a team.
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing; the grid has at
                 ///   least `teams` teams.
-                #[launch(threads = WARP_THREADS)]
+                #[launch(threads = WARP_THREADS, min_blocks = 2)]
                 pub fn $warp(params: NormBackwardParams) {
-                    backward::<$element, Warp, 4>(params)
+                    backward::<$element, Warp, PAIR_WARP_HELD, true>(params)
                 }
 
-                /// Gradients of rows of up to [`BLOCK_COLUMNS`](crate::row::BLOCK_COLUMNS) elements; a block is a team.
+                /// Gradients of rows of up to [`PAIR_BLOCK_COLUMNS`](crate::row::PAIR_BLOCK_COLUMNS) elements; a block is a team.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = BLOCK_THREADS)]
+                #[launch(threads = PAIR_BLOCK_THREADS)]
                 pub fn $block(params: NormBackwardParams) {
-                    backward::<$element, Block<BLOCK_THREADS>, 4>(params)
+                    backward::<$element, Block<PAIR_BLOCK_THREADS>, PAIR_BLOCK_HELD, true>(params)
                 }
 
                 /// Gradient of `x` and statistics of rows of any length.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = WIDE_THREADS)]
+                #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: NormBackwardParams) {
-                    backward::<$element, Block<WIDE_THREADS>, 0>(params)
+                    backward::<$element, Block<LONG_THREADS>, PAIR_LONG, false>(params)
                 }
 
                 /// Partial gradients of weight and bias by the statistics of the rows.

@@ -29,6 +29,33 @@ pub trait Element: Value {
     /// Two neighbouring elements, of 16 bits each, packed into a word. `f32` has no packed form: it keeps `low`'s bits.
     fn pack(low: f32, high: f32) -> u32;
 
+    /// Eight elements as they lie in memory, in registers: four words of 16-bit elements.
+    type Packed: Copy;
+    /// Zeros.
+    const ZEROS: Self::Packed;
+    /// The elements as f32.
+    fn unpack8(packed: Self::Packed) -> [f32; 8];
+    /// The nearest elements.
+    fn pack8(values: [f32; 8]) -> Self::Packed;
+
+    /// Eight elements by `ld.global` of 16 bytes each.
+    ///
+    /// # Safety
+    /// - `address` is readable global memory for eight elements, aligned to 16 bytes.
+    unsafe fn load8_packed(address: *const Self) -> Self::Packed;
+
+    /// Eight elements by `ld.global.nc` of 16 bytes each.
+    ///
+    /// # Safety
+    /// - As for [`load8_packed_nc`](Self::load8_packed_nc).
+    unsafe fn load8_packed_cached(address: *const Self) -> Self::Packed;
+
+    /// Eight elements by `ld.global.nc.L1::no_allocate` of 16 bytes each.
+    ///
+    /// # Safety
+    /// - As for [`load8_packed`](Self::load8_packed), and nothing writes the memory while the kernel runs.
+    unsafe fn load8_packed_nc(address: *const Self) -> Self::Packed;
+
     /// Eight elements by `ld.global` of 16 bytes each.
     ///
     /// # Safety
@@ -62,6 +89,38 @@ impl Element for f32 {
     #[inline(always)]
     fn pack(low: f32, _high: f32) -> u32 {
         low.to_bits()
+    }
+
+    type Packed = [f32; 8];
+    const ZEROS: [f32; 8] = [0.0; 8];
+
+    #[inline(always)]
+    fn unpack8(packed: [f32; 8]) -> [f32; 8] {
+        packed
+    }
+
+    #[inline(always)]
+    fn pack8(values: [f32; 8]) -> [f32; 8] {
+        values
+    }
+
+    #[inline(always)]
+    unsafe fn load8_packed(address: *const Self) -> [f32; 8] {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::load8(address) }
+    }
+
+    #[inline(always)]
+    unsafe fn load8_packed_cached(address: *const Self) -> [f32; 8] {
+        // SAFETY: forwarded to the caller.
+        let [a, b]: [[f32; 4]; 2] = unsafe { [global::ld_nc(address.cast()), global::ld_nc(address.add(4).cast())] };
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+    }
+
+    #[inline(always)]
+    unsafe fn load8_packed_nc(address: *const Self) -> [f32; 8] {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::load8_nc(address) }
     }
 
     #[inline(always)]
@@ -112,30 +171,58 @@ macro_rules! sixteen_bits {
                 $pack(low, high)
             }
 
+            type Packed = [u32; 4];
+            const ZEROS: [u32; 4] = [0; 4];
+
+            #[inline(always)]
+            fn unpack8(packed: [u32; 4]) -> [f32; 8] {
+                unpack8(packed, $unpack)
+            }
+
+            #[inline(always)]
+            fn pack8(v: [f32; 8]) -> [u32; 4] {
+                [
+                    $pack(v[0], v[1]),
+                    $pack(v[2], v[3]),
+                    $pack(v[4], v[5]),
+                    $pack(v[6], v[7]),
+                ]
+            }
+
+            #[inline(always)]
+            unsafe fn load8_packed(address: *const Self) -> [u32; 4] {
+                // SAFETY: forwarded to the caller.
+                unsafe { global::ld(address.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load8_packed_cached(address: *const Self) -> [u32; 4] {
+                // SAFETY: forwarded to the caller.
+                unsafe { global::ld_nc(address.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load8_packed_nc(address: *const Self) -> [u32; 4] {
+                // SAFETY: forwarded to the caller.
+                unsafe { global::ld_nc_no_allocate(address.cast()) }
+            }
+
             #[inline(always)]
             unsafe fn load8(address: *const Self) -> [f32; 8] {
                 // SAFETY: forwarded to the caller.
-                let words: [u32; 4] = unsafe { global::ld(address.cast()) };
-                unpack8(words, $unpack)
+                Self::unpack8(unsafe { Self::load8_packed(address) })
             }
 
             #[inline(always)]
             unsafe fn load8_nc(address: *const Self) -> [f32; 8] {
                 // SAFETY: forwarded to the caller.
-                let words: [u32; 4] = unsafe { global::ld_nc_no_allocate(address.cast()) };
-                unpack8(words, $unpack)
+                Self::unpack8(unsafe { Self::load8_packed_nc(address) })
             }
 
             #[inline(always)]
             unsafe fn store8(address: *mut Self, v: [f32; 8]) {
-                let words = [
-                    $pack(v[0], v[1]),
-                    $pack(v[2], v[3]),
-                    $pack(v[4], v[5]),
-                    $pack(v[6], v[7]),
-                ];
                 // SAFETY: forwarded to the caller.
-                unsafe { global::st(address.cast(), words) }
+                unsafe { global::st(address.cast(), Self::pack8(v)) }
             }
         }
     };

@@ -1,4 +1,4 @@
-//! Row by row: reductions, norms, softmax, in each of the widths that have kernels of their own (1024, 8192 and 32768
+//! Row by row: reductions, norms, softmax, in each of the widths that have kernels of their own (1024, 4096, 8192 and 32768
 //! columns are the limits).
 
 use host::ops::{ReduceAxis, ReduceKind, layer_norm, log_softmax, reduce, rms_norm, softmax};
@@ -62,7 +62,7 @@ fn norms() -> Vec<Case> {
                 Ok([Some(normed.y), normed.sum].into_iter().flatten().collect())
             },
         ));
-        for columns in [1537, 9001, 33_001] {
+        for columns in [1537, 5000, 9001, 33_001] {
             cases.push(case(
                 "norm",
                 format!("LayerNorm of a row of {columns} {dtype}"),
@@ -106,7 +106,7 @@ fn softmaxes() -> Vec<Case> {
             let (x, mask) = (bed.floats(dtype, &[6, 50])?, bed.floats(dtype, &[6, 50])?);
             Ok(vec![softmax(&x).mask(&mask).run()?])
         }));
-        for columns in [1025, 8193, 33_000] {
+        for columns in [1025, 5000, 8193, 33_000] {
             cases.push(case(
                 "softmax",
                 format!("logarithm, a row of {columns} {dtype}"),

@@ -1,6 +1,6 @@
-//! Activations in f32, at every argument from −∞ to ∞.
+//! Activations of eight values in f32, at every argument from −∞ to ∞, to full precision or to that of 16 bits.
 
-use super::params::*;
+use super::{GELU_ERF, GELU_TANH, RELU, SILU};
 use cuda_std::math::{ex2, fma, rcp};
 
 const LOG2_E: f32 = core::f32::consts::LOG2_E;
@@ -85,10 +85,10 @@ pub fn activate_fast(activation: u32, z: [f32; 8]) -> [f32; 8] {
 fn activate_by(activation: u32, z: [f32; 8], exp: impl Fn(f32) -> f32 + Copy) -> [f32; 8] {
     match activation {
         // A NaN is not below 0.
-        ACTIVATION_RELU => each(z, |z| if z < 0.0 { 0.0 } else { z }),
-        ACTIVATION_SILU => each(z, |z| silu(z, exp)),
-        ACTIVATION_GELU_ERF => each(z, |z| gelu_erf(z, exp)),
-        ACTIVATION_GELU_TANH => each(z, |z| gelu_tanh(z, exp)),
+        RELU => each(z, |z| if z < 0.0 { 0.0 } else { z }),
+        SILU => each(z, |z| silu(z, exp)),
+        GELU_ERF => each(z, |z| gelu_erf(z, exp)),
+        GELU_TANH => each(z, |z| gelu_tanh(z, exp)),
         _ => z,
     }
 }
