@@ -42,8 +42,8 @@ kernel_params! {
         pub reciprocal: f32,
         /// 1 when every row and the weights start at multiples of 16 bytes.
         pub aligned: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// How many rows ahead a team asks L2 for.
+        pub ahead: u32,
     }
 }
 
@@ -145,6 +145,15 @@ mod device {
                     s
                 };
                 let held = if HELD { load(0) } else { [E::ZEROS; N] };
+                if HELD && row + (p.ahead as u64) < p.rows {
+                    let later = |address, stride| {
+                        Row::new::<E>(address, row + p.ahead as u64, stride, p.columns, p.aligned).prefetch::<T, E, N>()
+                    };
+                    later(p.x, p.x_stride);
+                    if p.residual != 0 {
+                        later(p.residual, p.residual_stride);
+                    }
+                }
                 if p.sum != 0 {
                     pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, s| stored.store::<E>(column, s));
                 }

@@ -72,12 +72,6 @@ mod device {
             state
         }
         fn join(a: Self::State, b: Self::State) -> Self::State;
-        /// Accumulates the elements of `range` of the row at address `row` that are this lane's among `lanes`. Whole warps
-        /// call it together.
-        #[inline(always)]
-        unsafe fn accumulate<E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> Self::State {
-            unsafe { accumulate::<Self, E>(row, range, lane, lanes) }
-        }
         unsafe fn shuffle(state: Self::State, lanes: u32) -> Self::State;
         unsafe fn stage(state: Self::State, slot: u32);
         unsafe fn staged(slot: u32) -> Self::State;
@@ -190,10 +184,6 @@ mod device {
             Self::join(state, (value, column))
         }
         #[inline(always)]
-        unsafe fn accumulate<E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> Self::State {
-            unsafe { accumulate_argmax::<E>(row, range, lane, lanes) }
-        }
-        #[inline(always)]
         fn join(a: Self::State, b: Self::State) -> Self::State {
             if before(b.0, b.1, a.0, a.1) { b } else { a }
         }
@@ -301,27 +291,30 @@ mod device {
         R::join(R::join(states[0], states[1]), R::join(states[2], states[3]))
     }
 
-    /// The maximum of this lane's elements, and its column if it is the warp's.
+    /// The maximum of a warp's elements and its column, in all lanes.
     ///
     /// The loop keeps only the maximum and the first group of [`UNROLL`] vectors that reached it, which costs one
     /// instruction an element. The warp then looks for the column of its maximum in the groups of the lanes that hold it;
     /// groups of a lane ascend, so the first one has its leftmost.
     #[inline(always)]
-    unsafe fn accumulate_argmax<E: Element>(row: u64, range: Range, lane: u64, lanes: u64) -> (f32, u64) {
+    unsafe fn argmax_of_warp<E: Element>(row: u64, range: Range) -> (f32, u64) {
         let Range { begin, end, aligned } = range;
         let bytes = size_of::<E>() as u64;
-        let width = 16 / bytes;
-        let vectors = (end - begin) / width;
+        let width = 16 / bytes as u32;
+        let row = row + begin * bytes;
+        // A split is short enough for 32 bits.
+        let columns = (end - begin) as u32;
+        let vectors = columns / width;
+        let lane = thread::lane_id();
         let (mut best, mut group) = (f32::NEG_INFINITY, lane);
         let mut vector = lane;
         while vector < vectors {
             let mut top = f32::NEG_INFINITY;
             let mut u = 0;
-            if aligned && vector + (UNROLL as u64 - 1) * lanes < vectors {
+            if aligned && vector + (UNROLL as u32 - 1) * 32 < vectors {
                 let mut loaded = [[0.0; LANES]; UNROLL];
                 while u < UNROLL {
-                    let column = begin + (vector + u as u64 * lanes) * width;
-                    loaded[u] = unsafe { load16::<E>(row + column * bytes) };
+                    loaded[u] = unsafe { load16::<E>(row + ((vector + u as u32 * 32) * 16) as u64) };
                     u += 1;
                 }
                 u = 0;
@@ -335,66 +328,70 @@ mod device {
                 }
             } else {
                 let mut at = vector;
-                while at < vectors && at < vector + UNROLL as u64 * lanes {
+                while at < vectors && at < vector + UNROLL as u32 * 32 {
                     let mut i = 0;
                     while i < width {
-                        let address = row + (begin + at * width + i) * bytes;
+                        let address = row + (at * width + i) as u64 * bytes;
                         top = larger(top, unsafe { global::ld_nc(address as *const E).to_f32() });
                         i += 1;
                     }
-                    at += lanes;
+                    at += 32;
                 }
             }
             // A NaN wins once and stays: nothing is greater than it, and it is not equal to itself.
             let wins = best == best && !(top <= best);
             group = if wins { vector } else { group };
             best = if wins { top } else { best };
-            vector += UNROLL as u64 * lanes;
+            vector += UNROLL as u32 * 32;
         }
-        let rest = begin + vectors * width + lane;
-        let last = if rest < end {
-            (
-                unsafe { global::ld_nc((row + rest * bytes) as *const E).to_f32() },
-                rest,
-            )
-        } else {
-            Argmax::IDENTITY
-        };
-        let mut top = larger(best, last.0);
+        // Elements that no vector has, one a lane.
+        let rest = vectors * width + lane;
+        let mut last = f32::NEG_INFINITY;
+        if vectors * width < columns && rest < columns {
+            last = unsafe { global::ld_nc((row + rest as u64 * bytes) as *const E).to_f32() };
+        }
+        let mut top = larger(best, last);
         let mut distance = 1;
         while distance < 32 {
             top = larger(top, unsafe { warp::shfl_bfly(top, distance) });
             distance *= 2;
         }
         let is_top = |value: f32| value == top || (value != value && top != top);
-        let mut column = u64::MAX;
+        let mut column = u32::MAX;
+        if rest < columns && is_top(last) {
+            column = rest;
+        }
         // Usually one lane holds the maximum; the whole warp looks through its group, one element a lane.
-        let own = thread::lane_id() as u64;
-        let mut holders = unsafe { warp::vote_ballot(warp::FULL, is_top(best)) };
+        let mut holders = unsafe { warp::vote_ballot(warp::FULL, vectors > lane && is_top(best)) };
         while holders != 0 {
             let holder = holders.trailing_zeros();
             holders &= holders - 1;
-            let (low, high) = unsafe {
-                (
-                    warp::shfl_idx(group as u32, holder),
-                    warp::shfl_idx((group >> 32) as u32, holder),
-                )
-            };
-            let at = ((high as u64) << 32 | low as u64) + own / width * lanes;
-            if own < UNROLL as u64 * width && at < vectors {
-                let candidate = begin + at * width + own % width;
-                let value = unsafe { global::ld_nc((row + candidate * bytes) as *const E).to_f32() };
+            let at = unsafe { warp::shfl_idx(group, holder) } + lane / width * 32;
+            if lane < UNROLL as u32 * width && at < vectors {
+                let candidate = at * width + lane % width;
+                let value = unsafe { global::ld_nc((row + candidate as u64 * bytes) as *const E).to_f32() };
                 if is_top(value) && candidate < column {
                     column = candidate;
                 }
             }
         }
-        let found = if column == u64::MAX {
-            (best, column)
-        } else {
-            (top, column)
-        };
-        Argmax::join(found, last)
+        (top, begin + unsafe { least(column) } as u64)
+    }
+
+    /// The smallest value of a warp.
+    #[cfg(not(tier = "sm_75"))]
+    #[inline(always)]
+    unsafe fn least(value: u32) -> u32 {
+        // SAFETY: callers bring whole warps.
+        unsafe { warp::redux_min_u32(warp::FULL, value) }
+    }
+
+    /// The smallest value of a warp; `redux` needs sm_80.
+    #[cfg(tier = "sm_75")]
+    #[inline(always)]
+    unsafe fn least(value: u32) -> u32 {
+        // SAFETY: as above.
+        unsafe { warp::reduce::<u32, 32>(value, |a, b| if a < b { a } else { b }) }
     }
 
     #[inline(always)]
@@ -408,9 +405,9 @@ mod device {
         state
     }
 
-    /// One warp a split.
+    /// One warp a split, which `reduce` reduces.
     #[inline(always)]
-    unsafe fn short_rows<R: Reduction, E: Element>(params: ReduceParams) {
+    unsafe fn short_rows<R: Reduction, E: Element>(params: ReduceParams, reduce: impl Fn(u64, Range) -> R::State) {
         unsafe {
             // The host gives at least one split; said here, the division needs no check.
             core::hint::assert_unchecked(params.splits != 0);
@@ -429,8 +426,7 @@ mod device {
                     end: split_end(&params, split),
                     aligned: params.aligned != 0,
                 };
-                let state = R::accumulate::<E>(start, range, lane, 32);
-                let state = reduce_warp::<R>(state);
+                let state = reduce(start, range);
                 if lane == 0 {
                     R::finish(state, &params, item);
                 }
@@ -466,7 +462,7 @@ mod device {
                     end: split_end(&params, split),
                     aligned: params.aligned != 0,
                 };
-                let state = R::accumulate::<E>(start, range, thread as u64, THREADS as u64);
+                let state = accumulate::<R, E>(start, range, thread as u64, THREADS as u64);
                 join_block::<R>(state, &params, item);
                 item += thread::grid_dim_x() as u64;
             }
@@ -505,7 +501,9 @@ mod device {
                 /// - `x` and the outputs have the extents that the parameters say; outputs overlap nothing.
                 #[launch(threads = THREADS, min_blocks = 4, barriers = 0)]
                 pub fn $short(params: ReduceParams) {
-                    short_rows::<$reduction, $element>(params)
+                    short_rows::<$reduction, $element>(params, |row, range| {
+                        reduce_warp::<$reduction>(accumulate::<$reduction, $element>(row, range, thread::lane_id() as u64, 32))
+                    })
                 }
 
                 /// Splits of rows, one block each; dynamic shared memory of 16 bytes a warp.
@@ -547,7 +545,7 @@ mod device {
                 /// - `x` and the outputs have the extents that the parameters say; outputs overlap nothing.
                 #[launch(threads = THREADS, min_blocks = ARGMAX_BLOCKS, barriers = 0)]
                 pub fn $name(params: ReduceParams) {
-                    short_rows::<Argmax, $element>(params)
+                    short_rows::<Argmax, $element>(params, |row, range| argmax_of_warp::<$element>(row, range))
                 }
             )*}
         };

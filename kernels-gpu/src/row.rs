@@ -360,19 +360,99 @@ mod device {
                     let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
                     if column < self.columns {
                         // SAFETY: forwarded to the caller.
-                        let values = unsafe {
-                            if MUT {
-                                self.load_mut::<E>(column, fill)
+                        part[k] = unsafe {
+                            if size_of::<E>() == 2 && self.has_around(column) {
+                                E::of_words(self.load_shifted::<MUT>(column))
+                            } else if MUT {
+                                E::pack8(self.load_mut::<E>(column, fill))
                             } else {
-                                self.load::<E>(column, fill)
+                                E::pack8(self.load::<E>(column, fill))
                             }
                         };
-                        part[k] = E::pack8(values);
                     }
                     k += 1;
                 }
             }
             part
+        }
+
+        /// Whether the 32 bytes of two aligned vectors that hold the elements of 16 bits from `column` on are the row's.
+        #[inline(always)]
+        fn has_around(self, column: u32) -> bool {
+            let at = (self.address + column as u64 * 2) & !15;
+            at >= self.address && at + 32 <= self.address + self.columns as u64 * 2
+        }
+
+        /// Eight elements of 16 bits that lie across two aligned vectors.
+        ///
+        /// # Safety
+        /// - As for [`part`](Self::part), and [`has_around`](Self::has_around).
+        #[inline(always)]
+        unsafe fn load_shifted<const MUT: bool>(self, column: u32) -> [u32; 4] {
+            let at = self.address + column as u64 * 2;
+            let first = (at & !15) as *const [u32; 4];
+            // SAFETY: forwarded to the caller.
+            let [low, high] = unsafe {
+                if MUT {
+                    [global::ld(first), global::ld(first.add(1))]
+                } else {
+                    [global::ld_nc(first), global::ld_nc(first.add(1))]
+                }
+            };
+            let w = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
+            // Shifted by two words, by one, and by half of one. Choices by masks: a choice of array elements would become
+            // an index at run time, and the array memory.
+            let chosen = |bit: u64, a: u32, b: u32| a ^ ((a ^ b) & 0u32.wrapping_sub((at & bit != 0) as u32));
+            let (mut by_two, mut by_one, mut words) = ([0; 6], [0; 5], [0; 4]);
+            let mut i = 0;
+            while i < 6 {
+                by_two[i] = chosen(8, w[i], w[i + 2]);
+                i += 1;
+            }
+            let mut i = 0;
+            while i < 5 {
+                by_one[i] = chosen(4, by_two[i], by_two[i + 1]);
+                i += 1;
+            }
+            let mut i = 0;
+            while i < 4 {
+                words[i] = chosen(2, by_one[i], by_one[i] >> 16 | by_one[i + 1] << 16);
+                i += 1;
+            }
+            words
+        }
+
+        /// Stores eight elements of 16 bits at a multiple of 2 bytes, by words.
+        ///
+        /// # Safety
+        /// - As for [`store`](Self::store), and the row has all of them.
+        #[inline(always)]
+        unsafe fn store_words<E: Element>(at: *mut E, v: Vector) {
+            let words = [
+                E::pack(v[0], v[1]),
+                E::pack(v[2], v[3]),
+                E::pack(v[4], v[5]),
+                E::pack(v[6], v[7]),
+            ];
+            let at = at as u64;
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                if at & 2 == 0 {
+                    let mut i = 0;
+                    while i < 4 {
+                        global::st((at as *mut u32).add(i), words[i]);
+                        i += 1;
+                    }
+                } else {
+                    global::st(at as *mut u16, words[0] as u16);
+                    let mut i = 0;
+                    while i < 3 {
+                        global::st(((at + 2) as *mut u32).add(i), words[i] >> 16 | words[i + 1] << 16);
+                        i += 1;
+                    }
+                    global::st((at + 14) as *mut u16, (words[3] >> 16) as u16);
+                }
+            }
         }
 
         /// Brings the first `N` vectors of each thread into L2.
@@ -480,6 +560,9 @@ mod device {
             unsafe {
                 if self.aligned && column + WIDTH <= self.columns {
                     return E::store8(at, values);
+                }
+                if size_of::<E>() == 2 && column + WIDTH <= self.columns {
+                    return Self::store_words(at, values);
                 }
                 let mut i = 0;
                 while i < 8 {

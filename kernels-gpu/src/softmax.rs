@@ -39,6 +39,10 @@ kernel_params! {
         pub scale: f32,
         /// 1 when every row starts at a multiple of 16 bytes.
         pub aligned: u32,
+        /// How many rows ahead a team asks L2 for.
+        pub ahead: u32,
+        /// Zero.
+        pub reserved: u32,
     }
 }
 
@@ -154,6 +158,16 @@ mod device {
 
     use crate::row::max as row_max;
 
+    /// Asks L2 for a row that another team will soon begin.
+    #[inline(always)]
+    unsafe fn ask_ahead<E: Element, T: Team, const N: usize>(p: &SoftmaxParams, matrix: u64, stride: u64, row: u64) {
+        let later = row + p.ahead as u64;
+        if later < p.rows {
+            // SAFETY: a row of the matrix.
+            unsafe { Row::new::<E>(matrix, later, stride, p.columns, p.aligned).prefetch::<T, E, N>() };
+        }
+    }
+
     /// Stores `fill` in what follows the vectors that a row sees.
     #[inline(always)]
     unsafe fn fill_rest<E: Element, T: Team>(y: Row, seen: u32, fill: f32) {
@@ -177,6 +191,9 @@ mod device {
                 let load = #[inline(always)]
                 |base| view.part::<T, E, N>(base);
                 let held = if HELD { load(0) } else { [E::ZEROS; N] };
+                if HELD {
+                    ask_ahead::<E, T, N>(&p, p.x, p.x_stride, row);
+                }
                 let (max, total) = statistics::<E, T, N, HELD>(&view, &held, &mut turn);
                 let hidden = if p.log != 0 { f32::NEG_INFINITY } else { 0.0 };
                 // A row that sees nothing has total 0, and its logits are −∞.
@@ -218,6 +235,8 @@ mod device {
                 if HELD {
                     held = load(0);
                     gradients = load_dy(0);
+                    ask_ahead::<E, T, N>(&p, p.x, p.x_stride, row);
+                    ask_ahead::<E, T, N>(&p, p.dy, p.dy_stride, row);
                 }
                 let (max, total) = statistics::<E, T, N, HELD>(&view, &held, &mut turn);
                 let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
@@ -316,7 +335,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = PAIR_BLOCK_THREADS, min_blocks = 1)]
+                #[launch(threads = PAIR_BLOCK_THREADS, min_blocks = if cfg!(tier = "sm_90a") { 2 } else { 1 })]
                 pub fn $block_backward(params: SoftmaxParams) {
                     backward::<$element, Block<PAIR_BLOCK_THREADS>, PAIR_BLOCK_HELD, true>(params)
                 }

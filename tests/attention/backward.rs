@@ -85,9 +85,10 @@ fn judge<T: Float>(what: &str, found: &Gradients<T>, exact: &reference::Gradient
                 relative: 1e-5,
                 absolute: 6e-6 * largest + 1e-6,
             };
-            // Where rows see one key dS cancels: naive attention happens to find exactly 0, sums in another order do not.
+            // Where rows see one key dS cancels: naive attention happens to find exactly 0, sums of up to 256 products in
+            // another order do not.
             let vanish = exact.iter().all(|x| x.abs() < 1e-12);
-            let cancelled = vanish && compare(found, exact, Rule::Absolute(1e-5)).is_ok();
+            let cancelled = vanish && compare(found, exact, Rule::Absolute(1e-4)).is_ok();
             if !cancelled && (T::DTYPE != DType::F32 || !compare(found, exact, close).is_ok()) {
                 panic!("{what}: {name}: {report}");
             }

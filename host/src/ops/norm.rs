@@ -157,7 +157,7 @@ impl<'a> Norm<'a> {
             epsilon: self.epsilon,
             reciprocal: (1.0 / x.columns as f64) as f32,
             aligned: aligned as u32,
-            reserved: 0,
+            ahead: width.ahead(x.view.device()),
         };
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above, and
         // the outputs are dense.

@@ -179,11 +179,16 @@ impl Rows<'_> {
     /// Splits by warps; then their maxima by blocks, until one of each row is left.
     fn argmax(&self, out: &AnyTensor) -> Result<()> {
         let [shortest, longest] = ARGMAX_CHUNKS;
-        // Enough splits that every warp that an SM holds has several.
-        let wanted = self.device().properties().multiprocessors as u64 * 256;
-        let chunk = (self.count * self.columns / wanted)
-            .next_power_of_two()
-            .clamp(shortest, longest);
+        let warps = self.device().properties().multiprocessors as u64 * 64;
+        let chunk = if self.columns <= CHUNK && self.count >= warps {
+            // Rows enough for all warps that the device holds: no join.
+            CHUNK
+        } else {
+            // Several splits for every warp.
+            (self.count * self.columns / (4 * warps))
+                .next_power_of_two()
+                .clamp(shortest, longest)
+        };
         let splits = self.columns.div_ceil(chunk);
         let partial = |splits: u64| -> Result<_> {
             let extents = [self.count, splits];

@@ -6,7 +6,7 @@ use kernels_gpu::row::{
 };
 
 use super::contiguous;
-use crate::{AnyTensor, DType, Error, Result};
+use crate::{AnyTensor, DType, Device, Error, Result};
 
 /// A tensor viewed as rows: its last axis, and all others together.
 pub(crate) struct Rows {
@@ -131,6 +131,17 @@ impl Width {
             _ => rows,
         };
         [blocks.min(1 << 30), 1, 1]
+    }
+
+    /// How many rows later those come that start when a row's team ends, about: L2 is asked for them meanwhile.
+    pub fn ahead(self, device: &Device) -> u32 {
+        let teams = match self {
+            Width::Warp => 20,
+            Width::Block => 5,
+            Width::Large => 2,
+            Width::Wide | Width::Long => 1,
+        };
+        device.properties().multiprocessors * teams
     }
 
     /// Dynamic shared memory.

@@ -152,6 +152,8 @@ impl<'a> Softmax<'a> {
             log: self.log as u32,
             scale: self.scale,
             aligned: aligned as u32,
+            ahead: width.ahead(self.x.device()),
+            reserved: 0,
         };
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above.
         unsafe { launch.launch(&params)? };

@@ -37,6 +37,8 @@ pub trait Element: Value {
     fn unpack8(packed: Self::Packed) -> [f32; 8];
     /// The nearest elements.
     fn pack8(values: [f32; 8]) -> Self::Packed;
+    /// Eight elements of 16 bits from their words; `f32` has no such form, and gives zeros.
+    fn of_words(words: [u32; 4]) -> Self::Packed;
 
     /// Eight elements by `ld.global` of 16 bytes each.
     ///
@@ -102,6 +104,11 @@ impl Element for f32 {
     #[inline(always)]
     fn pack8(values: [f32; 8]) -> [f32; 8] {
         values
+    }
+
+    #[inline(always)]
+    fn of_words(_: [u32; 4]) -> [f32; 8] {
+        Self::ZEROS
     }
 
     #[inline(always)]
@@ -187,6 +194,11 @@ macro_rules! sixteen_bits {
                     $pack(v[4], v[5]),
                     $pack(v[6], v[7]),
                 ]
+            }
+
+            #[inline(always)]
+            fn of_words(words: [u32; 4]) -> [u32; 4] {
+                words
             }
 
             #[inline(always)]
