@@ -48,7 +48,7 @@ kernel_params! {
 mod device {
     use super::CrossEntropyParams;
     use crate::row::{
-        Block, LN_2, Row, Team, add_up, exp, greatest, inside, long, map, max, pass, sum, sum_pair, visit,
+        BEFORE, Block, LN_2, OWN, Row, Team, add_up, exp, greatest, inside, long, map, max, pass, sum, sum_pair, visit,
     };
     use crate::row::{HELD, LARGE_THREADS, LONG_THREADS};
     use crate::tile::element::{Bf16, Element, F16};
@@ -82,7 +82,7 @@ mod device {
                     f32::NAN
                 };
                 let load = #[inline(always)]
-                |base| logits.part::<T, E, N, true>(base, f32::NEG_INFINITY);
+                |base| logits.part::<T, E, N, BEFORE>(base, f32::NEG_INFINITY);
                 let real = |x, column| inside(x, column, p.columns, 0.0);
                 let held = if HELD { load(0) } else { [E::ZEROS; N] };
                 let (mut high, mut total, mut plain) = (f32::NEG_INFINITY, 0.0, 0.0);
@@ -149,7 +149,9 @@ mod device {
                     }
                     let even = p.smoothing / p.columns as f32;
                     let chosen = 1.0 - p.smoothing;
-                    pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, x| {
+                    let own = #[inline(always)]
+                    |base| logits.part::<T, E, N, OWN>(base, f32::NEG_INFINITY);
+                    pass::<T, E, N, HELD>(p.columns, &held, own, |column, _, x| {
                         let mut dx = [0.0; 8];
                         if !ignored {
                             let mut i = 0;

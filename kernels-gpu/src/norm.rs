@@ -138,7 +138,7 @@ mod device {
             unsafe {
                 let load = #[inline(always)]
                 |base| {
-                    let mut s = x.part::<T, E, N, false>(base, 0.0);
+                    let mut s = x.part::<T, E, N, CONSTANT>(base, 0.0);
                     if p.residual != 0 {
                         residual.add_to::<T, E, N>(base, &mut s);
                     }

@@ -280,6 +280,13 @@ mod device {
         }
     }
 
+    /// Of a row that nothing writes while the kernel runs.
+    pub const CONSTANT: u32 = 0;
+    /// Of a row that is written after the team has met.
+    pub const BEFORE: u32 = 1;
+    /// Of a row whose elements each thread overwrites as soon as it has read them: it reads no others.
+    pub const OWN: u32 = 2;
+
     /// One row in memory.
     #[derive(Clone, Copy)]
     pub struct Row {
@@ -327,12 +334,12 @@ mod device {
         }
 
         /// This thread's vectors from `base` on, all asked for before the first is used; `fill` beyond the row.
-        /// `MUT`: of memory that this thread writes later.
+        /// `FROM` is one of [`CONSTANT`], [`BEFORE`] and [`OWN`].
         ///
         /// # Safety
-        /// - As for [`load`](Self::load), or [`load_mut`](Self::load_mut).
+        /// - As for [`load`](Self::load), but that the row may be written as `FROM` says.
         #[inline(always)]
-        pub unsafe fn part<T: Team, E: Element, const N: usize, const MUT: bool>(
+        pub unsafe fn part<T: Team, E: Element, const N: usize, const FROM: u32>(
             self,
             base: u32,
             fill: f32,
@@ -346,10 +353,10 @@ mod device {
                     if column < self.columns {
                         // SAFETY: within the row, and aligned.
                         part[k] = unsafe {
-                            if MUT {
-                                E::load8_packed(at)
-                            } else {
+                            if FROM == CONSTANT {
                                 E::load8_packed_nc(at)
+                            } else {
+                                E::load8_packed(at)
                             }
                         };
                     }
@@ -361,9 +368,9 @@ mod device {
                     if column < self.columns {
                         // SAFETY: forwarded to the caller.
                         part[k] = unsafe {
-                            if size_of::<E>() == 2 && self.has_around(column) {
-                                E::of_words(self.load_shifted::<MUT>(column))
-                            } else if MUT {
+                            if size_of::<E>() == 2 && FROM != OWN && self.has_around(column) {
+                                E::of_words(self.load_shifted::<FROM>(column))
+                            } else if FROM != CONSTANT {
                                 E::pack8(self.load_mut::<E>(column, fill))
                             } else {
                                 E::pack8(self.load::<E>(column, fill))
@@ -388,15 +395,15 @@ mod device {
         /// # Safety
         /// - As for [`part`](Self::part), and [`has_around`](Self::has_around).
         #[inline(always)]
-        unsafe fn load_shifted<const MUT: bool>(self, column: u32) -> [u32; 4] {
+        unsafe fn load_shifted<const FROM: u32>(self, column: u32) -> [u32; 4] {
             let at = self.address + column as u64 * 2;
             let first = (at & !15) as *const [u32; 4];
             // SAFETY: forwarded to the caller.
             let [low, high] = unsafe {
-                if MUT {
-                    [global::ld(first), global::ld(first.add(1))]
-                } else {
+                if FROM == CONSTANT {
                     [global::ld_nc(first), global::ld_nc(first.add(1))]
+                } else {
+                    [global::ld(first), global::ld(first.add(1))]
                 }
             };
             let w = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
@@ -420,6 +427,36 @@ mod device {
                 i += 1;
             }
             words
+        }
+
+        /// Eight elements of 16 bits at a multiple of 2 bytes, and no others, by words.
+        ///
+        /// # Safety
+        /// - As for [`load_mut`](Self::load_mut), and the row has all of them.
+        #[inline(always)]
+        unsafe fn load_words(at: u64) -> [u32; 4] {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                let mut words = [0; 4];
+                if at & 2 == 0 {
+                    let mut i = 0;
+                    while i < 4 {
+                        words[i] = global::ld((at as *const u32).add(i));
+                        i += 1;
+                    }
+                } else {
+                    let mut low = global::ld(at as *const u16) as u32;
+                    let mut i = 0;
+                    while i < 3 {
+                        let word = global::ld(((at + 2) as *const u32).add(i));
+                        words[i] = low | word << 16;
+                        low = word >> 16;
+                        i += 1;
+                    }
+                    words[3] = low | (global::ld((at + 14) as *const u16) as u32) << 16;
+                }
+                words
+            }
         }
 
         /// Stores eight elements of 16 bits at a multiple of 2 bytes, by words.
@@ -536,6 +573,9 @@ mod device {
             unsafe {
                 if self.aligned && column + WIDTH <= self.columns {
                     return E::load8(at);
+                }
+                if size_of::<E>() == 2 && column + WIDTH <= self.columns {
+                    return E::unpack8(E::of_words(Self::load_words(at as u64)));
                 }
                 let mut values = [fill; 8];
                 let mut i = 0;

@@ -60,7 +60,7 @@ kernel_params! {
 mod device {
     use super::*;
     use crate::philox::philox4x32_10;
-    use crate::row::{Block, Row, Team, Vector, each, exp, pass};
+    use crate::row::{Block, CONSTANT, Row, Team, Vector, each, exp, pass};
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{
         atomic::{Cta, Relaxed, shared as shared_atomic},
@@ -125,7 +125,7 @@ mod device {
             let load = #[inline(always)]
             |base| {
                 // SAFETY: the host gives the extents.
-                unsafe { self.row.part::<Threads, E, 4, false>(base, f32::NEG_INFINITY) }
+                unsafe { self.row.part::<Threads, E, 4, CONSTANT>(base, f32::NEG_INFINITY) }
             };
             let held = [E::ZEROS; 4];
             pass::<Threads, E, 4, false>(self.row.columns, &held, load, |column, _, x| visit(column, x));

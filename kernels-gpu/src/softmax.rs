@@ -95,7 +95,7 @@ mod device {
         #[inline(always)]
         unsafe fn part<T: Team, E: Element, const N: usize>(&self, base: u32) -> Part<E, N> {
             // SAFETY: the host gives the extents.
-            unsafe { self.x.part::<T, E, N, false>(base, 0.0) }
+            unsafe { self.x.part::<T, E, N, CONSTANT>(base, 0.0) }
         }
 
         /// Inputs at `column`, scaled and masked; −∞ where nothing is seen.
@@ -230,7 +230,7 @@ mod device {
                 let load = #[inline(always)]
                 |base| view.part::<T, E, N>(base);
                 let load_dy = #[inline(always)]
-                |base| dy.part::<T, E, N, false>(base, 0.0);
+                |base| dy.part::<T, E, N, CONSTANT>(base, 0.0);
                 let (mut held, mut gradients) = ([E::ZEROS; N], [E::ZEROS; N]);
                 if HELD {
                     held = load(0);

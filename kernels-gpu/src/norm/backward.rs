@@ -117,9 +117,9 @@ mod device {
             // SAFETY: the host gives the extents of all tensors; each element is one thread's.
             unsafe {
                 let load = #[inline(always)]
-                |base| x.part::<T, E, N, false>(base, 0.0);
+                |base| x.part::<T, E, N, CONSTANT>(base, 0.0);
                 let load_dy = #[inline(always)]
-                |base| dy.part::<T, E, N, false>(base, 0.0);
+                |base| dy.part::<T, E, N, CONSTANT>(base, 0.0);
                 let through = #[inline(always)]
                 |dy: Vector, column| {
                     if p.weight != 0 {
