@@ -1,12 +1,17 @@
-"""PyTorch as a peer of `ferroflash bench`: reads a JSON line, answers a JSON line.
+"""PyTorch and Triton as peers of `ferroflash bench`: reads a JSON line, answers a JSON line.
 
-{"prepare": CASE, "launches": N, "copies": C} sets up CUDA graphs of N runs over C sets of buffers and answers
-{"ready": [NAMES]}; {"turn": NAME} answers {"us": MICROSECONDS OF ONE RUN}; what fails answers {"error": WHY}.
+{"prepare": CASE, "launches": N, "copies": C, "graphs": true} sets up CUDA graphs of N runs over C sets of buffers and
+answers {"ready": [NAMES], "failed": {NAME: WHY}}; without graphs the N runs are launched one by one between two events.
+{"turn": NAME} answers {"us": MICROSECONDS OF ONE RUN}; what fails answers {"error": WHY}.
+
+Arguments: `compile` or `eager`, and the source of `triton_kernels.py`.
 """
+import importlib.util
 import json
 import math
 import os
 import sys
+import tempfile
 
 out = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)  # whatever else prints
@@ -33,7 +38,35 @@ def randn(*shape, dtype=torch.bfloat16):
     return torch.randn(*shape, device="cuda", dtype=dtype)
 
 
-COMPILE = sys.argv[1:] != ["eager"]
+PAGE = 16
+# Ops of which the first peer's result is kept, for Triton's to be compared with.
+CHECKED = ("attention", "decode-paged", "cache-append", "linear", "rope", "reduce")
+COMPILE = sys.argv[1:2] != ["eager"]
+
+
+def triton_kernels(source):
+    """The module of this source. Triton reads the text of its kernels from a file."""
+    try:
+        import triton  # noqa: F401
+        folder = tempfile.TemporaryDirectory()
+        path = os.path.join(folder.name, "triton_kernels.py")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(source)
+        spec = importlib.util.spec_from_file_location("triton_kernels", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.folder = folder  # as long as the module
+        return module, None
+    except Exception as problem:
+        return None, f"{type(problem).__name__}: {problem}"[:120]
+
+
+KERNELS, NO_TRITON = triton_kernels(sys.argv[2]) if len(sys.argv) > 2 else (None, "no source of its kernels")
+
+
+def triton(run):
+    """A peer in Triton: a function of the module of kernels and a set of buffers; None where Triton is missing."""
+    return {"Triton": KERNELS and (lambda *buffers: run(KERNELS, *buffers))}
 
 
 def compiled(f):
@@ -62,14 +95,38 @@ def peers(c):
         if op == "attention":
             make = lambda: attention(c, dt)
             options = dict(is_causal=c["causal"], enable_gqa=c["heads"] != c["heads_kv"])
+            ours = triton(lambda t, q, k, v: t.attention(q, k, v, c["causal"]))
         else:
+            ours = {}
             kv = (c["batch"], c["heads_kv"], c["length"], c["dim"])
             make = lambda: (randn(c["batch"], c["heads"], 1, c["dim"], dtype=dt), randn(*kv, dtype=dt), randn(*kv, dtype=dt))
             options = dict(enable_gqa=True)
         if dt == torch.float32:
-            return make, {"SDPA efficient": sdpa(SDPBackend.EFFICIENT_ATTENTION, **options)}
+            return make, {"SDPA efficient": sdpa(SDPBackend.EFFICIENT_ATTENTION, **options), **ours}
         return make, {"SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION, **options),
-                      "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION, **options)}
+                      "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION, **options), **ours}
+    if op == "decode-paged":
+        # Pages in a shuffled order for Triton; the same tokens in one piece for SDPA, which knows no pages.
+        pages = c["length"] // PAGE
+
+        def make():
+            q = randn(c["batch"], c["heads"], 1, c["dim"], dtype=dt)
+            caches = [randn(c["batch"] * pages, PAGE, c["heads_kv"], c["dim"], dtype=dt) for _ in range(2)]
+            table = torch.randperm(c["batch"] * pages, device="cuda", dtype=torch.int32).view(c["batch"], pages)
+            flat = [cache[table.long()].flatten(1, 2).transpose(1, 2).contiguous() for cache in caches]
+            return (q, *flat, *caches, table)
+        whole = lambda backend: (lambda q, k, v, *_: sdpa(backend, enable_gqa=True)(q, k, v))
+        return make, {"SDPA flash": whole(SDPBackend.FLASH_ATTENTION), "SDPA cuDNN": whole(SDPBackend.CUDNN_ATTENTION),
+                      **triton(lambda t, q, k, v, pk, pv, table: t.decode(q[:, :, 0], pk, pv, table, c["length"])[:, :, None])}
+    if op == "cache-append":
+        tokens, width = c["tokens"], c["heads_kv"] * c["dim"]
+        make = lambda: (*(randn(tokens, width, dtype=dt) for _ in range(4)), torch.randperm(tokens, device="cuda"))
+
+        def indexed(k, v, k_cache, v_cache, slots):
+            k_cache[slots] = k
+            v_cache[slots] = v
+            return k_cache, v_cache
+        return make, {"eager": indexed, **triton(lambda t, *buffers: t.cache_append(*buffers))}
     if op == "attention-backward":
         options = dict(is_causal=c["causal"], enable_gqa=c["heads"] != c["heads_kv"])
 
@@ -92,7 +149,8 @@ def peers(c):
         if c["around"] == "none":
             return make, {"F.linear": lambda x, w, b: F.linear(x, w)}
         if c["around"] == "gelu-tanh":
-            return make, {"addmm_activation": lambda x, w, b: torch._addmm_activation(b, x, w.t(), use_gelu=True)}
+            return make, {"addmm_activation": lambda x, w, b: torch._addmm_activation(b, x, w.t(), use_gelu=True),
+                          **triton(lambda t, x, w, b: t.linear_gelu(x, w, b))}
         pair = lambda y: F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1]
         fast = compiled(pair)
         return make, {"F.linear + eager SwiGLU": lambda x, w, b: pair(F.linear(x, w)),
@@ -105,7 +163,7 @@ def peers(c):
             a, b = x.chunk(2, -1)
             return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
         pair = lambda q, k, cos, sin: (rotate(q, cos, sin), rotate(k, cos, sin))
-        return make, both(pair) if op == "rope" else {}
+        return make, {**both(pair), **triton(lambda t, *buffers: t.rope(*buffers))} if op == "rope" else {}
     if op == "copy":
         empty = lambda: torch.zeros(c["bytes"], device="cuda", dtype=torch.uint8)
         return (lambda: (empty(), empty())), {"copy_ of as many bytes": lambda a, b: a.copy_(b)}
@@ -174,57 +232,101 @@ def peers(c):
         kind = {"Sum": lambda x: x.sum(-1), "Mean": lambda x: x.mean(-1), "Max": lambda x: x.amax(-1),
                 "Min": lambda x: x.amin(-1), "Argmax": lambda x: x.argmax(-1),
                 "SumOfSquares": lambda x: torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)}[c["kind"]]
-        return (lambda: (x(),)), {"eager": kind}
+        ours = triton(lambda t, x: t.reduce(x, c["kind"])) if c["kind"] != "Argmax" else {}
+        return (lambda: (x(),)), {"eager": kind, **ours}
     return (lambda: ()), {}
 
 
-graphs, launches = {}, 1
+prepared, launches = {}, 1
 begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+def differs(case, result, wanted):
+    """Why a result is not that of PyTorch, or None."""
+    both = lambda x: x if isinstance(x, (tuple, list)) else (x,)
+    for a, b in zip(both(result), both(wanted)):
+        a, b = a.flatten(), b.flatten()
+        if case.get("kind") == "SumOfSquares":
+            b = b * b
+        if a.shape != b.shape:
+            return f"{tuple(a.shape)} is not {tuple(b.shape)}"
+        wrong = (a.float() - b.float()).abs().max().item() / (b.float().abs().max().item() + 1e-6)
+        if not wrong < (2e-3 if a.dtype == torch.float32 else 2e-2):
+            return f"its result is off by {wrong:.2g} of the largest"
+    return None
 
 
 def prepare(question):
     global launches
-    graphs.clear()
+    prepared.clear()
     torch.cuda.empty_cache()
-    launches = question["launches"]
-    make, runs = peers(question["prepare"])
-    sets = [make() for _ in range(question["copies"])] if runs else []
-    problems = {}
+    case, launches = question["prepare"], question["launches"]
+    # Gradients run on the stream of their forward pass: everything is made on the stream that is captured.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    problems, first = {}, None
+    with torch.cuda.stream(stream):
+        make, runs = peers(case)
+        sets = [make() for _ in range(question["copies"])] if runs else []
     for name, run in runs.items():
         if run is None:
+            if name == "Triton":
+                problems[name] = NO_TRITON
             continue
+        capturing = False
         try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                for i in range(3):
+                result = run(*sets[0])
+                if name == "Triton" and first is not None:
+                    if case["op"] == "cache-append":  # written by the first peer: must be written again
+                        sets[0][2].zero_(), sets[0][3].zero_()
+                        result = run(*sets[0])
+                    wrong = differs(case, result, first)
+                    if wrong:
+                        problems[name] = wrong
+                        continue
+                if first is None and case["op"] in CHECKED:
+                    first = tuple(x.clone() for x in result) if isinstance(result, tuple) else result
+                del result
+                for i in range(2):
                     run(*sets[i % len(sets)])
             torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+
+            def all_runs(run=run):
                 for i in range(launches):
                     run(*sets[i % len(sets)])
-            graph.replay()
-            torch.cuda.synchronize()
-            graphs[name] = (graph, sets)
+            if question.get("graphs", True):
+                capturing = True
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=stream):
+                    all_runs()
+                capturing = False
+                graph.replay()
+                torch.cuda.synchronize()
+                prepared[name] = (graph.replay, stream, sets)  # a graph does not keep them
+            else:
+                prepared[name] = (all_runs, stream, sets)
         except Exception as problem:
-            problems[name] = str(problem)[:120]
-            if torch.cuda.is_current_stream_capturing() or "capture" in str(problem):
-                # PyTorch does not recover from this; whoever asks starts another one.
-                say(error=f"{name}: {problems[name]}")
+            problems[name] = f"{type(problem).__name__}: {problem}"[:160]
+            if capturing:
+                # PyTorch does not recover from this: whoever asks starts another one, which times without graphs.
+                print(f"{name}: capture failed: {problem}", file=sys.stderr)
+                say(error=f"capture: {name}: {problems[name]}")
                 sys.exit(0)
-    say(ready=list(graphs), failed=problems)
+    del first
+    say(ready=list(prepared), failed=problems)
 
 
 def turn(name):
-    graph, _ = graphs[name]
+    all_runs, stream, _ = prepared[name]
     samples = []
-    for _ in range(5):
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        samples.append(begin.elapsed_time(end) * 1e3 / launches)
+    with torch.cuda.stream(stream):
+        for _ in range(5):
+            begin.record()
+            all_runs()
+            end.record()
+            end.synchronize()
+            samples.append(begin.elapsed_time(end) * 1e3 / launches)
     say(us=sorted(samples)[2])
 
 

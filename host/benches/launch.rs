@@ -1,7 +1,14 @@
-//! What the safe path costs on the CPU: checks of a launch, the launch itself beside the bare backend's, graphs, memory,
-//! PTX. On a GPU the kernel runs behind the measured calls; on the emulator its work on 32 elements is part of them.
+//! What the safe path costs on the CPU: checks of a launch, the launch itself beside the bare backend's and the raw driver
+//! call, graphs, memory, PTX. On a GPU the kernel runs behind the measured calls; on the emulator its work on 32 elements is part of them.
+
+use std::{
+    ffi::{CString, c_void},
+    ptr::null_mut,
+    time::{Duration, Instant},
+};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use driver::{calls, handle};
 use host::{
     AnyTensor, DType, Device, DeviceKind, Tier,
     backend::{LaunchRequest, StreamId},
@@ -58,6 +65,95 @@ impl Operands {
     }
 }
 
+/// Launches between two waits: the driver's queue holds more, so that none of them waits for the GPU.
+const BURST: u64 = 256;
+
+/// Time of `count` launches alone, in bursts, each waited for outside of the measured time.
+fn bursts(device: &Device, count: u64, mut launch: impl FnMut()) -> Duration {
+    let mut total = Duration::ZERO;
+    let mut left = count;
+    while left > 0 {
+        let burst = left.min(BURST);
+        let begun = Instant::now();
+        (0..burst).for_each(|_| launch());
+        total += begun.elapsed();
+        device.synchronize().expect("no fault");
+        left -= burst;
+    }
+    total
+}
+
+/// A kernel and a stream as a program without this crate has them.
+struct Raw {
+    function: handle::Function,
+    stream: handle::Stream,
+    threads: [u32; 3],
+    _module: cust::module::Module,
+}
+
+impl Raw {
+    /// The context of the device's backend is current here.
+    fn new() -> Raw {
+        let image = Images::embedded()
+            .load(Tier::Sm80, "vector_add")
+            .expect("an embedded kernel");
+        let text = CString::new(&*image.ptx).expect("a text");
+        let module = cust::module::Module::from_ptx_cstr(&text, &[]).expect("PTX that the driver takes");
+        let function = module.get_function("vector_add").expect("its kernel").to_raw();
+        let mut stream = handle::Stream(null_mut());
+        // SAFETY: a place for a handle; 1 is CU_STREAM_NON_BLOCKING.
+        unsafe { calls::stream_create(&mut stream, 1) }.expect("a stream");
+        Raw {
+            function: handle::Function(function.cast()),
+            stream,
+            threads: image.info.threads,
+            _module: module,
+        }
+    }
+
+    fn launch(&self, params: &VectorAddParams) {
+        let mut argument = params.as_bytes().as_ptr().cast_mut().cast::<c_void>();
+        let [x, y, z] = self.threads;
+        // SAFETY: kernel and stream are alive; the argument is the kernel's, over tensors that outlive the wait.
+        unsafe {
+            calls::launch_kernel(
+                self.function,
+                1,
+                1,
+                1,
+                x,
+                y,
+                z,
+                0,
+                self.stream,
+                &raw mut argument,
+                null_mut(),
+            )
+        }
+        .expect("a launch");
+    }
+}
+
+/// Both ways in turns, and how much the safe one costs more: what issue and docs quote.
+fn overhead(device: &Device, operands: &Operands, raw: &Raw) {
+    let params = operands.params();
+    let (mut safe, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..101 {
+        let nanoseconds = |time: Duration| time.as_nanos() as f64 / BURST as f64;
+        safe.push(nanoseconds(bursts(device, BURST, || operands.launch(device))));
+        bare.push(nanoseconds(bursts(device, BURST, || raw.launch(&params))));
+    }
+    let median = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let (safe, bare) = (median(safe), median(bare));
+    println!(
+        "launch overhead on {device}: safe path {safe:.0} ns, raw cuLaunchKernel {bare:.0} ns, {:.0} ns over it (at most 1000)",
+        safe - bare
+    );
+}
+
 fn launches(criterion: &mut Criterion) {
     for device in devices() {
         let operands = Operands::new(&device);
@@ -66,8 +162,9 @@ fn launches(criterion: &mut Criterion) {
         group.bench_function("contract and checks", |b| {
             b.iter(|| operands.contract(&device).prepare().is_ok())
         });
-        group.bench_function("safe path", |b| b.iter(|| operands.launch(&device)));
-        device.synchronize().expect("no fault");
+        group.bench_function("safe path", |b| {
+            b.iter_custom(|count| bursts(&device, count, || operands.launch(&device)))
+        });
 
         let backend = device.backend();
         let image = Images::embedded()
@@ -86,12 +183,20 @@ fn launches(criterion: &mut Criterion) {
             programmatic: false,
         };
         group.bench_function("bare backend", |b| {
-            b.iter(|| {
-                // SAFETY: as above.
-                unsafe { backend.launch(&request) }.expect("a launch")
+            b.iter_custom(|count| {
+                bursts(&device, count, || {
+                    // SAFETY: as above.
+                    unsafe { backend.launch(&request) }.expect("a launch")
+                })
             })
         });
-        device.synchronize().expect("no fault");
+        if let DeviceKind::Cuda(_) = device.kind() {
+            let raw = Raw::new();
+            group.bench_function("raw driver call", |b| {
+                b.iter_custom(|count| bursts(&device, count, || raw.launch(&params)))
+            });
+            overhead(&device, &operands, &raw);
+        }
 
         let record = || {
             for _ in 0..20 {

@@ -250,7 +250,7 @@ fn step(batch: u64, length: u64, page: Option<u64>) -> Spec {
                 dtype,
                 bytes,
                 flops: 4 * batch * heads * length * dim,
-                peer: json!({"op": "decode", "dtype": dtype.name(), "batch": batch, "heads": heads, "heads_kv": heads_kv,
+                peer: json!({"op": if page == Some(16) { "decode-paged" } else { "decode" }, "dtype": dtype.name(), "batch": batch, "heads": heads, "heads_kv": heads_kv,
                 "length": length, "dim": dim, "paged": page.is_some()}),
                 copies: count,
                 run: Box::new(move |turn| run(&buffers[turn % buffers.len()]).map(drop)),
@@ -345,7 +345,11 @@ pub fn cache() -> Vec<Spec> {
                 dtype: DType::BF16,
                 bytes,
                 flops: 0,
-                peer: json!({"op": "copy", "bytes": bytes / 2}),
+                peer: if read {
+                    json!({"op": "copy", "bytes": bytes / 2})
+                } else {
+                    json!({"op": "cache-append", "dtype": "bf16", "tokens": TOKENS, "heads_kv": heads_kv, "dim": dim})
+                },
                 copies: 1,
                 run: Box::new(move |_| {
                     if read {

@@ -223,7 +223,7 @@ struct Rivals {
 }
 
 /// Starts of the script after failures.
-const RESTARTS: u32 = 8;
+const RESTARTS: u32 = 60;
 
 impl Rivals {
     /// Notes why the script left, and starts another one: a failed capture leaves PyTorch unusable.
@@ -560,15 +560,27 @@ fn in_turns(
     };
     let mut names = Vec::new();
     if let Some(script) = &mut rivals.script {
-        match script.prepare(&case.peer, launches, case.copies) {
+        let op = case.peer["op"].as_str().unwrap_or_default();
+        let mut answer = script.prepare(&case.peer, launches, case.copies, true);
+        if let Err(why) = &answer {
+            // What cannot be captured, or not with all of its memory in graphs, is timed by events around single runs.
+            eprintln!("peers of {op}: {why}; once more without graphs");
+            rivals.restart(&format!("{op} in graphs"), why);
+            answer = match &mut rivals.script {
+                Some(script) => script.prepare(&case.peer, launches, case.copies, false),
+                None => Ok(Default::default()),
+            };
+        }
+        match answer {
             Ok((ready, failed)) => {
                 names = ready;
-                let name = case.peer["op"].as_str().unwrap_or_default();
-                rivals
-                    .missing
-                    .extend(failed.iter().map(|why| format!("PyTorch for {name}: {why}")));
+                for why in failed.iter().map(|why| format!("peer for {op}: {why}")) {
+                    if !rivals.missing.contains(&why) {
+                        rivals.missing.push(why);
+                    }
+                }
             }
-            Err(why) => rivals.restart(case.peer["op"].as_str().unwrap_or_default(), &why),
+            Err(why) => rivals.restart(op, &why),
         }
     }
     if names.is_empty() && library.is_none() {

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 /// The script travels with the program.
 const SCRIPT: &str = include_str!("../../../benches/peers/serve.py");
+/// So do its kernels in Triton, which the script imports where Triton is there.
+const TRITON: &str = include_str!("../../../benches/peers/triton_kernels.py");
 
 /// Something that computes what a case computes.
 pub trait Rival {
@@ -38,7 +40,10 @@ impl Peers {
     /// Starts the script with this Python, with torch.compile or without.
     pub fn start(python: &str, compile: bool, patience: Duration) -> Result<Peers, String> {
         let compile = if compile { "compile" } else { "eager" };
-        Peers::run(Command::new(python).args(["-u", "-c", SCRIPT, compile]), patience)
+        Peers::run(
+            Command::new(python).args(["-u", "-c", SCRIPT, compile, TRITON]),
+            patience,
+        )
     }
 
     fn run(command: &mut Command, patience: Duration) -> Result<Peers, String> {
@@ -98,14 +103,15 @@ impl Peers {
     }
 
     /// Sets up a case with graphs of `launches` runs over `copies` sets of buffers; the names of those that do it, and
-    /// why others do not.
+    /// why others do not. Without `graphs` the runs are launched one by one between two events.
     pub fn prepare(
         &mut self,
         case: &Value,
         launches: usize,
         copies: usize,
+        graphs: bool,
     ) -> Result<(Vec<String>, Vec<String>), String> {
-        let answer = self.ask(&json!({"prepare": case, "launches": launches, "copies": copies}))?;
+        let answer = self.ask(&json!({"prepare": case, "launches": launches, "copies": copies, "graphs": graphs}))?;
         let failed = match &answer["failed"] {
             Value::Object(failed) => failed
                 .iter()
@@ -156,7 +162,7 @@ mod tests {
         .unwrap();
         assert_eq!(peers.version, "test 1");
         assert_eq!(
-            peers.prepare(&json!({}), 1, 1).unwrap(),
+            peers.prepare(&json!({}), 1, 1, true).unwrap(),
             (vec!["x".to_owned()], vec!["y: no".to_owned()])
         );
         assert_eq!(peers.turn("x").unwrap(), 2.5);
