@@ -5,13 +5,13 @@
 //! read its keys once. The keys that a tile sees are cut into *pieces* at multiples of a size that follows from the
 //! row alone ([`split_tokens`]); a piece is attended by the warps of one block, each of which has a stream of 16 keys at a
 //! time through its own ring of `cp.async` stages, so that no barrier stands in the loop. At the end of a piece the
-//! warps are joined in shared memory.
+//! warps are joined in shared memory, while the copies of the next one, be it of another sequence, are under way.
 //!
 //! # The same bits in every batch
-//! A tile's result is the left fold over its pieces in order. Either one block folds all pieces as it goes (batches large
-//! enough to fill the GPU), or a block takes one piece, writes it to the workspace and `decode_merge_*` folds: the same
-//! operations in the same order, so the choice, which depends on the batch, changes no bit. All lengths are read on
-//! the device and the grid depends on capacities only: a captured graph stays valid while sequences grow.
+//! A tile's result is the left fold over its pieces in order. Either one block has all pieces and folds them as it goes, or
+//! each piece is written to the workspace and `decode_merge_*` folds: the same operations in the same order, so the
+//! choice, which depends on the batch, changes no bit. All lengths are read on the device, which plans from them who does
+//! what; the grid depends on capacities only: a captured graph stays valid while sequences grow.
 //!
 //! Scores are kept in units of log₂: `x = (scale·q·k, capped, minus slope·distance) · log₂ e`.
 
@@ -19,6 +19,8 @@ use crate::{kernel_params, paging::Paging};
 
 #[cfg(target_arch = "nvptx64")]
 mod finish;
+#[cfg(target_arch = "nvptx64")]
+mod plan;
 #[cfg(target_arch = "nvptx64")]
 mod scalar;
 #[cfg(target_arch = "nvptx64")]
@@ -28,6 +30,8 @@ mod tensor;
 
 /// Rows of a tile.
 pub const ROWS: u32 = 16;
+/// Rows whose warps are joined at a time.
+pub const JOIN_ROWS: u32 = 4;
 /// Keys that a warp takes at a time.
 pub const KEYS: u32 = 16;
 /// Smallest piece; a multiple of what a block takes at a time.
@@ -80,6 +84,8 @@ kernel_params! {
         pub out_strides: [u64; 3],
         /// Slopes from one batch to the next: 0 or the number of heads.
         pub alibi_batch_stride: u64,
+        /// Sequences.
+        pub batch: u32,
         /// KV heads.
         pub heads_kv: u32,
         /// Query heads of a KV head.
@@ -98,7 +104,7 @@ kernel_params! {
         pub most: u32,
         /// Pieces that the workspace and the grid have room for.
         pub splits: u32,
-        /// 1: a block folds all pieces of its tile.
+        /// 1: each block folds all pieces of one tile; 0: the line of pieces is cut into as many parts as there are blocks.
         pub fold: u32,
         /// Added to every length: tokens appended by this step.
         pub appended: u32,
@@ -112,6 +118,9 @@ kernel_params! {
         pub scale: f32,
         /// Cap of the scores, or 0.
         pub softcap: f32,
+        /// 1: a block that has all pieces of a tile folds them though the others are written to the workspace; unless
+        /// `fold` is 1.
+        pub whole: u32,
     }
 }
 
@@ -122,7 +131,10 @@ kernel_params! {
 #[inline(always)]
 pub const fn split_tokens(low: u32, high: u32, most: u32) -> u32 {
     let few = if most > 1 { most / 2 } else { 1 };
-    let mut shift = 6;
+    // Where the search begins: anything smaller cannot be enough, since 2^(shift + 1) · most would be too few tokens.
+    let mut shift = most.leading_zeros();
+    let tokens = (high - low).leading_zeros();
+    shift = if shift > tokens + 6 { shift - tokens } else { 6 };
     while shift < 30 && ((high + (1 << shift) - 1) >> shift) - (low >> shift) > if shift < 9 { few } else { most } {
         shift += 1;
     }
@@ -225,6 +237,7 @@ impl Shape {
 
     /// Dynamic shared memory of a block when `rows` rows are in use.
     pub const fn shared_bytes(self, rows: u32) -> u32 {
+        let rows = if rows < JOIN_ROWS { rows } else { JOIN_ROWS };
         let join = self.join_at() + self.warps * rows * self.dim * 4;
         let stages = self.stages_at() + self.warps * self.stages * self.stage_bytes();
         if join > stages { join } else { stages }

@@ -12,6 +12,12 @@ use crate::{AnyTensor, DType, Error, Result, Tier, launch::Contract, stream::Str
 const WANTED_BLOCKS: u64 = 256;
 /// Most pieces of a tile.
 const MAX_SPLITS: u64 = 128;
+/// Shared memory of a multiprocessor that has most; each block takes 1 KiB more than it asks for.
+const SHARED_MEMORY: u64 = 228 << 10;
+/// Blocks of a multiprocessor that their registers leave room for.
+const MAX_RESIDENT: u64 = 2;
+/// Tiles for each block that the GPU holds from which on they need not be cut up to keep all busy.
+const ENOUGH_TILES: u64 = 6;
 
 /// Result of [`Decode::run`].
 #[derive(Clone, Debug)]
@@ -192,11 +198,14 @@ impl<'a> Decode<'a> {
         let most = (WANTED_BLOCKS / (cache.heads * tiles)).clamp(1, MAX_SPLITS);
         let splits = most.min(cache.capacity.div_ceil(MIN_SPLIT.into())).max(1);
         let all_tiles = batch * cache.heads * tiles;
-        // This may follow from the batch: both ways give the same bits.
-        let enough = 3 * u64::from(device.properties().multiprocessors);
-        let fold = shape.folds() && all_tiles >= enough;
-        let apart = splits > 1 && !fold;
         let rows = tile_rows.min(ROWS.into());
+        // This may follow from the batch: both ways give the same bits.
+        let shared = u64::from(shape.shared_bytes(rows as u32));
+        let resident = (SHARED_MEMORY / (shared + 1024)).clamp(1, MAX_RESIDENT);
+        let slots = resident * u64::from(device.properties().multiprocessors);
+        let fold = splits == 1 || (shape.folds() && all_tiles >= ENOUGH_TILES * slots);
+        let apart = !fold;
+        let blocks = if fold { all_tiles } else { slots.min(all_tiles * splits) };
         let partial_rows = if apart { all_tiles * splits * rows } else { 0 };
         let partial = AnyTensor::empty(device, DType::F32, &[partial_rows, cache.value_dim])?;
         let statistics = AnyTensor::empty(device, DType::F32, &[partial_rows, 2])?;
@@ -233,6 +242,7 @@ impl<'a> Decode<'a> {
             } else {
                 0
             },
+            batch: small("batch", batch)?,
             heads_kv: small("heads_kv", cache.heads)?,
             group: small("heads_q", group)?,
             seq_q: small("seq_q", seq_q)?,
@@ -249,13 +259,15 @@ impl<'a> Decode<'a> {
             window_right: bound(right),
             scale: options.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
             softcap: options.softcap.unwrap_or(0.0),
+            whole: u32::from(fold || blocks < 2 * all_tiles),
         };
         let dtype = q.dtype().name();
         let entry = format!("decode_{dtype}_d{padded}");
         let contract = Contract::new(device, &entry)
-            .grid([all_tiles * if fold { 1 } else { splits }, 1, 1])
-            .shared(shape.shared_bytes(rows as u32).into())
+            .grid([blocks, 1, 1])
+            .shared(shared)
             .on(self.stream)
+            .programmatic()
             .reads("q", &q)
             .reads("k_cache", self.cache.k())
             .reads("v_cache", self.cache.v())

@@ -1,8 +1,8 @@
 //! Joining: warps to a piece, pieces to a row, a row to its output. Fixed order everywhere.
 
 use super::{
-    DecodeParams, ROWS,
-    stream::{Engine, Work},
+    DecodeParams, JOIN_ROWS, ROWS,
+    stream::{Engine, Work, opaque},
 };
 use crate::tile::element::Element;
 use core::marker::PhantomData;
@@ -25,7 +25,9 @@ const FOLD_AT: u32 = FACTORS_AT + 4 * ROWS * 4;
 const TOTAL_AT: u32 = FOLD_AT + ROWS * 8;
 /// Factor that finishes each row.
 const FINAL_AT: u32 = TOTAL_AT + ROWS * 8;
-const _: () = assert!(FINAL_AT + ROWS * 4 <= super::HEADER_BYTES);
+/// What [`plan`](super::plan) says: the cost of each warp's tiles, then a place, 64 bytes.
+pub const PLAN_AT: u32 = FINAL_AT + ROWS * 4;
+const _: () = assert!(PLAN_AT % 16 == 0 && PLAN_AT + 64 + 16 * 32 <= super::HEADER_BYTES);
 
 /// Bounds of the rows for engines that want them in shared memory, and the empty totals. A barrier follows.
 ///
@@ -79,10 +81,11 @@ pub unsafe fn put_statistics(warp: u32, row: u32, maximum: f32, sum: f32) {
     }
 }
 
-/// Where a warp puts the output of a row.
+/// Where a warp puts the output of a row in the row's turn.
 #[inline(always)]
 pub fn output<E: Engine>(warp: u32, row: u32, rows: u32) -> u32 {
-    shared::dynamic_base() + E::SHAPE.join_at() + (warp * rows + row) * E::SHAPE.dim * 4
+    let at_a_time = if rows < JOIN_ROWS { rows } else { JOIN_ROWS };
+    shared::dynamic_base() + E::SHAPE.join_at() + (warp * at_a_time + row % JOIN_ROWS) * E::SHAPE.dim * 4
 }
 
 /// What to subtract from exponents: the maximum, or 0 for nothing.
@@ -169,19 +172,30 @@ impl<O: Element, const N: usize> Fold<O, N> {
         }
     }
 
-    /// Joins the warps to a piece, and folds it, or writes it to the workspace; behind the `last` piece of a fold, writes
-    /// output and LSE. A barrier lies before and behind.
+    /// Joins the warps to a piece, and folds it, or writes it to the workspace; behind the `last` piece of a whole tile,
+    /// writes output and LSE. A barrier lies behind.
     ///
     /// # Safety
     /// - All threads of the block call this together.
     #[inline(always)]
-    pub unsafe fn join_warps<E: Engine>(&mut self, params: &DecodeParams, work: &Work, split: u32, last: bool) {
+    pub unsafe fn join_warps<E: Engine>(
+        &mut self,
+        params: &DecodeParams,
+        work: &Work,
+        whole: bool,
+        engine: &E,
+        split: u32,
+        last: bool,
+    ) {
         const { assert!(!E::SHAPE.folds() || N as u32 * E::SHAPE.warps * 32 == ROWS * E::SHAPE.dim) };
         unsafe {
             let base = shared::dynamic_base();
             let thread = thread::thread_idx_x();
-            let apart = params.fold == 0 && work.pieces > 1;
+            let apart = !whole;
             let place = (tile_number(params, work) * params.splits as u64 + split as u64) * params.rows as u64;
+            engine.put_statistics(work.rows);
+            engine.put_output(0, work.rows);
+            syncthreads();
             if thread < work.rows {
                 let mut maximum = f32::NEG_INFINITY;
                 let mut warp = 0;
@@ -213,53 +227,78 @@ impl<O: Element, const N: usize> Fold<O, N> {
                         let (factor, lse) = finished(params, work, thread, total);
                         shared::st(base + FINAL_AT + thread * 4, factor);
                         write_lse(params, work, thread, lse);
+                        if params.fold == 0 && work.pieces > 1 {
+                            let first = tile_number(params, work) * params.splits as u64 * params.rows as u64;
+                            global::st(
+                                (params.statistics + (first + thread as u64) * 8) as *mut [f32; 2],
+                                [0.0, FOLDED],
+                            );
+                        }
                     }
                 }
             }
             syncthreads();
             let threads = const { E::SHAPE.warps * 32 };
-            let elements = work.rows * E::SHAPE.dim;
-            let count = if E::SHAPE.folds() {
-                N as u32
-            } else {
-                elements.div_ceil(threads)
-            };
-            let mut i = 0;
-            while i < count {
-                let element = i * threads + thread;
-                let (row, column) = (element / E::SHAPE.dim, element % E::SHAPE.dim);
-                if row < work.rows {
-                    let mut piece = 0.0;
-                    let mut warp = 0;
-                    while warp < E::SHAPE.warps {
-                        let part: f32 = shared::ld(output::<E>(warp, row, work.rows) + column * 4);
-                        let factor: f32 = shared::ld(base + FACTORS_AT + (warp * ROWS + row) * 4);
-                        piece = fma(part, factor, piece);
-                        warp += 1;
+            let mut turn = 0;
+            while turn < (ROWS / JOIN_ROWS) as usize {
+                let first = turn as u32 * JOIN_ROWS;
+                if first < work.rows {
+                    if turn > 0 {
+                        engine.put_output(turn, work.rows);
+                        syncthreads();
                     }
-                    if apart {
-                        if column < params.value_dim {
-                            let at = (place + row as u64) * params.value_dim as u64 + column as u64;
-                            global::st((params.partial + at * 4) as *mut f32, piece);
-                        }
+                    let count = if E::SHAPE.folds() {
+                        N as u32 / (ROWS / JOIN_ROWS)
                     } else {
-                        let factors: [f32; 2] = shared::ld(base + FOLD_AT + row * 8);
-                        let before = if E::SHAPE.folds() { self.total[i as usize] } else { 0.0 };
-                        let total = fold(before, factors, piece);
-                        if E::SHAPE.folds() {
-                            self.total[i as usize] = total;
+                        opaque((JOIN_ROWS * E::SHAPE.dim).div_ceil(threads))
+                    };
+                    let mut i = 0;
+                    while i < count {
+                        let element = i * threads + thread;
+                        let (row, column) = (first + element / E::SHAPE.dim, element % E::SHAPE.dim);
+                        if row < work.rows && row < first + JOIN_ROWS {
+                            let mut piece = 0.0;
+                            let mut warp = 0;
+                            while warp < E::SHAPE.warps {
+                                let part: f32 = shared::ld(output::<E>(warp, row, work.rows) + column * 4);
+                                let factor: f32 = shared::ld(base + FACTORS_AT + (warp * ROWS + row) * 4);
+                                piece = fma(part, factor, piece);
+                                warp += 1;
+                            }
+                            if apart {
+                                if column < params.value_dim {
+                                    let at = (place + row as u64) * params.value_dim as u64 + column as u64;
+                                    global::st((params.partial + at * 4) as *mut f32, piece);
+                                }
+                            } else {
+                                let factors: [f32; 2] = shared::ld(base + FOLD_AT + row * 8);
+                                let own = turn * (N / (ROWS / JOIN_ROWS) as usize) + i as usize;
+                                let before = if E::SHAPE.folds() { self.total[own] } else { 0.0 };
+                                let total = fold(before, factors, piece);
+                                if E::SHAPE.folds() {
+                                    self.total[own] = total;
+                                }
+                                if last && column < params.value_dim {
+                                    let factor: f32 = shared::ld(base + FINAL_AT + row * 4);
+                                    write_output::<O>(params, work, row, column, total * factor);
+                                }
+                            }
                         }
-                        if last && column < params.value_dim {
-                            let factor: f32 = shared::ld(base + FINAL_AT + row * 4);
-                            write_output::<O>(params, work, row, column, total * factor);
-                        }
+                        i += 1;
                     }
+                    syncthreads();
                 }
-                i += 1;
+                turn += 1;
             }
         }
     }
 }
+
+/// The sum of a piece that is none: its block has written the row's output itself.
+const FOLDED: f32 = -1.0;
+
+/// Pieces whose loads the merging kernel has under way at a time.
+const AHEAD: u32 = 16;
 
 /// Folds the pieces of one row, one block each, where they were computed apart.
 ///
@@ -276,34 +315,59 @@ pub unsafe fn merge<O: Element>(params: &DecodeParams) {
         let (rest, row) = (block / rows, block % rows);
         let (rest, tile) = (rest / tiles, rest % tiles);
         let (batch, head) = (rest / heads, rest % heads);
-        let work = Work::new(params, batch, head, tile);
-        // Every block waits, so that this launch does not end before the one it follows.
+        // Every block waits, so that this launch does not end before the one it follows; what follows this one may be
+        // set up, and waits itself.
         #[cfg(tier = "sm_90a")]
-        cuda_std::grid_dependency::wait();
+        {
+            cuda_std::grid_dependency::launch_dependents();
+            cuda_std::grid_dependency::wait();
+        }
+        let work = Work::new(params, batch, head, tile);
         if row >= work.rows || work.pieces == 1 {
             return;
         }
         let thread = thread::thread_idx_x();
         let mut place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
+        if params.whole != 0 {
+            let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
+            if part[1] == FOLDED {
+                return;
+            }
+        }
         let mut total = [f32::NEG_INFINITY, 0.0];
         let mut out = [0.0; 2];
         let mut piece = 0;
         while piece < work.pieces {
-            let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
-            let (joined, factors) = join(total, part);
-            total = joined;
-            let mut i = 0;
-            while i < 2 {
-                let column = i as u32 * super::MERGE_THREADS + thread;
-                if column < params.value_dim {
-                    let at = place * params.value_dim as u64 + column as u64;
-                    let part = global::ld((params.partial + at * 4) as *const f32);
-                    out[i] = fold(out[i], factors, part);
+            let (mut sums, mut parts) = ([[0.0f32; 2]; AHEAD as usize], [[0.0f32; 2]; AHEAD as usize]);
+            let mut u = 0;
+            while u < AHEAD {
+                if piece + u < work.pieces {
+                    let at = place + (u * rows) as u64;
+                    sums[u as usize] = global::ld((params.statistics + at * 8) as *const [f32; 2]);
+                    let mut i = 0;
+                    while i < 2 {
+                        let column = i * super::MERGE_THREADS + thread;
+                        if column < params.value_dim {
+                            let at = at * params.value_dim as u64 + column as u64;
+                            parts[u as usize][i as usize] = global::ld((params.partial + at * 4) as *const f32);
+                        }
+                        i += 1;
+                    }
                 }
-                i += 1;
+                u += 1;
             }
-            place += rows as u64;
-            piece += 1;
+            u = 0;
+            while u < AHEAD {
+                if piece + u < work.pieces {
+                    let (joined, factors) = join(total, sums[u as usize]);
+                    total = joined;
+                    out[0] = fold(out[0], factors, parts[u as usize][0]);
+                    out[1] = fold(out[1], factors, parts[u as usize][1]);
+                }
+                u += 1;
+            }
+            place += (AHEAD * rows) as u64;
+            piece += AHEAD;
         }
         let (factor, lse) = finished(params, &work, row, total);
         if thread == 0 {

@@ -5,8 +5,8 @@
 //! row of keys' stage, whose keys are used up by then.
 
 use super::{
-    DecodeParams, KEYS, ROWS, Shape, finish,
-    stream::{Engine, SM, Work},
+    DecodeParams, JOIN_ROWS, KEYS, ROWS, Shape, finish,
+    stream::{Engine, SM, Work, opaque},
 };
 use cuda_std::{
     barrier::syncwarp,
@@ -78,12 +78,14 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
     #[inline(always)]
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32) {
         unsafe {
-            let lane = thread::lane_id();
+            // Where the chunks lie does not change from step to step: there are no registers to keep that.
+            let lane = opaque(thread::lane_id());
             let (key, half) = (lane % KEYS, lane / KEYS);
             let queries = shared::dynamic_base() + super::HEADER_BYTES + half * HALF as u32 * DIM * 4;
             let mut x = [0.0f32; HALF];
             let mut chunk = 0;
-            while chunk < DIM / 4 {
+            let chunks = opaque(DIM / 4);
+            while chunk < chunks {
                 let k: [f32; 4] = shared::ld(keys + key * DIM * 4 + (chunk ^ (key & Self::SWIZZLE)) * 16);
                 let mut r = 0;
                 while r < HALF {
@@ -145,7 +147,8 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                 r += 1;
             }
             let mut key = 0;
-            while key < KEYS {
+            let keys_here = opaque(KEYS);
+            while key < keys_here {
                 let mut v = [0.0f32; W];
                 let mut w = 0;
                 while w < W {
@@ -171,7 +174,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
     }
 
     #[inline(always)]
-    unsafe fn put(&mut self, rows: u32) {
+    unsafe fn put_statistics(&self, rows: u32) {
         unsafe {
             let lane = thread::lane_id();
             let (key, half, warp) = (lane % KEYS, lane / KEYS, thread::uniform_warp_idx());
@@ -184,22 +187,32 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                 }
                 r += 1;
             }
-            r = 0;
-            while r < ROWS as usize {
-                if (r as u32) < rows {
-                    let to = finish::output::<Self>(warp, r as u32, rows) + lane * W as u32 * 4;
-                    let mut w = 0;
-                    while w < W {
-                        shared::st(to + w as u32 * 4, self.out[r][w]);
-                        w += 1;
-                    }
-                }
-                r += 1;
-            }
-            self.out = [[0.0; W]; ROWS as usize];
-            self.maximum = [f32::NEG_INFINITY; 8];
-            self.sum = [0.0; 8];
         }
+    }
+
+    #[inline(always)]
+    unsafe fn put_output(&self, turn: usize, rows: u32) {
+        let (lane, warp) = (thread::lane_id(), unsafe { thread::uniform_warp_idx() });
+        let mut r = 0;
+        while r < JOIN_ROWS as usize {
+            let row = turn * JOIN_ROWS as usize + r;
+            if (row as u32) < rows {
+                let to = finish::output::<Self>(warp, row as u32, rows) + lane * W as u32 * 4;
+                let mut w = 0;
+                while w < W {
+                    unsafe { shared::st(to + w as u32 * 4, self.out[row][w]) };
+                    w += 1;
+                }
+            }
+            r += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn clear(&mut self) {
+        self.out = [[0.0; W]; ROWS as usize];
+        self.maximum = [f32::NEG_INFINITY; 8];
+        self.sum = [0.0; 8];
     }
 }
 

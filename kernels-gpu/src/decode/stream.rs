@@ -1,6 +1,11 @@
 //! A block's way through its keys, whatever computes with them.
 
-use super::{DecodeParams, KEYS, ROWS, Shape, UNBOUNDED, finish, split_tokens};
+use super::{
+    DecodeParams, KEYS, ROWS, Shape, UNBOUNDED, finish,
+    plan::{self, Cursor, Segment},
+    split_tokens,
+};
+use crate::paging::Place;
 use cuda_std::{
     barrier::{syncthreads, syncwarp},
     global, shared, thread, warp,
@@ -202,66 +207,95 @@ pub trait Engine: Sized {
     /// - The warp calls this together; `keys` and `values` are shared addresses of 16 rows each.
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32);
 
-    /// Writes maximum, sum and output of the rows in use for [`finish`], and forgets them.
+    /// Writes maximum and sum of the rows in use for [`finish`].
     ///
     /// # Safety
     /// - The warp calls this together; `rows` is the number of rows in use.
-    unsafe fn put(&mut self, rows: u32);
+    unsafe fn put_statistics(&self, rows: u32);
+
+    /// Writes the output of turn `turn` of the rows in use, [`JOIN_ROWS`](super::JOIN_ROWS) of them, for [`finish`].
+    ///
+    /// # Safety
+    /// - The warp calls this together; `rows` is the number of rows in use; `turn` is known to the compiler.
+    unsafe fn put_output(&self, turn: usize, rows: u32);
+
+    /// Forgets the keys seen.
+    fn clear(&mut self);
 }
 
-/// A warp's supply of keys and values.
+/// A warp's supply of keys and values: the steps of all the block's segments, ahead of what computes with them.
 struct Loader<'a> {
     params: &'a DecodeParams,
-    work: Work,
-    /// First token of the block's steps, and one past the last key.
-    start: u32,
+    /// Sequence and head of the segment.
+    batch: u32,
+    head: u32,
+    /// This lane's token of the step that is looked up.
+    token: u32,
+    /// First token of the segment, and one past its last.
     begin: u32,
     end: u32,
+    /// Steps of the segment that are not loaded; 0 when there is no segment more.
     steps: u32,
-    warp: u32,
     lane: u32,
-    /// Where this lane's key of the next step to be loaded lies: bytes from the head's keys and values; [`NOWHERE`] if
-    /// nowhere.
-    next: [u64; 2],
+    /// Where this lane's key of that step lies. Its page is on its way from memory: nothing is computed from it before
+    /// it is needed.
+    next: Place,
 }
 
-/// No place in the cache.
-const NOWHERE: u64 = u64::MAX;
-
 impl Loader<'_> {
-    /// The first token of the warp in a step.
+    /// Goes to the next segment that has steps, if there is one.
     #[inline(always)]
-    fn token<E: Engine>(&self, step: u32) -> u32 {
-        self.start + (step * E::SHAPE.warps + self.warp) * KEYS
-    }
-
-    #[inline(always)]
-    unsafe fn look_up<E: Engine>(&mut self, step: u32) {
+    unsafe fn advance<E: Engine>(&mut self) {
         unsafe {
-            let token = self.token::<E>(step) + self.lane % KEYS;
-            self.next = [NOWHERE; 2];
-            if step < self.steps && token >= self.begin && token < self.end {
-                let place = self.params.paging.place(self.work.batch, token);
-                let size = E::CACHE_BYTES as u64;
-                self.next = [
-                    place.offset(&self.params.k_strides) * size,
-                    place.offset(&self.params.v_strides) * size,
-                ];
+            let warp = thread::uniform_warp_idx();
+            let at = plan::place(warp);
+            let mut cursor = Cursor::load(at);
+            // All lanes have read it.
+            syncwarp(warp::FULL);
+            while self.steps == 0 {
+                let Some(segment) = cursor.next::<E>(self.params) else {
+                    break;
+                };
+                self.batch = segment.work.batch;
+                self.head = segment.work.head;
+                self.token = segment.token::<E>(0, warp) + self.lane % KEYS;
+                self.begin = segment.begin;
+                self.end = segment.end;
+                self.steps = segment.steps;
             }
+            cursor.save(at);
+            syncwarp(warp::FULL);
         }
     }
 
-    /// Starts the copies of a step, whose places have been looked up, into the stage at `stage`.
+    /// Looks up the keys of the next step.
     #[inline(always)]
-    unsafe fn load<E: Engine>(&mut self, step: u32, stage: u32) {
+    unsafe fn look_up(&mut self) {
+        self.next = Place::NONE;
+        if self.token >= self.begin && self.token < self.end {
+            // SAFETY: the sequence has that token.
+            self.next = unsafe { self.params.paging.place(self.batch, self.token) };
+        }
+    }
+
+    /// Starts the copies of the step that was looked up into the stage at `stage`, and looks up the next.
+    #[inline(always)]
+    unsafe fn load<E: Engine>(&mut self, stage: u32) {
         unsafe {
             let params = self.params;
-            if step < self.steps {
+            if self.steps != 0 {
                 let chunks = E::SHAPE.row_bytes / 16;
                 let (k_bytes, v_bytes) = (params.head_dim * E::CACHE_BYTES, params.value_dim * E::CACHE_BYTES);
                 let size = E::CACHE_BYTES as u64;
-                let k_head = params.k + self.work.head as u64 * params.k_strides[2] * size;
-                let v_head = params.v + self.work.head as u64 * params.v_strides[2] * size;
+                let head = self.head as u64;
+                let k_head = params.k + head * params.k_strides[2] * size;
+                let v_head = params.v + head * params.v_strides[2] * size;
+                let place = self.next;
+                let (mut k_own, mut v_own) = (NOWHERE, NOWHERE);
+                if place.exists() {
+                    k_own = place.offset(&params.k_strides) * size;
+                    v_own = place.offset(&params.v_strides) * size;
+                }
                 let mut i = 0;
                 // Four at a time, so that their shuffles overlap, where that many addresses fit the registers.
                 let unroll = const { if E::SHAPE.folds() { 4 } else { 1 } };
@@ -271,8 +305,8 @@ impl Loader<'_> {
                     while u < unroll {
                         let index = (i + u) * 32 + self.lane;
                         let (key, chunk) = (index / chunks, index % chunks);
-                        let k_offset = shuffle(self.next[0], key);
-                        let v_offset = shuffle(self.next[1], key);
+                        let k_offset = shuffle(k_own, key);
+                        let v_offset = shuffle(v_own, key);
                         let to = stage + key * E::SHAPE.row_bytes + ((chunk ^ (key & E::SWIZZLE)) * 16);
                         let at = chunk * 16;
                         let live = k_offset != NOWHERE;
@@ -294,13 +328,21 @@ impl Loader<'_> {
                     }
                     i += unroll;
                 }
+                self.token += const { E::SHAPE.warps * KEYS };
+                self.steps -= 1;
+                if self.steps == 0 {
+                    self.advance::<E>();
+                }
+                self.look_up();
             }
             #[cfg(not(tier = "sm_75"))]
             cuda_std::cp_async::commit_group();
-            self.look_up::<E>(step + 1);
         }
     }
 }
+
+/// No place in the cache.
+const NOWHERE: u64 = u64::MAX;
 
 /// The word of another lane.
 #[inline(always)]
@@ -356,105 +398,102 @@ unsafe fn wait<E: Engine>() {
     }
 }
 
-/// A decode kernel: one piece of a tile, or all of them.
+/// A decode kernel: a block attends all its segments; see [`plan`].
 ///
 /// # Safety
 /// - The parameters describe the tensors; shared memory is [`Shape::shared_bytes`].
 #[inline(always)]
 pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(params: &DecodeParams) {
     unsafe {
-        // Neighbouring blocks read the heads of the same tokens, which lie together.
-        let (heads, splits, tiles) = (
-            params.heads_kv,
-            if params.fold != 0 { 1 } else { params.splits },
-            params.tiles,
-        );
-        core::hint::assert_unchecked(heads != 0);
-        core::hint::assert_unchecked(splits != 0);
-        core::hint::assert_unchecked(tiles != 0);
-        let block = thread::block_idx_x();
-        let (rest, head) = (block / heads, block % heads);
-        let (rest, split) = (rest / splits, rest % splits);
-        let (batch, tile) = (rest / tiles, rest % tiles);
-        // The merging kernel may be set up meanwhile; it waits for this one's end.
         #[cfg(tier = "sm_90a")]
-        cuda_std::grid_dependency::launch_dependents();
-        let work = Work::new(params, batch, head, tile);
-        if split >= work.pieces {
+        {
+            // Set up while the kernel before this one still ran; the merging kernel is set up while this one runs.
+            cuda_std::grid_dependency::wait();
+            cuda_std::grid_dependency::launch_dependents();
+        }
+        let Some(cursor) = plan::begin::<E>(params) else {
             return;
-        }
-        let (mut begin, mut end) = (work.low, work.high);
-        if params.fold == 0 {
-            let first = (work.low & !(work.size - 1)) + split * work.size;
-            begin = if first > begin { first } else { begin };
-            end = if first + work.size < end {
-                first + work.size
-            } else {
-                end
-            };
-        }
-        let block_keys = const { E::SHAPE.warps * KEYS };
-        let start = begin & !(block_keys - 1);
+        };
         let base = shared::dynamic_base();
         let warp = thread::uniform_warp_idx();
+        // What is seldom needed stands in shared memory, a copy a warp: the registers are for keys on their way.
+        let (own_cursor, own_work) = (plan::place(4 + warp), plan::place(8 + 2 * warp));
+        cursor.save(plan::place(warp));
+        cursor.save(own_cursor);
+        syncwarp(warp::FULL);
         let mut loader = Loader {
             params,
-            work,
-            start,
-            begin,
-            end,
-            steps: (end - start + block_keys - 1) / block_keys,
-            warp,
+            batch: 0,
+            head: 0,
+            token: 0,
+            begin: 0,
+            end: 0,
+            steps: 0,
             lane: thread::lane_id(),
-            next: [NOWHERE; 2],
+            next: Place::NONE,
         };
         let ring = base + E::SHAPE.stages_at() + warp * E::SHAPE.stages * E::SHAPE.stage_bytes();
-        loader.look_up::<E>(0);
+        loader.advance::<E>();
+        loader.look_up();
         let mut stage = 0;
-        while stage < E::SHAPE.stages - 1 {
-            loader.load::<E>(stage, ring + stage * E::SHAPE.stage_bytes());
+        while stage < opaque(E::SHAPE.stages - 1) {
+            loader.load::<E>(ring + stage * E::SHAPE.stage_bytes());
             stage += 1;
         }
-        finish::begin(params, &work);
-        E::stage_queries(params, &work);
-        syncthreads();
-        let mut engine = E::new(params, &work);
-        let mut fold = finish::Fold::<O, N>::new();
-        let steps = loader.steps;
-        let mut step = 0;
-        // The stage that the next load fills, and the one that is read next.
-        let (mut filled, mut read) = (E::SHAPE.stages - 1, 0);
+        // The stage that is read next; the next load fills the one before it.
+        let mut read = 0;
+        let block_keys = const { E::SHAPE.warps * KEYS };
         loop {
-            // A tile that sees no key has one piece without a step.
-            let mut boundary = steps == 0;
-            if step < steps {
-                loader.load::<E>(step + E::SHAPE.stages - 1, ring + filled * E::SHAPE.stage_bytes());
-                filled = if filled + 1 == E::SHAPE.stages { 0 } else { filled + 1 };
-                wait::<E>();
-                syncwarp(warp::FULL);
-                let keys = ring + read * E::SHAPE.stage_bytes();
-                let first = loader.token::<E>(step);
-                // A warp without a key in range has nothing to attend to.
-                if first < end && first + KEYS > begin {
+            let mut cursor = Cursor::load(own_cursor);
+            syncwarp(warp::FULL);
+            let Some(segment) = cursor.next::<E>(params) else {
+                break;
+            };
+            cursor.save(own_cursor);
+            segment.save::<E>(params, own_work);
+            syncwarp(warp::FULL);
+            let (mut engine, mut steps) = {
+                let work = segment.work;
+                finish::begin(params, &work);
+                E::stage_queries(params, &work);
+                syncthreads();
+                (E::new(params, &work), segment.steps)
+            };
+            let size = segment.work.size;
+            let mut fold = finish::Fold::<O, N>::new();
+            let mut piece = segment.piece;
+            let mut first = segment.token::<E>(0, warp);
+            loop {
+                // A tile that sees no key has one piece without a step.
+                let mut boundary = steps == 0;
+                if steps > 0 {
+                    let filled = if read == 0 { E::SHAPE.stages - 1 } else { read - 1 };
+                    loader.load::<E>(ring + filled * E::SHAPE.stage_bytes());
+                    wait::<E>();
+                    syncwarp(warp::FULL);
+                    let keys = ring + read * E::SHAPE.stage_bytes();
                     engine.step(params, keys, keys + KEYS * E::SHAPE.row_bytes, first as i32);
+                    syncwarp(warp::FULL);
+                    read = if read + 1 == E::SHAPE.stages { 0 } else { read + 1 };
+                    steps -= 1;
+                    first += block_keys;
+                    // Where all warps of the block begin next.
+                    boundary = steps == 0 || (first - warp * KEYS) & (size - 1) == 0;
                 }
-                syncwarp(warp::FULL);
-                read = if read + 1 == E::SHAPE.stages { 0 } else { read + 1 };
-                step += 1;
-                boundary = step == steps || (start + step * block_keys) & (work.size - 1) == 0;
-            }
-            if boundary {
-                if E::SHAPE.stages == 1 {
-                    // Joining reuses the stages: all warps are done with them.
-                    syncthreads();
+                if boundary {
+                    if E::SHAPE.stages == 1 {
+                        // Joining reuses the stages: all warps are done with them.
+                        syncthreads();
+                    }
+                    let last = steps == 0;
+                    let (work, whole) = Segment::load(own_work);
+                    fold.join_warps::<E>(params, &work, whole, &engine, piece, last);
+                    engine.clear();
+                    piece += 1;
+                    if last {
+                        break;
+                    }
                 }
-                engine.put(work.rows);
-                syncthreads();
-                fold.join_warps::<E>(params, &work, split, step == steps);
-                if step == steps {
-                    break;
-                }
-                syncthreads();
             }
         }
     }

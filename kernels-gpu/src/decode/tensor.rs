@@ -1,7 +1,7 @@
 //! Decode on tensor cores: rows of queries as M, keys as N, `mma.m16n8k16` (`m16n8k8` twice on sm_75).
 
 use super::{
-    DecodeParams, KEYS, ROWS, Shape, UNBOUNDED, finish,
+    DecodeParams, JOIN_ROWS, KEYS, ROWS, Shape, UNBOUNDED, finish,
     stream::{Engine, Row, SM, Work},
 };
 use crate::tile::{
@@ -63,7 +63,6 @@ pub struct Tensor<E, C, const DIM: u32, const T: usize, const S: usize> {
     out: [[f32; 4]; T],
     maximum: [f32; 2],
     sum: [f32; 2],
-    rows: [Row; 2],
     /// Factor of the raw scores; with a cap, up to the argument of its tanh.
     scale: f32,
     /// The cap times log₂ e, or 0.
@@ -82,14 +81,13 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> T
 
     /// Scores and bias in units of log₂, −∞ where the row does not see the key.
     #[inline(always)]
-    fn score(&self, params: &DecodeParams, raw: f32, row: usize, key: i32) -> f32 {
+    fn score(&self, params: &DecodeParams, raw: f32, bounds: Row, key: i32) -> f32 {
         let mut x = raw * self.scale;
         if self.cap != 0.0 {
             // tanh y = 1 − 2 / (e^2y + 1)
             let e = ex2(x * (2.0 * core::f32::consts::LOG2_E));
             x = self.cap * fma(-2.0, rcp(e + 1.0), 1.0);
         }
-        let bounds = self.rows[row];
         if params.alibi_slopes != 0 {
             let distance = bounds.position - key;
             let distance = if distance < 0 { -distance } else { distance };
@@ -161,7 +159,6 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
                 out: [[0.0; 4]; T],
                 maximum: [f32::NEG_INFINITY; 2],
                 sum: [0.0; 2],
-                rows: [finish::row(group), finish::row(group + 8)],
                 scale,
                 cap,
                 types: PhantomData,
@@ -172,16 +169,18 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
     #[inline(always)]
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32) {
         unsafe {
-            let lane = thread::lane_id();
+            // Where the chunks lie does not change from step to step: wide heads have no registers to keep that.
+            let wide = !Self::IN_REGISTERS;
+            let lane = if wide {
+                super::stream::opaque(thread::lane_id())
+            } else {
+                thread::lane_id()
+            };
             // Two tiles of 8 keys; even and odd steps apart, for shorter chains of products.
             let mut scores = [[0.0f32; 4]; 4];
             let queries_at = shared::dynamic_base() + super::HEADER_BYTES;
-            // Turing's wide heads have no register to spare for fragments of several turns, for a second chain, or for
-            // what the rows see, kept from step to step.
+            // Turing's wide heads have no register to spare for fragments of several turns or for a second chain.
             let narrow = SM == 75 && !Self::IN_REGISTERS;
-            if narrow {
-                self.rows = [finish::row(lane / 4), finish::row(lane / 4 + 8)];
-            }
             let chains = if narrow { 1 } else { 2 };
             let turns = if narrow {
                 super::stream::opaque(S as u32) as usize
@@ -211,12 +210,14 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
                 }
                 pair += chains;
             }
+            // Nobody has registers for what the rows see, kept from step to step.
+            let rows = [finish::row(lane / 4), finish::row(lane / 4 + 8)];
             let mut x = [0.0f32; 8];
             let mut i = 0;
             while i < 8 {
                 let raw = scores[i / 4][i % 4] + scores[2 + i / 4][i % 4];
                 let key = first + fragment::column(lane, i as u32) as i32;
-                x[i] = self.score(params, raw, i / 2 % 2, key);
+                x[i] = self.score(params, raw, rows[i / 2 % 2], key);
                 i += 1;
             }
             let mut row = 0;
@@ -242,8 +243,7 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
             }
             let p = fragment::a_from_accumulator(&x, 0, E::pack);
             let mut t = 0;
-            // Nor for the permuted chunks of a row, which do not change from step to step.
-            let lane = if narrow { super::stream::opaque(lane) } else { lane };
+            let lane = if wide { super::stream::opaque(lane) } else { lane };
             while narrow && t < T {
                 let b = matrix::ldmatrix_x2_trans(chunk_at::<DIM>(values, lane % 16, t as u32));
                 self.out[t] = E::mma(p, b, self.out[t]);
@@ -260,7 +260,7 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
     }
 
     #[inline(always)]
-    unsafe fn put(&mut self, rows: u32) {
+    unsafe fn put_statistics(&self, rows: u32) {
         unsafe {
             let lane = thread::lane_id();
             let (group, pair, warp) = (lane / 4, lane % 4, thread::uniform_warp_idx());
@@ -268,23 +268,36 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
             while half < 2 {
                 let row = group + 8 * half as u32;
                 let sum = warp::reduce_sum::<4>(self.sum[half]);
-                if row < rows {
-                    if pair == 0 {
-                        finish::put_statistics(warp, row, self.maximum[half], sum);
-                    }
-                    let to = finish::output::<Self>(warp, row, rows) + pair * 8;
-                    let mut t = 0;
-                    while t < T {
-                        shared::st(to + t as u32 * 32, [self.out[t][2 * half], self.out[t][2 * half + 1]]);
-                        t += 1;
-                    }
+                if row < rows && pair == 0 {
+                    finish::put_statistics(warp, row, self.maximum[half], sum);
                 }
                 half += 1;
             }
-            self.out = [[0.0; 4]; T];
-            self.maximum = [f32::NEG_INFINITY; 2];
-            self.sum = [0.0; 2];
         }
+    }
+
+    #[inline(always)]
+    unsafe fn put_output(&self, turn: usize, rows: u32) {
+        let lane = thread::lane_id();
+        let (group, pair, warp) = (lane / 4, lane % 4, unsafe { thread::uniform_warp_idx() });
+        // Four rows of an accumulator's upper or lower half.
+        let half = turn / 2;
+        let row = group + 8 * half as u32;
+        if row < rows && group / JOIN_ROWS == (turn % 2) as u32 {
+            let to = finish::output::<Self>(warp, row, rows) + pair * 8;
+            let mut t = 0;
+            while t < T {
+                unsafe { shared::st(to + t as u32 * 32, [self.out[t][2 * half], self.out[t][2 * half + 1]]) };
+                t += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn clear(&mut self) {
+        self.out = [[0.0; 4]; T];
+        self.maximum = [f32::NEG_INFINITY; 2];
+        self.sum = [0.0; 2];
     }
 }
 
@@ -300,7 +313,7 @@ unsafe fn query_word(params: &DecodeParams, work: &Work, row: u32, column: u32) 
     unsafe { global::ld_nc((params.q + at * 2) as *const u32) }
 }
 
-const _: () = assert!(UNBOUNDED < i32::MAX as u32 && KEYS == 16);
+const _: () = assert!(UNBOUNDED < i32::MAX as u32 && KEYS == 16 && JOIN_ROWS == 4);
 
 macro_rules! kernels {
     ($($(#[$attribute:meta])* $name:ident $element:ident $stored:ident $dim:literal)*) => {

@@ -1,0 +1,327 @@
+//! Which pieces a block attends, found on the device from the lengths as they are.
+//!
+//! # Why
+//! The grid is as many blocks as the GPU holds at once, whatever the lengths. A block that took one piece would pay for
+//! its beginning (length, page, keys: three loads one after the other) and for its end with nothing under way; one that
+//! takes many keeps its copies running from piece to piece and from tile to tile.
+//!
+//! # How
+//! The tiles stand in a line, by batch, tile and head, each as long as its pieces cost. The line is cut into as many equal
+//! parts as there are blocks, and a piece belongs to the part that it begins in. A block's part is therefore a few
+//! *segments*: pieces of one tile that follow each other. Which block attends a piece changes no bit of it.
+
+use super::{
+    DecodeParams, KEYS, MIN_SPLIT,
+    finish::PLAN_AT,
+    stream::{Engine, Work},
+};
+use cuda_std::{barrier::syncthreads, shared, thread, warp};
+
+/// A block's place in the line of pieces.
+#[derive(Clone, Copy)]
+pub struct Cursor {
+    batch: u32,
+    tile: u32,
+    head: u32,
+    piece: u32,
+    /// Cost from here to the end of the block's part; at most 0 at its end.
+    left: i64,
+}
+
+/// Pieces of one tile that follow each other.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    /// The tile.
+    pub work: Work,
+    /// The first piece.
+    pub piece: u32,
+    /// How many.
+    count: u32,
+    /// First key.
+    pub begin: u32,
+    /// One past the last.
+    pub end: u32,
+    /// First token of the first step: a multiple of what a block takes at a time.
+    start: u32,
+    /// Steps.
+    pub steps: u32,
+}
+
+impl Segment {
+    /// The first token of warp `warp` in a step.
+    #[inline(always)]
+    pub fn token<E: Engine>(&self, step: u32, warp: u32) -> u32 {
+        self.start + (step * E::SHAPE.warps + warp) * KEYS
+    }
+
+    /// Whether these are all pieces of the tile, and the block folds them.
+    #[inline(always)]
+    fn whole<E: Engine>(&self, params: &DecodeParams) -> bool {
+        self.work.pieces == 1 || (self.count == self.work.pieces && E::SHAPE.folds() && params.whole != 0)
+    }
+
+    /// Puts into shared memory what joining needs; the warp calls this together.
+    ///
+    /// # Safety
+    /// - 64 bytes at `at` are the warp's own.
+    #[inline(always)]
+    pub unsafe fn save<E: Engine>(&self, params: &DecodeParams, at: u32) {
+        let work = &self.work;
+        if thread::lane_id() == 0 {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                shared::st(at, [work.batch, work.head, work.tile, work.first_row]);
+                shared::st(at + 16, [work.rows, work.length as u32, work.low, work.high]);
+                shared::st(at + 32, [work.size, work.pieces, self.whole::<E>(params).into(), 0]);
+            }
+        }
+    }
+
+    /// The tile, and whether the block folds all its pieces, from shared memory.
+    ///
+    /// # Safety
+    /// - [`save`](Segment::save) and `syncwarp` lie before.
+    #[inline(always)]
+    pub unsafe fn load(at: u32) -> (Work, bool) {
+        // SAFETY: forwarded to the caller.
+        let words: [[u32; 4]; 3] = unsafe { [shared::ld(at), shared::ld(at + 16), shared::ld(at + 32)] };
+        let [
+            [batch, head, tile, first_row],
+            [rows, length, low, high],
+            [size, pieces, whole, _],
+        ] = words;
+        let work = Work {
+            batch,
+            head,
+            tile,
+            first_row,
+            rows,
+            length: length as i32,
+            low,
+            high,
+            size,
+            pieces,
+        };
+        (work, whole != 0)
+    }
+}
+
+/// Where in shared memory the 32 bytes number `index` are: a cursor, or half a segment.
+#[inline(always)]
+pub fn place(index: u32) -> u32 {
+    shared::dynamic_base() + PLAN_AT + 64 + index * 32
+}
+
+/// What a piece of `size` tokens costs: its keys, and what its joining takes as long as.
+#[inline(always)]
+const fn unit(size: u32) -> u32 {
+    size / MIN_SPLIT + 1
+}
+
+impl Cursor {
+    /// Puts it into shared memory; the warp calls this together.
+    ///
+    /// # Safety
+    /// - 32 bytes at `at` are the warp's own.
+    #[inline(always)]
+    pub unsafe fn save(&self, at: u32) {
+        if thread::lane_id() == 0 {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                shared::st(at, [self.batch, self.tile, self.head, self.piece]);
+                shared::st(at + 16, self.left as u64);
+            }
+        }
+    }
+
+    /// From shared memory.
+    ///
+    /// # Safety
+    /// - [`save`](Cursor::save) and `syncwarp` lie before.
+    #[inline(always)]
+    pub unsafe fn load(at: u32) -> Cursor {
+        // SAFETY: forwarded to the caller.
+        let ([batch, tile, head, piece], left): ([u32; 4], u64) = unsafe { (shared::ld(at), shared::ld(at + 16)) };
+        Cursor {
+            batch,
+            tile,
+            head,
+            piece,
+            left: left as i64,
+        }
+    }
+
+    /// The next segment of the block.
+    ///
+    /// # Safety
+    /// - `params` are those of the launch.
+    #[inline(always)]
+    pub unsafe fn next<E: Engine>(&mut self, params: &DecodeParams) -> Option<Segment> {
+        unsafe {
+            loop {
+                if self.left <= 0 || self.batch >= params.batch {
+                    return None;
+                }
+                let work = Work::new(params, self.batch, self.head, self.tile);
+                let piece = self.piece;
+                let mut count = work.pieces - piece;
+                if params.fold != 0 {
+                    self.left = 0;
+                } else {
+                    let unit = unit(work.size);
+                    if count as i64 * unit as i64 > self.left {
+                        // Below 128 pieces' cost.
+                        core::hint::assert_unchecked(unit != 0);
+                        count = (self.left as u32 + unit - 1) / unit;
+                    }
+                    self.left -= count as i64 * unit as i64;
+                }
+                self.piece += count;
+                if self.piece == work.pieces {
+                    self.piece = 0;
+                    self.head += 1;
+                    if self.head == params.heads_kv {
+                        self.head = 0;
+                        self.tile += 1;
+                        if self.tile == params.tiles {
+                            self.tile = 0;
+                            self.batch += 1;
+                        }
+                    }
+                }
+                // The place that the plan found may be behind the last piece of its tile.
+                if count == 0 {
+                    continue;
+                }
+                let (low, size) = (work.low & !(work.size - 1), work.size);
+                let first = low + piece * size;
+                let begin = if first > work.low { first } else { work.low };
+                // No sum here wraps: pieces that are not the last end below `high`.
+                let end = if piece + count == work.pieces {
+                    work.high
+                } else {
+                    first + count * size
+                };
+                let block_keys = const { E::SHAPE.warps * KEYS };
+                let start = begin & !(block_keys - 1);
+                return Some(Segment {
+                    work,
+                    piece,
+                    count,
+                    begin,
+                    end,
+                    start,
+                    steps: if end > begin {
+                        (end - start + block_keys - 1) / block_keys
+                    } else {
+                        0
+                    },
+                });
+            }
+        }
+    }
+}
+
+/// Where this block's part begins; nothing when it has none.
+///
+/// # Safety
+/// - All threads of the block call this together, before shared memory is used for anything else.
+#[inline(always)]
+pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
+    unsafe {
+        let (heads, tiles) = (params.heads_kv, params.tiles);
+        core::hint::assert_unchecked(heads != 0);
+        core::hint::assert_unchecked(tiles != 0);
+        let block = thread::block_idx_x();
+        if params.fold != 0 {
+            // Neighbouring blocks read the heads of the same tokens, which lie together.
+            let (rest, head) = (block / heads, block % heads);
+            return Some(Cursor {
+                batch: rest / tiles,
+                tile: rest % tiles,
+                head,
+                piece: 0,
+                left: 1,
+            });
+        }
+        let at = shared::dynamic_base() + PLAN_AT;
+        let threads = const { E::SHAPE.warps * 32 };
+        let (index, lane, own_warp) = (thread::thread_idx_x(), thread::lane_id(), thread::uniform_warp_idx());
+        // Each thread has a stretch of the tiles of one head.
+        let entries = params.batch * tiles;
+        let each = (entries + threads - 1) / threads;
+        let first = index * each;
+        let behind = if first + each < entries { first + each } else { entries };
+        let cost = |entry: u32| -> (u64, Work) {
+            let work = Work::new(params, entry / tiles, 0, entry % tiles);
+            (work.pieces as u64 * unit(work.size) as u64, work)
+        };
+        let mut own = 0;
+        let mut entry = first;
+        while entry < behind {
+            own += cost(entry).0 * heads as u64;
+            entry += 1;
+        }
+        let mut up_to = own;
+        let mut distance = 1;
+        while distance < 32 {
+            let low = warp::shfl_up(up_to as u32, distance);
+            let high = warp::shfl_up((up_to >> 32) as u32, distance);
+            if lane >= distance {
+                up_to += (high as u64) << 32 | low as u64;
+            }
+            distance *= 2;
+        }
+        if lane == 31 {
+            shared::st(at + own_warp * 8, up_to);
+        }
+        syncthreads();
+        let (mut total, mut before) = (0u64, up_to - own);
+        let mut other = 0;
+        while other < E::SHAPE.warps {
+            let sum: u64 = shared::ld(at + other * 8);
+            if other < own_warp {
+                before += sum;
+            }
+            total += sum;
+            other += 1;
+        }
+        let blocks = thread::grid_dim_x() as u64;
+        core::hint::assert_unchecked(blocks != 0);
+        let part = (total + blocks - 1) / blocks;
+        let begin = block as u64 * part;
+        if begin >= total {
+            return None;
+        }
+        if begin >= before && begin < before + own {
+            // This thread's stretch has the first piece at or behind `begin`, or the end of the tile before it.
+            let mut rest = begin - before;
+            entry = first;
+            let (mut all, mut work) = cost(entry);
+            while rest >= all * heads as u64 {
+                rest -= all * heads as u64;
+                entry += 1;
+                (all, work) = cost(entry);
+            }
+            core::hint::assert_unchecked(all != 0);
+            let head = (rest / all) as u32;
+            // Below 128 pieces' cost.
+            let (rest, unit) = ((rest - head as u64 * all) as u32, unit(work.size));
+            core::hint::assert_unchecked(unit != 0);
+            let piece = (rest + unit - 1) / unit;
+            let left = part as i64 - (piece as i64 * unit as i64 - rest as i64);
+            shared::st(at + 32, [entry, head, piece, 0]);
+            shared::st(at + 48, left as u64);
+        }
+        syncthreads();
+        let [entry, head, piece, _]: [u32; 4] = shared::ld(at + 32);
+        let left: u64 = shared::ld(at + 48);
+        Some(Cursor {
+            batch: entry / tiles,
+            tile: entry % tiles,
+            head,
+            piece,
+            left: left as i64,
+        })
+    }
+}
