@@ -62,7 +62,7 @@ pub const OPS: &[Op] = &[
         what: "attention of new tokens over a paged or contiguous cache",
         kernels: &["decode"],
         dtypes: ALL,
-        tests: &["tests/decode.rs"],
+        tests: &["tests/decode.rs", "tests/serving.rs"],
         bench: &["decode"],
         page: CACHES,
     },

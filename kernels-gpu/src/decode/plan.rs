@@ -33,8 +33,6 @@ pub struct Cursor {
 pub struct Segment {
     /// The tile.
     pub work: Work,
-    /// The first piece.
-    pub piece: u32,
     /// How many.
     count: u32,
     /// First key.
@@ -206,7 +204,6 @@ impl Cursor {
                 let start = begin & !(block_keys - 1);
                 return Some(Segment {
                     work,
-                    piece,
                     count,
                     begin,
                     end,

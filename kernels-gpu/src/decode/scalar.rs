@@ -23,8 +23,6 @@ pub struct Scalar<const DIM: u32, const W: usize> {
     maximum: [f32; 8],
     /// This lane's part of their sums.
     sum: [f32; 8],
-    scale: f32,
-    cap: f32,
 }
 
 /// Rows of a half-warp.
@@ -56,22 +54,12 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
     }
 
     #[inline(always)]
-    unsafe fn new(params: &DecodeParams, _: &Work) -> Self {
+    unsafe fn new(_: &DecodeParams, _: &Work) -> Self {
         const { assert!(W as u32 * 32 == DIM) };
-        let mut scale = params.scale;
-        let mut cap = 0.0;
-        if params.softcap != 0.0 {
-            cap = params.softcap * core::f32::consts::LOG2_E;
-            scale /= params.softcap;
-        } else {
-            scale *= core::f32::consts::LOG2_E;
-        }
         Scalar {
             out: [[0.0; W]; ROWS as usize],
             maximum: [f32::NEG_INFINITY; 8],
             sum: [0.0; 8],
-            scale,
-            cap,
         }
     }
 
@@ -96,15 +84,24 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                 chunk += 1;
             }
             let token = first + key as i32;
+            // Not kept from step to step either.
+            let mut scale = f32::from_bits(opaque(params.scale.to_bits()));
+            let mut cap = 0.0;
+            if params.softcap != 0.0 {
+                cap = params.softcap * core::f32::consts::LOG2_E;
+                scale /= params.softcap;
+            } else {
+                scale *= core::f32::consts::LOG2_E;
+            }
             let mut shrinks = [0.0f32; HALF];
             let mut r = 0;
             while r < HALF {
                 let bounds = finish::row(half * HALF as u32 + r as u32);
-                let mut y = x[r] * self.scale;
-                if self.cap != 0.0 {
+                let mut y = x[r] * scale;
+                if cap != 0.0 {
                     // tanh y = 1 − 2 / (e^2y + 1)
                     let e = ex2(y * (2.0 * core::f32::consts::LOG2_E));
-                    y = self.cap * fma(-2.0, rcp(e + 1.0), 1.0);
+                    y = cap * fma(-2.0, rcp(e + 1.0), 1.0);
                 }
                 if params.alibi_slopes != 0 {
                     let distance = bounds.position - token;
@@ -136,6 +133,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                 r += 1;
             }
             syncwarp(warp::FULL);
+            let lane = opaque(lane);
             r = 0;
             while r < ROWS as usize {
                 let shrink: f32 = shared::ld(keys + (ROWS * KEYS + r as u32) * 4);
@@ -224,7 +222,7 @@ macro_rules! kernels {
             /// # Safety
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
             ///   pool; outputs and workspace overlap nothing.
-            #[launch(threads = Shape::new(SM, 4, 4, $dim).warps * 32)]
+            #[launch(threads = Shape::new(SM, 4, 4, $dim).warps * 32, min_blocks = 1)]
             pub fn $name(params: DecodeParams) {
                 type Kernel = Scalar<$dim, { $dim / 32 }>;
                 const N: usize = if Kernel::SHAPE.folds() { (ROWS * $dim / (Kernel::SHAPE.warps * 32)) as usize } else { 0 };

@@ -236,7 +236,6 @@ struct Loader<'a> {
     end: u32,
     /// Steps of the segment that are not loaded; 0 when there is no segment more.
     steps: u32,
-    lane: u32,
     /// Where this lane's key of that step lies. Its page is on its way from memory: nothing is computed from it before
     /// it is needed.
     next: Place,
@@ -258,7 +257,7 @@ impl Loader<'_> {
                 };
                 self.batch = segment.work.batch;
                 self.head = segment.work.head;
-                self.token = segment.token::<E>(0, warp) + self.lane % KEYS;
+                self.token = segment.token::<E>(0, warp) + thread::lane_id() % KEYS;
                 self.begin = segment.begin;
                 self.end = segment.end;
                 self.steps = segment.steps;
@@ -291,6 +290,11 @@ impl Loader<'_> {
                 let k_head = params.k + head * params.k_strides[2] * size;
                 let v_head = params.v + head * params.v_strides[2] * size;
                 let place = self.next;
+                let lane = if E::SHAPE.folds() {
+                    thread::lane_id()
+                } else {
+                    opaque(thread::lane_id())
+                };
                 let (mut k_own, mut v_own) = (NOWHERE, NOWHERE);
                 if place.exists() {
                     k_own = place.offset(&params.k_strides) * size;
@@ -303,7 +307,7 @@ impl Loader<'_> {
                 while i < count {
                     let mut u = 0;
                     while u < unroll {
-                        let index = (i + u) * 32 + self.lane;
+                        let index = (i + u) * 32 + lane;
                         let (key, chunk) = (index / chunks, index % chunks);
                         let k_offset = shuffle(k_own, key);
                         let v_offset = shuffle(v_own, key);
@@ -417,9 +421,10 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
         let base = shared::dynamic_base();
         let warp = thread::uniform_warp_idx();
         // What is seldom needed stands in shared memory, a copy a warp: the registers are for keys on their way.
-        let (own_cursor, own_work) = (plan::place(4 + warp), plan::place(8 + 2 * warp));
+        let own_cursor = || plan::place(4 + opaque(thread::thread_idx_x()) / 32);
+        let own_work = || plan::place(8 + opaque(thread::thread_idx_x()) / 32 * 2);
         cursor.save(plan::place(warp));
-        cursor.save(own_cursor);
+        cursor.save(own_cursor());
         syncwarp(warp::FULL);
         let mut loader = Loader {
             params,
@@ -429,7 +434,6 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
             begin: 0,
             end: 0,
             steps: 0,
-            lane: thread::lane_id(),
             next: Place::NONE,
         };
         let ring = base + E::SHAPE.stages_at() + warp * E::SHAPE.stages * E::SHAPE.stage_bytes();
@@ -444,13 +448,13 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
         let mut read = 0;
         let block_keys = const { E::SHAPE.warps * KEYS };
         loop {
-            let mut cursor = Cursor::load(own_cursor);
+            let mut cursor = Cursor::load(own_cursor());
             syncwarp(warp::FULL);
             let Some(segment) = cursor.next::<E>(params) else {
                 break;
             };
-            cursor.save(own_cursor);
-            segment.save::<E>(params, own_work);
+            cursor.save(own_cursor());
+            segment.save::<E>(params, own_work());
             syncwarp(warp::FULL);
             let (mut engine, mut steps) = {
                 let work = segment.work;
@@ -461,7 +465,6 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
             };
             let size = segment.work.size;
             let mut fold = finish::Fold::<O, N>::new();
-            let mut piece = segment.piece;
             let mut first = segment.token::<E>(0, warp);
             loop {
                 // A tile that sees no key has one piece without a step.
@@ -478,7 +481,7 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
                     steps -= 1;
                     first += block_keys;
                     // Where all warps of the block begin next.
-                    boundary = steps == 0 || (first - warp * KEYS) & (size - 1) == 0;
+                    boundary = steps == 0 || first & (size - 1) & !(block_keys - 1) == 0;
                 }
                 if boundary {
                     if E::SHAPE.stages == 1 {
@@ -486,10 +489,15 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
                         syncthreads();
                     }
                     let last = steps == 0;
-                    let (work, whole) = Segment::load(own_work);
+                    let (work, whole) = Segment::load(own_work());
+                    // The piece of the keys before.
+                    let shift = work.size.trailing_zeros();
+                    let mut piece = 0;
+                    if work.high > work.low {
+                        piece = (((first & !(block_keys - 1)) - 1) >> shift) - (work.low >> shift);
+                    }
                     fold.join_warps::<E>(params, &work, whole, &engine, piece, last);
                     engine.clear();
-                    piece += 1;
                     if last {
                         break;
                     }

@@ -323,7 +323,7 @@ macro_rules! kernels {
             /// # Safety
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
             ///   pool; outputs and workspace overlap nothing.
-            #[launch(threads = Shape::new(SM, 2, <$stored as Stored<$element>>::BYTES, $dim).warps * 32, tensor_core = 1)]
+            #[launch(threads = Shape::new(SM, 2, <$stored as Stored<$element>>::BYTES, $dim).warps * 32, min_blocks = 1, tensor_core = 1)]
             $(#[$attribute])*
             pub fn $name(params: DecodeParams) {
                 type Kernel = Tensor<$element, $stored, $dim, { $dim / 8 }, { $dim / 16 }>;
