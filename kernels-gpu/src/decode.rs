@@ -259,7 +259,7 @@ mod tests {
                 (63, 65),
                 (100, 5000),
                 (131_000, 131_073),
-                (0, 2_000_000_000),
+                (0, 1_000_000_000),
             ] {
                 let size = split_tokens(low, high, most);
                 let count = |size: u32| high.div_ceil(size) - low / size;
@@ -273,7 +273,13 @@ mod tests {
     #[test]
     fn every_kernel_fits_its_smallest_gpu() {
         for (sm, limit) in [(75, 64 << 10), (80, 99 << 10), (90, 227 << 10)] {
-            for (element, cache) in [(4, 4), (2, 2), (2, 1)] {
+            // Only Hopper converts 8-bit floats.
+            let pairs: &[(u32, u32)] = if sm == 90 {
+                &[(4, 4), (2, 2), (2, 1)]
+            } else {
+                &[(4, 4), (2, 2)]
+            };
+            for &(element, cache) in pairs {
                 for dim in [64, 128, 256] {
                     let shape = Shape::new(sm, element, cache, dim);
                     assert!(MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
