@@ -11,6 +11,7 @@ use crate::{
     AnyTensor, DType, Device, Error, Result,
     kv::{PageId, PoolError},
     launch::Contract,
+    stream::Stream,
 };
 
 /// Order of a pool's axes.
@@ -413,7 +414,7 @@ enum Places<'a> {
 /// [`Error::Shape`], [`Error::Dtype`], [`Error::Layout`] naming the argument.
 pub fn cache_append(k: &AnyTensor, v: &AnyTensor, cache: CacheView<'_>, slots: &AnyTensor) -> Result<()> {
     expect_integers("slots", slots, DType::I64, 1)?;
-    move_tokens(k, v, cache, Places::Slots(slots), false)
+    move_tokens(k, v, cache, Places::Slots(slots), false, None)
 }
 
 /// Writes `k [batch, seq, heads_kv, dim]` and `v` behind the first `cache_seqlens[i]` tokens of each sequence.
@@ -423,8 +424,19 @@ pub fn cache_append(k: &AnyTensor, v: &AnyTensor, cache: CacheView<'_>, slots: &
 /// # Errors
 /// [`Error::Shape`], [`Error::Dtype`], [`Error::Layout`] naming the argument.
 pub fn cache_append_at(k: &AnyTensor, v: &AnyTensor, cache: CacheView<'_>, cache_seqlens: &AnyTensor) -> Result<()> {
+    cache_append_in(k, v, cache, cache_seqlens, None)
+}
+
+/// [`cache_append_at`] in a stream; the main one unless given.
+pub(crate) fn cache_append_in(
+    k: &AnyTensor,
+    v: &AnyTensor,
+    cache: CacheView<'_>,
+    cache_seqlens: &AnyTensor,
+    stream: Option<&Stream>,
+) -> Result<()> {
     expect_integers("cache_seqlens", cache_seqlens, DType::I32, 1)?;
-    move_tokens(k, v, cache, Places::Lengths(cache_seqlens), false)
+    move_tokens(k, v, cache, Places::Lengths(cache_seqlens), false, stream)
 }
 
 /// Reads the first `cache_seqlens[i]` tokens of each sequence as `[batch, longest, heads_kv, dim]`, zeros behind them.
@@ -437,11 +449,18 @@ pub fn cache_read(cache: CacheView<'_>, cache_seqlens: &AnyTensor, longest: u64)
     let shape = |dim| [cache_seqlens.extent(0), longest, checked.heads, dim];
     let k = AnyTensor::empty(cache.k.device(), cache.k.dtype(), &shape(checked.head_dim))?;
     let v = AnyTensor::empty(cache.k.device(), cache.v.dtype(), &shape(checked.value_dim))?;
-    move_tokens(&k, &v, cache, Places::Lengths(cache_seqlens), true)?;
+    move_tokens(&k, &v, cache, Places::Lengths(cache_seqlens), true, None)?;
     Ok((k, v))
 }
 
-fn move_tokens(k: &AnyTensor, v: &AnyTensor, cache: CacheView<'_>, places: Places<'_>, read: bool) -> Result<()> {
+fn move_tokens(
+    k: &AnyTensor,
+    v: &AnyTensor,
+    cache: CacheView<'_>,
+    places: Places<'_>,
+    read: bool,
+    stream: Option<&Stream>,
+) -> Result<()> {
     let (k, v) = (tokens_of("k", k)?, tokens_of("v", v)?);
     let by_length = matches!(places, Places::Lengths(_));
     let checked = cache.check(by_length.then(|| k.extent(0)))?;
@@ -497,6 +516,7 @@ fn move_tokens(k: &AnyTensor, v: &AnyTensor, cache: CacheView<'_>, places: Place
     let units = tokens * checked.heads * u64::from(params.rows[0].max(params.rows[1]));
     let mut contract = Contract::new(k.device(), &entry)
         .grid([blocks(k.device(), units), 1, 1])
+        .on(stream)
         .reads_if("slots", slots)
         .reads_if("cache_seqlens", lengths)
         .reads_if("block_table", cache.table)

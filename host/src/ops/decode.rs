@@ -3,7 +3,7 @@
 use kernels_gpu::decode::{DecodeParams, MIN_SPLIT, ROWS, Shape, UNBOUNDED};
 
 use super::{
-    cache::{CacheView, cache_append_at, expect_extent, expect_integers, tokens_of},
+    cache::{CacheView, cache_append_in, expect_extent, expect_integers, tokens_of},
     rope::{RopeAngles, RopePairing, check_float, rope},
 };
 use crate::{AnyTensor, DType, Error, Result, Tier, launch::Contract, stream::Stream};
@@ -307,7 +307,8 @@ impl<'a> Decode<'a> {
         match (self.options.rotary, self.new) {
             (None, None) => Ok(q.clone()),
             (None, Some((k, v))) => {
-                cache_append_at(k, v, self.cache, self.lengths)?;
+                // In the stream that reads it.
+                cache_append_in(k, v, self.cache, self.lengths, self.stream)?;
                 Ok(q.clone())
             }
             (Some((pairing, angles)), Some((k, v))) => {
