@@ -21,6 +21,15 @@ pub mod backward_f32;
     unit = "attention_backward_d256"
 ))]
 pub mod backward_mma;
+#[cfg(all(
+    any(
+        unit = "attention_backward_d64",
+        unit = "attention_backward_d128",
+        unit = "attention_backward_d256"
+    ),
+    tier = "sm_90a"
+))]
+pub mod backward_sm90;
 #[cfg(unit = "attention_forward_f32")]
 pub mod forward_f32;
 #[cfg(all(
@@ -52,5 +61,7 @@ pub mod forward_sm90;
     unit = "attention_backward_f32"
 ))]
 pub mod gradient;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+pub mod hopper;
 #[cfg(target_arch = "nvptx64")]
 pub mod mma;

@@ -1,4 +1,5 @@
-//! Attention backward in f16 and bf16 by `mma.sync`: sm_80 and later with `cp.async`, sm_75 without.
+//! Attention backward in f16 and bf16 by `mma.sync`: sm_80 and later with `cp.async`, sm_75 without; sm_90a has the
+//! extended kernels of it.
 //!
 //! See [`gradient`](super::gradient) for the two kernels. A warp owns 16 rows (keys or queries); `S'` and `dP'` stay in
 //! its registers and become the A operands of the products that follow. Where accumulators of a whole row do not fit
@@ -284,8 +285,10 @@ macro_rules! kernels {
     ($($unit:literal $element:ident: $dim:literal dim, $stages:literal stages,
         kv $kv_warps:literal / $kv_split:literal by $kv_other:literal: $kv:ident $kv_extended:ident,
         q $q_warps:literal / $q_split:literal by $q_other:literal: $q:ident $q_extended:ident;)*) => {$(
+        #[cfg(not(tier = "sm_90a"))]
         kernels! { @one $unit $element $dim $stages $kv_warps $kv_split $kv_other true false $kv }
         kernels! { @one $unit $element $dim $stages $kv_warps $kv_split $kv_other true true $kv_extended }
+        #[cfg(not(tier = "sm_90a"))]
         kernels! { @one $unit $element $dim $stages $q_warps $q_split $q_other false false $q }
         kernels! { @one $unit $element $dim $stages $q_warps $q_split $q_other false true $q_extended }
     )*};

@@ -11,54 +11,28 @@
 
 use super::{
     dropout::Kept,
+    hopper::{Half, PANEL_BYTES, round},
     params::{AttentionParams, PANEL, flags},
     rows::{Rows, forget, store_row},
     schedule::{self, Tile},
     softmax::OnlineSoftmax,
 };
 use crate::pipeline::{Cursor, OneThread, Participants, Ring, Warps, ring_bytes};
-use core::{arch::asm, marker::PhantomData, mem::offset_of};
+use core::{marker::PhantomData, mem::offset_of};
 use cuda_std::{
     barrier, global, kernel,
     launch::ParamAddress,
     mbarrier, register,
     shared::{dynamic_base, st},
     thread, tma,
-    wgmma::{self, Acc, Bf16, Descriptor, F16, InFlight, MmaShape, Swizzle, commit_group},
+    wgmma::{Acc, Bf16, Descriptor, F16, InFlight, MmaShape, Swizzle, commit_group},
 };
 
-/// Bytes of a row of a panel.
-const PANEL_BYTES: u32 = PANEL * 2;
 /// Stages of K and of V.
 const STAGES: u32 = 2;
 /// Named barriers: one a computing warpgroup for its turn, one for all of them.
 const TURN: u32 = 1;
 const TOGETHER: u32 = 4;
-
-/// 16-bit element types.
-trait Half: wgmma::Element {
-    /// Two values as one word, `low` in the low half. Executed where it stands: its result may be the operand of a
-    /// product whose predecessor still reads the same register.
-    fn pack(low: f32, high: f32) -> u32;
-}
-
-macro_rules! half {
-    ($type:ty, $instruction:literal) => {
-        impl Half for $type {
-            #[inline(always)]
-            fn pack(low: f32, high: f32) -> u32 {
-                let word: u32;
-                // SAFETY: converts two registers.
-                unsafe {
-                    asm!(concat!($instruction, " {0}, {1}, {2};"), out(reg32) word, in(reg32) high, in(reg32) low);
-                }
-                word
-            }
-        }
-    };
-}
-half!(F16, "cvt.rn.f16x2.f32");
-half!(Bf16, "cvt.rn.bf16x2.f32");
 
 /// Where the operands lie in shared memory, and the rings that guard them.
 struct Shared<C, const S: usize, const O: usize, const W: u32> {
@@ -277,18 +251,6 @@ where
         commit_group();
         out
     }
-}
-
-/// Weights rounded to the A operand of `P·V`; the upper half of the array is not used.
-#[inline(always)]
-fn round<E: Half, const S: usize>(weights: &[f32; S]) -> [u32; S] {
-    let mut words = [0; S];
-    let mut i = 0;
-    while i < S / 2 {
-        words[i] = E::pack(weights[2 * i], weights[2 * i + 1]);
-        i += 1;
-    }
-    words
 }
 
 /// Computes all tiles of this block's rows that belong to computing warpgroup `group`.

@@ -101,7 +101,9 @@ kernel_params! {
 kernel_params! {
     /// Arguments of `attention_backward_*`. Strides count elements; the last axis of every tensor is dense.
     pub struct BackwardParams {
-        /// Those of the forward pass; `row_blocks` counts the tiles of the kernel at hand.
+        /// dO as (head dim, rows, heads, batch), box 64 × the kernel's rows of queries; Hopper only.
+        pub grad_out_map: TensorMap,
+        /// Those of the forward pass; `row_blocks` counts the tiles of the kernel at hand, the maps' boxes have its rows.
         pub attention: AttentionParams,
         /// dO.
         pub grad_out: u64,
@@ -246,11 +248,31 @@ impl BackwardTiles {
         4 * self.dim * self.own + self.stages * self.other * (4 * self.dim + 8)
     }
 
+    /// Dynamic shared memory of a Hopper kernel: the same, and barriers.
+    pub const fn shared_bytes_sm90(self) -> u32 {
+        self.shared_bytes_mma() + 128
+    }
+
     /// Dynamic shared memory of an f32 kernel of four warps; rows are padded.
     pub const fn shared_bytes_f32(self) -> u32 {
         4 * (2 * (self.dim + 4) * (self.own + self.other) + 2 * self.other + 64 * (self.other + 4))
     }
 }
+
+/// `attention_backward_kv_*` (with head dim 256 `_k_*` and `_v_*`) and `attention_backward_q_*` for f16 and bf16 on
+/// sm_90a; the extended ones are those of sm_80.
+pub const BACKWARD_SM90: [[BackwardTiles; 3]; 2] = [
+    [
+        BackwardTiles::new(64, 128, 96, 3),
+        BackwardTiles::new(128, 128, 64, 3),
+        BackwardTiles::new(256, 128, 32, 2),
+    ],
+    [
+        BackwardTiles::new(64, 128, 128, 3),
+        BackwardTiles::new(128, 128, 128, 2),
+        BackwardTiles::new(256, 128, 32, 2),
+    ],
+];
 
 /// `attention_backward_kv_*` and `attention_backward_q_*` for f16 and bf16 on sm_80 and later.
 pub const BACKWARD_MMA_SM80: [[BackwardTiles; 3]; 2] = [

@@ -239,7 +239,7 @@ pub unsafe fn store_row<const O: usize>(
 /// # Safety
 /// - All lanes of the warp execute this together.
 #[inline(always)]
-unsafe fn transpose_quad(words: [u32; 4]) -> [u32; 4] {
+pub unsafe fn transpose_quad(words: [u32; 4]) -> [u32; 4] {
     let lane = thread::lane_id();
     let [a, b, c, d] = words;
     // SAFETY: forwarded to the caller.

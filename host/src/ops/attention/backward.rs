@@ -1,12 +1,14 @@
 //! Gradients of attention.
 
 use kernels_gpu::attention::params::{
-    BACKWARD_F32, BACKWARD_MMA_SM75, BACKWARD_MMA_SM80, BackwardParams, BackwardTiles, DELTA_THREADS, Tiles, delta_rows,
+    BACKWARD_F32, BACKWARD_MMA_SM75, BACKWARD_MMA_SM80, BACKWARD_SM90, BackwardParams, BackwardTiles, DELTA_THREADS,
+    Tiles, delta_rows,
 };
 
 use super::{
     options::{AttentionOptions, Causal, Dropout, Layout},
     plan::{self, Target},
+    plan_sm90,
     validate::{Packed, Problem},
 };
 use crate::{
@@ -91,13 +93,21 @@ struct Plan {
     shared: fn(BackwardTiles) -> u32,
     /// Padded dim of values, for Δ.
     delta_dim: u32,
-    /// Kernels for Δ, keys and queries.
-    entries: [String; 3],
+    /// The kernel for Δ.
+    delta: String,
+    /// Kernels for keys: one, or one for dK and one for dV.
+    of_keys: Vec<String>,
+    /// The kernel for queries.
+    of_queries: String,
+    /// Whether kernels load by tensor maps.
+    mapped: bool,
 }
 
 impl Plan {
-    fn new(problem: &Problem) -> Result<Plan> {
+    /// The plan of a problem whose tensors are `mappable` or not.
+    fn new(problem: &Problem, mappable: bool) -> Result<Plan> {
         let tier = problem.q.device().tier();
+        let extended = problem.extended() || (tier == Tier::Sm90a && !mappable);
         let mma = |tables: [[BackwardTiles; 3]; 2]| (tables, BackwardTiles::shared_bytes_mma as fn(_) -> _);
         let ([keys, queries], shared) = match (problem.dtype, tier) {
             (DType::F32, _) => (
@@ -109,6 +119,7 @@ impl Plan {
                 return Err(Error::Unsupported { what, tier: Some(tier) });
             }
             (_, Tier::Sm75) => mma(BACKWARD_MMA_SM75),
+            (_, Tier::Sm90a) if !extended => (BACKWARD_SM90, BackwardTiles::shared_bytes_sm90 as fn(_) -> _),
             _ => mma(BACKWARD_MMA_SM80),
         };
         // Dims of 256 at most have been checked, and every table ends there.
@@ -118,18 +129,30 @@ impl Plan {
                 .unwrap_or(keys.len() - 1)
         };
         let index = at(problem.head_dim.max(problem.value_dim));
-        let variant = if problem.extended() { "_extended" } else { "" };
+        let mapped = tier == Tier::Sm90a && problem.dtype != DType::F32 && !extended;
+        // The f32 kernels map nothing, so what the tensors are like is of no matter to them.
+        let variant = match problem.dtype {
+            DType::F32 if !problem.extended() => "",
+            _ if extended => "_extended",
+            _ => "",
+        };
         let (dtype, dim, delta_dim) = (problem.dtype, keys[index].dim, keys[at(problem.value_dim)].dim);
+        let entry = |kind: &str| format!("attention_backward_{kind}{variant}_{dtype}_d{dim}");
+        // A row of both gradients of 256 does not fit the registers of Hopper's kernel.
+        let of_keys = if mapped && dim == 256 {
+            vec![entry("k"), entry("v")]
+        } else {
+            vec![entry("kv")]
+        };
         Ok(Plan {
             keys: keys[index],
             queries: queries[index],
             shared,
             delta_dim,
-            entries: [
-                format!("attention_backward_delta_{dtype}_d{delta_dim}"),
-                format!("attention_backward_kv{variant}_{dtype}_d{dim}"),
-                format!("attention_backward_q{variant}_{dtype}_d{dim}"),
-            ],
+            delta: format!("attention_backward_delta_{dtype}_d{delta_dim}"),
+            of_keys,
+            of_queries: entry("q"),
+            mapped,
         })
     }
 }
@@ -165,7 +188,7 @@ impl<'a> AttentionBackward<'a> {
     pub fn run(self) -> Result<AttentionGradients> {
         let problem = Problem::new(self.q, self.k, self.v, &self.options, self.packed)?;
         self.check_forward(&problem)?;
-        let plan = Plan::new(&problem)?;
+        let plan = Plan::new(&problem, self.mappable(&problem))?;
         let device = self.q.device();
         let like = |tensor: &AnyTensor| AnyTensor::empty(device, problem.dtype, tensor.shape());
         let gradients = AttentionGradients {
@@ -190,7 +213,8 @@ impl<'a> AttentionBackward<'a> {
             gradients.dsinks.as_ref(),
         ];
         // Tokens of no sequence have gradient 0, and so has everything when there is nothing to launch.
-        if problem.packed.is_some() || launches.len() < if gradients.dsinks.is_some() { 4 } else { 3 } {
+        let expected = 2 + plan.of_keys.len() + usize::from(gradients.dsinks.is_some());
+        if problem.packed.is_some() || launches.len() < expected {
             for tensor in all.into_iter().flatten() {
                 tensor.fill_bytes_on(0, self.stream)?;
             }
@@ -201,6 +225,22 @@ impl<'a> AttentionBackward<'a> {
             unsafe { launch.launch(&params)? };
         }
         Ok(gradients)
+    }
+
+    /// Whether tensor maps can describe what the kernels read (no axis repeats its elements), and rows of 16 bytes what
+    /// they write.
+    fn mappable(&self, problem: &Problem) -> bool {
+        let read = [self.grad_out, self.q, self.k, self.v].into_iter();
+        let repeats = |tensor: &AnyTensor| {
+            let mut axes = tensor.shape().iter().zip(tensor.strides());
+            axes.any(|(&extent, &stride)| extent > 1 && stride == 0)
+        };
+        let written = self.gradients.iter().flatten();
+        problem.dtype != DType::F32
+            && read.into_iter().all(|tensor| !repeats(tensor))
+            && written
+                .into_iter()
+                .all(|tensor| tensor.elements() == 0 || tensor.rows_aligned_to(16))
     }
 
     /// Whether O, LSE and dO are those of the problem.
@@ -296,7 +336,7 @@ impl<'a> AttentionBackward<'a> {
 
         let rows = delta_rows(plan.delta_dim);
         let contract = self
-            .contract(&plan.entries[0])
+            .contract(&plan.delta)
             .grid([blocks(problem.heads_q, problem.rows, rows, ROWS)?, 1, 1])
             .reads("out", self.out)
             .writes("work", delta);
@@ -304,24 +344,32 @@ impl<'a> AttentionBackward<'a> {
 
         let keys = self.packed.map_or(problem.seq_kv, |packed| packed.max_k);
         let (tiles, shared) = (plan.keys, (plan.shared)(plan.keys));
-        if keys > 0 {
+        for entry in plan.of_keys.iter().filter(|_| keys > 0) {
             let contract = self
-                .contract(&plan.entries[1])
+                .contract(entry)
                 .grid([blocks(problem.heads_kv, keys, tiles.own, KEYS)?, 1, 1])
                 .shared(shared.into())
                 .reads("work", delta)
                 .writes("dk", &gradients.dk)
                 .writes("dv", &gradients.dv);
-            launches.push((contract.prepare()?, self.params(problem, tiles.own, gradients, delta)));
+            let mut params = self.params(problem, tiles.own, gradients, delta);
+            if plan.mapped {
+                plan_sm90::backward_maps(problem, self.grad_out, [tiles.other, tiles.own], &mut params)?;
+            }
+            launches.push((contract.prepare()?, params));
         }
         let (tiles, shared) = (plan.queries, (plan.shared)(plan.queries));
         let contract = self
-            .contract(&plan.entries[2])
+            .contract(&plan.of_queries)
             .grid([blocks(problem.heads_q, problem.rows, tiles.own, ROWS)?, 1, 1])
             .shared(shared.into())
             .reads("work", delta)
             .writes("dq", &gradients.dq);
-        launches.push((contract.prepare()?, self.params(problem, tiles.own, gradients, delta)));
+        let mut params = self.params(problem, tiles.own, gradients, delta);
+        if plan.mapped {
+            plan_sm90::backward_maps(problem, self.grad_out, [tiles.own, tiles.other], &mut params)?;
+        }
+        launches.push((contract.prepare()?, params));
         if let Some(dsinks) = &gradients.dsinks {
             let contract = self
                 .contract("attention_backward_sinks")
@@ -377,6 +425,7 @@ impl<'a> AttentionBackward<'a> {
             view(&gradients.dv),
         );
         BackwardParams {
+            grad_out_map: [0; 16],
             attention: plan::params(problem, tiles, &target),
             grad_out: grad_out.address,
             delta: delta.address(),

@@ -1,6 +1,6 @@
 //! Launch of the Hopper kernels: tensor maps and a persistent grid.
 
-use kernels_gpu::attention::params::{PANEL, SM90, SM90_EXTENDED, flags};
+use kernels_gpu::attention::params::{AttentionParams, BackwardParams, PANEL, SM90, SM90_EXTENDED, flags};
 
 use super::{
     plan::{self, Blocks, Target},
@@ -18,25 +18,7 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
     let tiles = choice.tiles;
     let count = plan::tile_count(problem, tiles)?;
     let mut params = plan::params(problem, tiles, target);
-    let (heads_q, heads_kv) = (problem.heads_q, problem.heads_kv);
-    params.q_map = map(
-        problem,
-        problem.q,
-        [problem.head_dim, problem.seq_q, heads_q],
-        tiles.rows,
-    )?;
-    params.k_map = map(
-        problem,
-        problem.k,
-        [problem.head_dim, problem.seq_kv, heads_kv],
-        tiles.keys,
-    )?;
-    params.v_map = map(
-        problem,
-        problem.v,
-        [problem.value_dim, problem.seq_kv, heads_kv],
-        tiles.keys,
-    )?;
+    maps(problem, [tiles.rows, tiles.keys], &mut params)?;
     // One key head after the other: the blocks that run together read the same keys, and little else competes for L2.
     params.section = problem.group() as u32;
     let sides = problem.options.mask_flags() & (flags::RIGHT | flags::LEFT);
@@ -54,6 +36,28 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
         tiles.shared_bytes(),
         &params,
     )
+}
+
+/// Maps of Q, K and V with boxes of so many rows and keys.
+fn maps(problem: &Problem, [rows, keys]: [u32; 2], params: &mut AttentionParams) -> Result<()> {
+    let (q, kv) = ([problem.seq_q, problem.heads_q], [problem.seq_kv, problem.heads_kv]);
+    params.q_map = map(problem, problem.q, [problem.head_dim, q[0], q[1]], rows)?;
+    params.k_map = map(problem, problem.k, [problem.head_dim, kv[0], kv[1]], keys)?;
+    params.v_map = map(problem, problem.v, [problem.value_dim, kv[0], kv[1]], keys)?;
+    Ok(())
+}
+
+/// The same for the gradients, and of dO.
+pub fn backward_maps(
+    problem: &Problem,
+    grad_out: &AnyTensor,
+    boxes: [u32; 2],
+    params: &mut BackwardParams,
+) -> Result<()> {
+    maps(problem, boxes, &mut params.attention)?;
+    let extents = [problem.value_dim, problem.seq_q, problem.heads_q];
+    params.grad_out_map = map(problem, grad_out, extents, boxes[0])?;
+    Ok(())
 }
 
 /// The map of a tensor as (dim, tokens, heads, batch). Beyond its extents the copies write zeros.
