@@ -178,6 +178,26 @@ fn ragged_lengths() {
     on_all!(body);
 }
 
+/// More tiles than a kernel has buffers, own tiles beyond the first, packed ends in the midst of a tile.
+#[test]
+fn many_tiles() {
+    fn body<T: Float>(device: &Device) {
+        for dim in [64, 128, 256] {
+            let shape = shape(1, (2, 1), (410, 150), dim);
+            check(&Case::<T>::new(21, shape).with(causal()), device);
+            let shape = AttentionShape {
+                seq_q: 150,
+                seq_kv: 410,
+                ..shape
+            };
+            check(&Case::<T>::new(22, shape).with(causal()), device);
+        }
+    }
+    for device in devices().iter().filter(|device| device.tier() != Tier::Sm75) {
+        body::<bf16>(device);
+    }
+}
+
 #[test]
 fn groups_share_keys() {
     fn body<T: Float>(device: &Device) {
@@ -596,6 +616,8 @@ fn bad_input() {
         assert_eq!(refused(&a, &b, &b), "dv");
         assert_eq!(refused(&good, &b, &c), "dq");
         assert_eq!(refused(&a, &x(&[1, 4, 2, 8]), &c), "dk");
+        let shifted = x(&[130]).slice(0, 2..130).unwrap().reshape(&[1, 4, 2, 16]).unwrap();
+        assert_eq!(refused(&a, &b, &shifted), "dv");
         assert_eq!(refused(&a, &b, &f(&[1, 4, 2, 16])), "dv");
         assert_eq!(names(base().work(&f(&[7])).run().unwrap_err()), "work");
         assert_eq!(names(base().work(&x(&[8])).run().unwrap_err()), "work");

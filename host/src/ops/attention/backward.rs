@@ -104,10 +104,9 @@ struct Plan {
 }
 
 impl Plan {
-    /// The plan of a problem whose tensors are `mappable` or not.
-    fn new(problem: &Problem, mappable: bool) -> Result<Plan> {
+    fn new(problem: &Problem) -> Result<Plan> {
         let tier = problem.q.device().tier();
-        let extended = problem.extended() || (tier == Tier::Sm90a && !mappable);
+        let extended = problem.extended();
         let mma = |tables: [[BackwardTiles; 3]; 2]| (tables, BackwardTiles::shared_bytes_mma as fn(_) -> _);
         let ([keys, queries], shared) = match (problem.dtype, tier) {
             (DType::F32, _) => (
@@ -130,12 +129,7 @@ impl Plan {
         };
         let index = at(problem.head_dim.max(problem.value_dim));
         let mapped = tier == Tier::Sm90a && problem.dtype != DType::F32 && !extended;
-        // The f32 kernels map nothing, so what the tensors are like is of no matter to them.
-        let variant = match problem.dtype {
-            DType::F32 if !problem.extended() => "",
-            _ if extended => "_extended",
-            _ => "",
-        };
+        let variant = if extended { "_extended" } else { "" };
         let (dtype, dim, delta_dim) = (problem.dtype, keys[index].dim, keys[at(problem.value_dim)].dim);
         let entry = |kind: &str| format!("attention_backward_{kind}{variant}_{dtype}_d{dim}");
         // A row of both gradients of 256 does not fit the registers of Hopper's kernel.
@@ -188,7 +182,7 @@ impl<'a> AttentionBackward<'a> {
     pub fn run(self) -> Result<AttentionGradients> {
         let problem = Problem::new(self.q, self.k, self.v, &self.options, self.packed)?;
         self.check_forward(&problem)?;
-        let plan = Plan::new(&problem, self.mappable(&problem))?;
+        let plan = Plan::new(&problem)?;
         let device = self.q.device();
         let like = |tensor: &AnyTensor| AnyTensor::empty(device, problem.dtype, tensor.shape());
         let gradients = AttentionGradients {
@@ -225,22 +219,6 @@ impl<'a> AttentionBackward<'a> {
             unsafe { launch.launch(&params)? };
         }
         Ok(gradients)
-    }
-
-    /// Whether tensor maps can describe what the kernels read (no axis repeats its elements), and rows of 16 bytes what
-    /// they write.
-    fn mappable(&self, problem: &Problem) -> bool {
-        let read = [self.grad_out, self.q, self.k, self.v].into_iter();
-        let repeats = |tensor: &AnyTensor| {
-            let mut axes = tensor.shape().iter().zip(tensor.strides());
-            axes.any(|(&extent, &stride)| extent > 1 && stride == 0)
-        };
-        let written = self.gradients.iter().flatten();
-        problem.dtype != DType::F32
-            && read.into_iter().all(|tensor| !repeats(tensor))
-            && written
-                .into_iter()
-                .all(|tensor| tensor.elements() == 0 || tensor.rows_aligned_to(16))
     }
 
     /// Whether O, LSE and dO are those of the problem.
@@ -295,8 +273,9 @@ impl<'a> AttentionBackward<'a> {
         ];
         for (i, (argument, tensor, like)) in outputs.into_iter().enumerate() {
             check(argument, tensor, self.q, self.q.dtype(), like.shape())?;
-            if !tensor.is_contiguous() {
-                return Err(Error::layout(argument, "must be dense"));
+            if !tensor.is_contiguous() || (tensor.elements() > 0 && !tensor.rows_aligned_to(16)) {
+                let problem = "must be dense and start at a multiple of 16 bytes";
+                return Err(Error::layout(argument, problem));
             }
             let others = outputs[..i].iter().map(|&(name, other, _)| (name, Some(other)));
             for (name, other) in inputs.into_iter().chain(others) {
