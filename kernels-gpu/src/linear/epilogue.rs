@@ -99,6 +99,63 @@ impl Epilogue {
             && self.n % 8 == 0
     }
 
+    /// Whether something is added to the activation.
+    #[inline(always)]
+    pub fn has_residual(&self) -> bool {
+        self.residual.address != 0
+    }
+
+    /// The bias of an even column and the next one, 0 where there is none, or no column.
+    ///
+    /// # Safety
+    /// - The bias is that of the launch.
+    #[inline(always)]
+    pub unsafe fn bias_pair<T: Element>(&self, column: u64) -> [f32; 2] {
+        if self.bias.address == 0 || column >= self.n {
+            return [0.0; 2];
+        }
+        // SAFETY: the columns exist, as there are whole groups of eight; aligned bias rows are aligned to 16 bytes.
+        unsafe {
+            if self.bias.dtype != DTYPE_F32 && self.bias.aligned != 0 {
+                let word = global::ld_nc((self.bias.address + column * 2) as *const u32);
+                let pair = if self.bias.dtype == DTYPE_F16 {
+                    F16::unpack8([word, 0, 0, 0])
+                } else {
+                    Bf16::unpack8([word, 0, 0, 0])
+                };
+                return [pair[0], pair[1]];
+            }
+            let pair = load(&self.bias, 0, column, 2);
+            [pair[0], pair[1]]
+        }
+    }
+
+    /// The activation of two rows of two pairs of columns each, as accumulators hold them: a pair, the same of the other
+    /// row, and both of the next pair of columns. Results are of 16 bits.
+    #[inline(always)]
+    pub fn activated(&self, products: [f32; 8], bias: [[f32; 2]; 2]) -> [f32; 8] {
+        let [[a, b], [c, d]] = bias;
+        let z = zip(products, [a, b, a, b, c, d, c, d], |z, bias| fma(z, self.alpha, bias));
+        activate_fast(self.activation, z)
+    }
+
+    /// Stores eight packed elements, if the row and the columns exist.
+    ///
+    /// # Safety
+    /// - [`is_plain`](Self::is_plain) holds for `T`.
+    #[inline(always)]
+    pub unsafe fn store_words<T: Element>(&self, row: u64, rows: u64, column: u64, words: [u32; 4]) {
+        if row < rows && column < self.n {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                global::st(
+                    (self.y.address + (row * self.y.row_stride + column) * 2) as *mut [u32; 4],
+                    words,
+                )
+            }
+        }
+    }
+
     /// The bias of eight columns of the weight, 0 where there is none.
     ///
     /// # Safety

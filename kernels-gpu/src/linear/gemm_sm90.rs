@@ -173,6 +173,12 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
                 let columns = Columns::new(linear, tile_n, width);
                 let first_row = tile_m as u64 * HOPPER_ROWS as u64 + warp_row as u64;
+                let epilogue = Epilogue::new(linear, batch as u64);
+                if !gated && epilogue.is_plain(E::DTYPE) && !epilogue.has_residual() {
+                    store_tile::<E, R>(linear, batch, &d, own, first_row, tile_n * width);
+                    tile += thread::grid_dim_x();
+                    continue;
+                }
                 let chunks = opaque(width / 64);
                 let mut chunk = 0;
                 while chunk < chunks {
@@ -250,6 +256,75 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 tile += thread::grid_dim_x();
             }
         }
+    }
+}
+
+/// Finishes and writes a tile where nothing is added to the activation: bias and activation in the accumulators' own
+/// registers, all of them independent; then 64 columns at a time go through shared memory, packed, and leave in whole
+/// lines.
+///
+/// # Safety
+/// - Whole warps come here, each with 4096 bytes of shared memory at `own` and 16 rows of the accumulators.
+/// - [`Epilogue::is_plain`] holds for `E`, and there is no residual.
+#[inline(always)]
+unsafe fn store_tile<E: Half, const R: usize>(
+    linear: &LinearParams,
+    batch: u32,
+    d: &[f32; R],
+    own: u32,
+    first_row: u64,
+    first_column: u32,
+) {
+    let lane = thread::lane_id();
+    let mut c = 0;
+    while c < R / 32 {
+        // Addresses are made anew for each chunk: kept, they would need more registers than there are.
+        let (own, lane) = (opaque(own), opaque(lane));
+        let epilogue = Epilogue::new(linear, opaque(batch) as u64);
+        let (row, pair) = (lane / 4, lane % 4);
+        // What this lane carries out: eight columns of every fourth row.
+        let (out_row, eight) = (lane / 8, lane % 8);
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            let column = (opaque(first_column) + 64 * c as u32) as u64;
+            let mut j = 0;
+            while j < 8 {
+                let bias = [
+                    epilogue.bias_pair::<E>(column + 8 * j as u64 + 2 * pair as u64),
+                    epilogue.bias_pair::<E>(column + 8 * (j as u64 + 1) + 2 * pair as u64),
+                ];
+                let r = 32 * c + 4 * j;
+                let z = [
+                    d[r],
+                    d[r + 1],
+                    d[r + 2],
+                    d[r + 3],
+                    d[r + 4],
+                    d[r + 5],
+                    d[r + 6],
+                    d[r + 7],
+                ];
+                let value = epilogue.activated(z, bias);
+                let mut i = 0;
+                while i < 2 {
+                    let to = own + row * 128 + ((j + i) as u32 ^ row) * 16 + pair * 4;
+                    shared::st(to, E::pack(value[4 * i], value[4 * i + 1]));
+                    shared::st(to + 8 * 128, E::pack(value[4 * i + 2], value[4 * i + 3]));
+                    i += 1;
+                }
+                j += 2;
+            }
+            barrier::syncwarp(warp::FULL);
+            let mut turn = 0;
+            while turn < 4 {
+                let row = out_row + 4 * turn;
+                let words: [u32; 4] = shared::ld(own + row * 128 + (eight ^ (row % 8)) * 16);
+                epilogue.store_words::<E>(first_row + row as u64, linear.m, column + 8 * eight as u64, words);
+                turn += 1;
+            }
+            barrier::syncwarp(warp::FULL);
+        }
+        c += 1;
     }
 }
 
