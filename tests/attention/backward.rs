@@ -87,8 +87,14 @@ fn judge<T: Float>(what: &str, found: &Gradients<T>, exact: &reference::Gradient
             };
             // Where rows see one key dS cancels: naive attention happens to find exactly 0, sums of up to 256 products in
             // another order do not.
+            // Nor does Δ by an O that was rounded to the element type.
             let vanish = exact.iter().all(|x| x.abs() < 1e-12);
-            let cancelled = vanish && compare(found, exact, Rule::Absolute(1e-4)).is_ok();
+            let left = match T::DTYPE {
+                DType::F32 => 1e-4,
+                DType::F16 => 1e-2,
+                _ => 8e-2,
+            };
+            let cancelled = vanish && compare(found, exact, Rule::Absolute(left)).is_ok();
             if !cancelled && (T::DTYPE != DType::F32 || !compare(found, exact, close).is_ok()) {
                 panic!("{what}: {name}: {report}");
             }

@@ -18,6 +18,8 @@ const SHARED_MEMORY: u64 = 228 << 10;
 const MAX_RESIDENT: u64 = 2;
 /// Tiles for each block that the GPU holds from which on they need not be cut up to keep all busy.
 const ENOUGH_TILES: u64 = 6;
+/// Share of the rounds that whole tiles of equal lengths fill from which on that holds for fewer too, in percent.
+const FULL_ROUNDS: u64 = 95;
 
 /// Result of [`Decode::run`].
 #[derive(Clone, Debug)]
@@ -203,7 +205,8 @@ impl<'a> Decode<'a> {
         let shared = u64::from(shape.shared_bytes(rows as u32));
         let resident = (SHARED_MEMORY / (shared + 1024)).clamp(1, MAX_RESIDENT);
         let slots = resident * u64::from(device.properties().multiprocessors);
-        let fold = splits == 1 || (shape.folds() && all_tiles >= ENOUGH_TILES * slots);
+        let full = all_tiles * 100 >= all_tiles.div_ceil(slots) * slots * FULL_ROUNDS;
+        let fold = splits == 1 || (shape.folds() && (full || all_tiles >= ENOUGH_TILES * slots));
         let apart = !fold;
         let blocks = if fold { all_tiles } else { slots.min(all_tiles * splits) };
         let partial_rows = if apart { all_tiles * splits * rows } else { 0 };

@@ -105,31 +105,6 @@ impl Epilogue {
         self.residual.address != 0
     }
 
-    /// The bias of an even column and the next one, 0 where there is none, or no column.
-    ///
-    /// # Safety
-    /// - The bias is that of the launch.
-    #[inline(always)]
-    pub unsafe fn bias_pair<T: Element>(&self, column: u64) -> [f32; 2] {
-        if self.bias.address == 0 || column >= self.n {
-            return [0.0; 2];
-        }
-        // SAFETY: the columns exist, as there are whole groups of eight; aligned bias rows are aligned to 16 bytes.
-        unsafe {
-            if self.bias.dtype != DTYPE_F32 && self.bias.aligned != 0 {
-                let word = global::ld_nc((self.bias.address + column * 2) as *const u32);
-                let pair = if self.bias.dtype == DTYPE_F16 {
-                    F16::unpack8([word, 0, 0, 0])
-                } else {
-                    Bf16::unpack8([word, 0, 0, 0])
-                };
-                return [pair[0], pair[1]];
-            }
-            let pair = load(&self.bias, 0, column, 2);
-            [pair[0], pair[1]]
-        }
-    }
-
     /// The activation of two rows of two pairs of columns each, as accumulators hold them: a pair, the same of the other
     /// row, and both of the next pair of columns. Results are of 16 bits.
     #[inline(always)]

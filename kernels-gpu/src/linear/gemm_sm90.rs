@@ -137,6 +137,14 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 ring.wait_full(at.next().next());
             }
             while tile < params.tiles {
+                // The tile's bias comes while the tensor cores work: eight columns a lane.
+                let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
+                let batch = tile / tiles_of_problem;
+                let mut bias = [0.0; 8];
+                let column = (tile_n * width + lane * 8) as u64;
+                if !gated && lane * 8 < width && column + 8 <= linear.n {
+                    bias = Epilogue::new(linear, batch as u64).bias(column);
+                }
                 let mut d = Acc::<R>::ZERO.start();
                 let mut step = 0;
                 let mut previous = at;
@@ -169,12 +177,16 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 let d = d.wait::<0>().0;
                 ring.release(previous);
 
-                let batch = tile / tiles_of_problem;
-                let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
                 let columns = Columns::new(linear, tile_n, width);
                 let first_row = tile_m as u64 * HOPPER_ROWS as u64 + warp_row as u64;
                 let epilogue = Epilogue::new(linear, batch as u64);
                 if !gated && epilogue.is_plain(E::DTYPE) && !epilogue.has_residual() {
+                    if lane * 8 < width {
+                        let to = own + BIAS + lane * 32;
+                        shared::st(to, [bias[0], bias[1], bias[2], bias[3]]);
+                        shared::st(to + 16, [bias[4], bias[5], bias[6], bias[7]]);
+                    }
+                    barrier::syncwarp(warp::FULL);
                     store_tile::<E, R>(linear, batch, &d, own, first_row, tile_n * width);
                     tile += thread::grid_dim_x();
                     continue;
@@ -259,12 +271,16 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
     }
 }
 
+/// Where in a warp's shared memory the bias of the tile's columns is, behind 16 rows of 64 packed elements.
+const BIAS: u32 = 16 * 128;
+
 /// Finishes and writes a tile where nothing is added to the activation: bias and activation in the accumulators' own
 /// registers, all of them independent; then 64 columns at a time go through shared memory, packed, and leave in whole
 /// lines.
 ///
 /// # Safety
-/// - Whole warps come here, each with 4096 bytes of shared memory at `own` and 16 rows of the accumulators.
+/// - Whole warps come here, each with 4096 bytes of shared memory at `own` and 16 rows of the accumulators; the tile's
+///   bias, or zeros, lies at [`BIAS`] there.
 /// - [`Epilogue::is_plain`] holds for `E`, and there is no residual.
 #[inline(always)]
 unsafe fn store_tile<E: Half, const R: usize>(
@@ -289,10 +305,8 @@ unsafe fn store_tile<E: Half, const R: usize>(
             let column = (opaque(first_column) + 64 * c as u32) as u64;
             let mut j = 0;
             while j < 8 {
-                let bias = [
-                    epilogue.bias_pair::<E>(column + 8 * j as u64 + 2 * pair as u64),
-                    epilogue.bias_pair::<E>(column + 8 * (j as u64 + 1) + 2 * pair as u64),
-                ];
+                let at = own + BIAS + (64 * c as u32 + 8 * j as u32 + 2 * pair) * 4;
+                let bias: [[f32; 2]; 2] = [shared::ld(at), shared::ld(at + 32)];
                 let r = 32 * c + 4 * j;
                 let z = [
                     d[r],
