@@ -60,6 +60,12 @@ mod device {
         if max == f32::NEG_INFINITY { 0.0 } else { max }
     }
 
+    /// What exponentials relative to `max` are multiplied by to be relative to `base`; there are none where `max` is −∞.
+    #[inline(always)]
+    fn faded(max: f32, base: f32) -> f32 {
+        if max == f32::NEG_INFINITY { 0.0 } else { exp(max - base) }
+    }
+
     #[inline(always)]
     unsafe fn cross_entropy<E: Element, T: Team, const N: usize, const HELD: bool>(p: CrossEntropyParams) {
         let mut turn = 0;
@@ -99,13 +105,13 @@ mod device {
                     pass::<T, E, N, false>(p.columns, &held, load, |column, _, x| {
                         let higher = math::fmax(high, greatest(x));
                         let base = finite(higher);
-                        total = total * exp(finite(high) - base) + add_up(map(x, |x| exp(x - base)));
+                        total = total * faded(high, base) + add_up(map(x, |x| exp(x - base)));
                         plain += add_up(real(x, column));
                         high = higher;
                     });
-                    let own = finite(high);
+                    let own = high;
                     high = finite(max::<T>(high, &mut turn));
-                    total *= exp(own - high);
+                    total *= faded(own, high);
                 }
                 let mut mean = 0.0;
                 if p.smoothing != 0.0 {

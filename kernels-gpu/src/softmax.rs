@@ -116,6 +116,12 @@ mod device {
         if max == f32::NEG_INFINITY { 0.0 } else { max }
     }
 
+    /// What exponentials relative to `max` are multiplied by to be relative to `base`; there are none where `max` is −∞.
+    #[inline(always)]
+    fn faded(max: f32, base: f32) -> f32 {
+        if max == f32::NEG_INFINITY { 0.0 } else { exp(max - base) }
+    }
+
     /// Maximum (0 when there is none) and sum of exponentials of a row that is `HELD`, or read once with the sum
     /// corrected as the maximum rises.
     #[inline(always)]
@@ -144,13 +150,13 @@ mod device {
                 let x = logits(column, x);
                 let higher = math::fmax(max, greatest(x));
                 let base = finite(higher);
-                total = total * exp(finite(max) - base) + add_up(map(x, |x| exp(x - base)));
+                total = total * faded(max, base) + add_up(map(x, |x| exp(x - base)));
                 max = higher;
             });
-            let own = finite(max);
+            let own = max;
             // SAFETY: the team is together.
             max = finite(unsafe { row_max::<T>(max, turn) });
-            total *= exp(own - max);
+            total *= faded(own, max);
         }
         // SAFETY: the team is together.
         (max, unsafe { sum::<T>(total, turn) })

@@ -84,6 +84,13 @@ fn agrees_with_the_reference() {
             );
         }
         check::<f32>(&device, Distribution::Extremes { magnitude: 80.0 }, 3, 40, PLAIN);
+        let far = Distribution::Near {
+            center: -1000.0,
+            spread: 1.0,
+        };
+        for columns in [40, 9000] {
+            check::<f32>(&device, far, 1, columns, PLAIN);
+        }
     }
 }
 

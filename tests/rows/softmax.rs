@@ -127,6 +127,22 @@ fn masks_and_hard_inputs() {
             );
             check::<f16>(&device, &Case { kind, ..PLAIN });
         }
+        // Far below 0 in every width: no sum may begin at e^1000.
+        for columns in [5000, 9000, 33_001] {
+            let kind = Distribution::Near {
+                center: -1000.0,
+                spread: 1.0,
+            };
+            check::<f32>(
+                &device,
+                &Case {
+                    kind,
+                    rows: 1,
+                    columns,
+                    ..PLAIN
+                },
+            );
+        }
         for columns in [3, 6, 30] {
             // More rows than columns: the first ones see nothing.
             check::<f32>(
