@@ -261,7 +261,7 @@ fn pages(criterion: &mut Criterion) {
     });
 }
 
-/// What a decode step with 8 KV heads pays on the CPU before its launch, by sequence.
+/// The split plan of a decode step with 8 KV heads, by sequence.
 fn plans(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("split plan");
     for (sequences, keys) in [(1, 131_072), (64, 1024), (256, 8192)] {
