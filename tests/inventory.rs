@@ -100,3 +100,26 @@ fn every_benchmark_suite_that_ops_name_is_there() {
     let named: BTreeSet<&str> = OPS.iter().flat_map(|op| op.bench).copied().collect();
     assert_eq!(named, suites, "inventory and `ferroflash bench --list`");
 }
+
+#[test]
+fn every_fuzz_target_is_built_and_in_the_campaign() {
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let (manifest, page) = (read("fuzz/Cargo.toml"), read("docs/testing.md"));
+    let mut targets = 0;
+    for file in std::fs::read_dir(root().join("fuzz/fuzz_targets")).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(
+            manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")),
+            "fuzz/Cargo.toml lacks {name}"
+        );
+        // A row of the table begins with one name or more.
+        let named = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
+            .any(|cell| cell.split(", ").any(|word| word == format!("`{name}`")));
+        assert!(named, "the table of targets in docs/testing.md lacks {name}");
+        targets += 1;
+    }
+    assert_eq!(targets, manifest.matches("[[bin]]").count(), "a target without a file");
+}

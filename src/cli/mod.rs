@@ -189,6 +189,11 @@ pub fn main() -> ExitCode {
         Some(Command::Sanitize(args)) => sanitize::sanitize(args),
         Some(Command::Emulate(args)) => emulate::emulate(args),
     };
+    finish(outcome)
+}
+
+/// Says why a command failed, and with which code the program ends.
+fn finish(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(text)) => {

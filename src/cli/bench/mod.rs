@@ -24,6 +24,8 @@ mod linear;
 mod peers;
 pub mod plots;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use case::{Case, Spec};
 pub use environment::{Environment, GpuState};
@@ -294,14 +296,19 @@ pub fn bench(args: BenchArgs) -> Outcome {
     if let Some(folder) = &args.plots {
         plot(folder, &measured)?;
     }
-    if !measured.failures.is_empty() {
-        let count = measured.failures.len();
-        return Err(Failure::Failed(format!(
-            "{count} cases were not measured: {}",
-            measured.failures.join("; ")
-        )));
+    verdict(&measured)
+}
+
+/// A failure that names what was not measured, if there is anything.
+fn verdict(measured: &Report) -> Outcome {
+    if measured.failures.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let count = measured.failures.len();
+    Err(Failure::Failed(format!(
+        "{count} cases were not measured: {}",
+        measured.failures.join("; ")
+    )))
 }
 
 /// Measures whole models with random weights.
@@ -394,7 +401,7 @@ fn once(device: &Device, chosen: Chosen) -> Outcome {
     Ok(())
 }
 
-/// Measures what was chosen; a case that fails does not stop the others, a lost GPU does.
+/// Measures what was chosen, beside ceilings and peers.
 fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, Failure> {
     let environment = Environment::of(device);
     let harness = Harness::new(device, args.quick);
@@ -444,6 +451,27 @@ fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, 
         rows: Vec::new(),
         failures: Vec::new(),
     };
+    cases(
+        device,
+        &harness,
+        chosen,
+        (&mut rivals, cublas.as_ref()),
+        &mut report,
+        args.json.as_deref(),
+    )?;
+    Ok(report)
+}
+
+/// Measures each case into the report, which is written to `json` after each suite. A case that fails does not stop
+/// the others; after one that loses the GPU, the others are named as not measured.
+fn cases(
+    device: &Device,
+    harness: &Harness<'_>,
+    chosen: Chosen,
+    (rivals, cublas): (&mut Rivals, Option<&cublaslt::CublasLt>),
+    report: &mut Report,
+    json: Option<&Path>,
+) -> Outcome {
     for (suite, specs) in chosen {
         say!("\n{}: {}", suite.name, suite.what);
         head();
@@ -453,7 +481,7 @@ fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, 
                 report.failures.push(format!("{name}: the GPU was lost before"));
                 continue;
             }
-            match one(device, &harness, suite, spec, ceilings, &mut rivals, cublas.as_ref()) {
+            match one(device, harness, suite, spec, report.ceilings, rivals, cublas) {
                 Ok(row) => {
                     print(&row);
                     report.rows.push(row);
@@ -471,11 +499,11 @@ fn measure(device: &Device, chosen: Chosen, args: &BenchArgs) -> Result<Report, 
             report.gpu_after = GpuState::now(ordinal);
         }
         // What is measured is kept, whatever happens to the next suite.
-        if let Some(path) = &args.json {
-            report::write_json(path, &report)?;
+        if let Some(path) = json {
+            report::write_json(path, report)?;
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 /// TFLOP/s of cuBLASLt on the products of the ceiling.
