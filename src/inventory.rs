@@ -45,33 +45,46 @@ pub const OPS: &[Op] = &[
             "tests/attention/properties.rs",
             "tests/attention/dropout.rs",
         ],
-        bench: &["attention", "flashkernel", "flashcore"],
-        page: "docs/performance.md",
+        bench: &["attention", "flashkernel", "flashcore", "attention-windows"],
+        page: "docs/performance/attention.md",
     },
     Op {
         name: "attention-backward",
         what: "gradients of attention with every option of the forward pass, without atomics",
         kernels: &["attention_backward"],
         dtypes: ALL,
-        tests: &["tests/attention/backward.rs", "tests/attention/dropout.rs"],
+        tests: &[
+            "tests/attention/backward/shapes.rs",
+            "tests/attention/backward/properties.rs",
+            "tests/attention/backward/packed.rs",
+            "tests/attention/backward/calls.rs",
+            "tests/attention/dropout.rs",
+        ],
         bench: &["attention-backward"],
         page: "docs/performance/backward.md",
     },
     Op {
         name: "decode",
-        what: "attention of new tokens over a paged or contiguous cache",
+        what: "attention of new tokens over a paged or contiguous cache, in e4m3 too on sm_90a",
         kernels: &["decode"],
         dtypes: ALL,
-        tests: &["tests/decode.rs", "tests/serving.rs"],
+        tests: &[
+            "tests/decode/problems.rs",
+            "tests/decode/properties.rs",
+            "tests/decode/pool.rs",
+            "tests/decode/fused.rs",
+            "tests/serving.rs",
+            "tests/cache_e4m3.rs",
+        ],
         bench: &["decode"],
         page: CACHES,
     },
     Op {
         name: "cache",
-        what: "key/value cache: append, read back, copy and swap pages",
+        what: "key/value cache: append, read back, copy and swap pages; e4m3 with a factor a head on sm_90a",
         kernels: &["cache"],
         dtypes: ALL,
-        tests: &["tests/cache.rs"],
+        tests: &["tests/cache.rs", "tests/cache_e4m3.rs"],
         bench: &["cache"],
         page: CACHES,
     },
@@ -89,7 +102,13 @@ pub const OPS: &[Op] = &[
         what: "linear layer with bias, activation, gated pair, residual, and its gradients",
         kernels: &["linear"],
         dtypes: ALL,
-        tests: &["tests/linear.rs"],
+        tests: &[
+            "tests/linear/shapes.rs",
+            "tests/linear/epilogue.rs",
+            "tests/linear/norm.rs",
+            "tests/linear/properties.rs",
+            "tests/linear/backward.rs",
+        ],
         bench: &["linear"],
         page: "docs/performance/linear.md",
     },
@@ -177,7 +196,7 @@ pub const OPS: &[Op] = &[
     Op {
         name: "sample",
         what: "greedy choice, temperature, top-k, top-p",
-        kernels: &["sample"],
+        kernels: &["sample", "greedy"],
         dtypes: ALL,
         tests: &["tests/rows/sampling.rs"],
         bench: &["sample"],
@@ -233,10 +252,12 @@ pub fn op_of_entry(entry: &str) -> Option<&'static Op> {
 }
 
 impl Op {
-    /// The tiers that have kernels of this op for a dtype, best first. Kernels that name no dtype serve all.
+    /// The tiers that run kernels of this op for a dtype, best first. Kernels that name no dtype serve all; those of
+    /// 8-bit caches are beside the others and say nothing of a dtype.
     pub fn tiers(&self, dtype: DType) -> Vec<Tier> {
         let entries: Vec<_> = Images::embedded()
             .iter()
+            .filter(|image| !image.entry.contains("_e4m3_"))
             .filter(|image| op_of_entry(&image.entry).is_some_and(|op| op.name == self.name))
             .collect();
         let names = |entry: &str, dtype: DType| entry.split('_').any(|part| part == dtype.name());
@@ -246,7 +267,8 @@ impl Op {
             .filter(|tier| {
                 entries
                     .iter()
-                    .any(|image| image.tier == *tier && (!typed || names(&image.entry, dtype)))
+                    .filter(|image| image.tier == *tier || Some(image.tier) == tier.before())
+                    .any(|image| !typed || names(&image.entry, dtype))
             })
             .collect()
     }

@@ -22,7 +22,7 @@ fn cases() -> u64 {
 /// What the op's own problem of this seed does on the device.
 fn verdict(device: &Device, op: &str, dtype: DType, seed: u64) -> Result<(), String> {
     let draw = strategy(op).ok_or_else(|| format!("no strategy for {op}"))?;
-    let verdict = check(draw, device, dtype, seed);
+    let verdict = check(draw, Size::of(device), device, dtype, seed);
     verdict.failure.map_or(Ok(()), |why| {
         let tier = device.tier();
         Err(format!(
@@ -32,9 +32,10 @@ fn verdict(device: &Device, op: &str, dtype: DType, seed: u64) -> Result<(), Str
     })
 }
 
-#[test]
-fn every_op_on_random_problems() {
-    let failures: Vec<String> = common::devices()
+/// Fails with what every op got wrong on these devices.
+#[track_caller]
+fn every_op_on(devices: &[Device]) {
+    let failures: Vec<String> = devices
         .iter()
         .flat_map(|device| OPS.iter().map(move |op| (device, op)))
         .flat_map(|(device, op)| op.dtypes.iter().map(move |dtype| (device, op, *dtype)))
@@ -44,6 +45,17 @@ fn every_op_on_random_problems() {
         })
         .collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_op_on_random_problems() {
+    every_op_on(&common::devices());
+}
+
+/// GPUs that run the kernels of sm_80 and have less shared memory than its first ones (sm_86, sm_89) or more (sm_100).
+#[test]
+fn every_op_with_other_shared_memory() {
+    every_op_on(&[99, 227].map(|kilobytes| common::ampere(kilobytes << 10)));
 }
 
 #[test]
@@ -84,10 +96,9 @@ fn named_problems_can_be_drawn_and_the_first_of_each_group_passes() {
 
 #[test]
 fn the_same_seed_is_the_same_problem() {
-    let device = &common::devices()[0];
     for op in OPS {
         let draw = strategy(op.name).expect("a strategy");
-        let drawn = |seed| format!("{:?}", ferroflash::verify::draw_one(draw, device, seed));
+        let drawn = |seed| format!("{:?}", ferroflash::verify::draw_one(draw, Size::Small, seed));
         assert_eq!(drawn(7), drawn(7), "{}", op.name);
         assert_ne!(drawn(7), drawn(8), "{}", op.name);
     }

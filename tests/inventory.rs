@@ -25,6 +25,18 @@ fn every_kernel_of_the_archive_belongs_to_an_op() {
     );
 }
 
+/// Attention forward is the largest family, and each of its kernels has a variant for every head dim.
+#[test]
+fn attention_forward_takes_less_than_six_megabytes() {
+    let images = Images::embedded();
+    let sizes = images
+        .iter()
+        .filter(|image| image.entry.starts_with("attention_forward_"))
+        .map(|image| images.load(image.tier, &image.entry).unwrap().ptx.len());
+    let total: usize = sizes.sum();
+    assert!((1_000_000..6_000_000).contains(&total), "{total} bytes of PTX");
+}
+
 #[test]
 fn every_op_has_kernels_for_the_dtypes_that_it_names() {
     for op in OPS {
@@ -35,6 +47,15 @@ fn every_op_has_kernels_for_the_dtypes_that_it_names() {
             let used = Images::embedded().iter().any(|image| image.entry.starts_with(prefix));
             assert!(used, "{}: no kernel begins with {prefix}", op.name);
         }
+    }
+}
+
+/// Caches are moved bit for bit on every tier; kernels of 8-bit caches, on one tier only, do not hide that.
+#[test]
+fn caches_of_every_dtype_are_on_every_tier() {
+    let cache = OPS.iter().find(|op| op.name == "cache").unwrap();
+    for dtype in cache.dtypes {
+        assert_eq!(cache.tiers(*dtype).len(), host::Tier::ALL.len(), "{dtype}");
     }
 }
 

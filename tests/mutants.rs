@@ -5,6 +5,7 @@
 //! - barriers, waits, fences and arrivals taken out, `cp.async` and `wgmma` waits that wait for one group fewer,
 //! - phases of `mbarrier` waits flipped,
 //! - arrival counts of `mbarrier.init` by one, expected bytes by 16,
+//! - swizzle modes in the descriptors of `wgmma`,
 //! - `<` for `<=` and the like.
 //!
 //! `cargo test --test mutants` tries some of them, always the same; `FERROFLASH_MUTANTS=all` tries all of them and prints
@@ -182,7 +183,33 @@ fn attention(device: &Device) -> Result<Vec<AnyTensor>> {
     Ok(results)
 }
 
-const SUBJECTS: [Subject; 6] = [
+/// Gradients by one kernel, of an O and an LSE that no forward pass has to compute.
+fn backward(device: &Device) -> Result<Vec<AnyTensor>> {
+    let mut results = Vec::new();
+    let mut add = |rows: u64, keys: u64, heads: u64, causal: bool, window: (Option<u32>, Option<u32>)| -> Result<()> {
+        let half = |tokens: u64, seed| floats(device, DType::F16, &[1, tokens, heads, 64], seed);
+        let (q, k, v) = (half(rows, 12)?, half(keys, 13)?, half(keys, 14)?);
+        let (grad, out) = (half(rows, 15)?, half(rows, 16)?);
+        let lse = floats(device, DType::F32, &[1, heads, rows], 17)?;
+        let call = ops::attention_backward(&grad, &q, &k, &v, &out, &lse).window(window.0, window.1);
+        let gradients = if causal { call.causal() } else { call }.run()?;
+        results.extend([gradients.dq, gradients.dk, gradients.dv]);
+        Ok(())
+    };
+    let all = (None, None);
+    for (rows, keys) in [(1, 1), (70, 70), (40, 150), (150, 300), (300, 40)] {
+        add(rows, keys, 1, false, all)?;
+        add(rows, keys, 1, true, all)?;
+    }
+    // Windows that begin and end everywhere; several heads; rings that are used often.
+    for window in [(Some(130), Some(3)), (Some(0), Some(40)), (Some(200), None)] {
+        add(150, 300, 2, false, window)?;
+    }
+    add(1100, 130, 1, false, all)?;
+    Ok(results)
+}
+
+const SUBJECTS: [Subject; 8] = [
     Subject {
         name: "vector_add",
         tier: Tier::Sm90a,
@@ -212,6 +239,16 @@ const SUBJECTS: [Subject; 6] = [
         name: "attention, wgmma",
         tier: Tier::Sm90a,
         run: attention,
+    },
+    Subject {
+        name: "backward, mma.sync",
+        tier: Tier::Sm80,
+        run: backward,
+    },
+    Subject {
+        name: "backward, wgmma",
+        tier: Tier::Sm90a,
+        run: backward,
     },
 ];
 
@@ -304,6 +341,14 @@ fn changes(line: &str) -> Vec<(&'static str, String)> {
             .or_else(|| through("xor.b32 mutant, OPERAND, 1;"));
         found.extend(line.map(|line| ("phase flipped", line)));
     }
+    // A descriptor of `wgmma` begins with a constant: 128-byte swizzling (1 in its two highest bits) becomes 64-byte (2).
+    if matches!(opcode, "or.b64" | "add.s64") {
+        let other = last(&|operand| {
+            let descriptor = operand.parse::<i64>().ok()?;
+            (descriptor as u64 >> 62 == 1).then(|| (descriptor ^ (3 << 62)).to_string())
+        });
+        found.extend(other.map(|line| ("swizzle mode", line)));
+    }
     if opcode.starts_with("setp.") {
         for (from, to) in [
             ("setp.lt.", "setp.le."),
@@ -336,6 +381,7 @@ fn run(
             seed,
             multiprocessors: 2,
             step_budget: STEPS,
+            ..EmulatorOptions::default()
         },
         ..DeviceOptions::default()
     };
@@ -574,5 +620,10 @@ fn the_operators_change_what_they_say() {
         flipped.contains("xor.b32 mutant, %r2, 1;") && flipped.ends_with("[%r1], mutant; }"),
         "{flipped}"
     );
+    assert_eq!(
+        changes("or.b64 %rd2, %rd1, 4611686293305360384;"),
+        [("swizzle mode", "or.b64 %rd2, %rd1, -9223371761976803328;".to_owned())]
+    );
+    assert!(changes("add.s64 %rd2, %rd1, 64;").is_empty());
     assert!(changes("add.s32 %r1, %r2, 1;").is_empty());
 }

@@ -9,7 +9,7 @@ use std::{
 use ferroflash::{
     Device, DeviceOptions, Tier,
     images::Images,
-    verify::{check, strategy},
+    verify::{Size, check, strategy},
 };
 use host::{DType, backend::emulated::EmulatedBackend};
 use serde_json::Value;
@@ -43,7 +43,9 @@ fn a_damaged_kernel_is_found_and_shrunk() {
     backend.replace("vector_add", damaged);
     let device = Device::from_backend(backend, Images::embedded(), options, "test".into()).unwrap();
     let draw = strategy("vector-add").unwrap();
-    let verdicts: Vec<_> = (0..3).map(|seed| check(draw, &device, DType::F32, seed)).collect();
+    let verdicts: Vec<_> = (0..3)
+        .map(|seed| check(draw, Size::Small, &device, DType::F32, seed))
+        .collect();
     let failed = verdicts
         .iter()
         .find(|verdict| verdict.failure.is_some())
@@ -137,7 +139,7 @@ fn bench_needs_a_gpu_and_says_so() {
 #[test]
 fn the_roofline_of_the_committed_run_is_drawn() {
     let folder = tempfile::tempdir().unwrap();
-    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/results/h200/bench.json");
+    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/results/h200/bench_attention.json");
     let from = results.to_str().unwrap();
     let draw = |name: &str| {
         let path = folder.path().join(name);

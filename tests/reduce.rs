@@ -316,6 +316,40 @@ fn of_equal_maxima_the_first_wins() {
     }
 }
 
+/// Rows that a warp holds, the next one on its way meanwhile: more of them than warps, with ties, zeros of both signs, NaN and
+/// nothing but −∞.
+#[test]
+fn an_argmax_of_many_rows_of_a_thousand() {
+    for device in common::devices() {
+        for columns in [768usize, 1000, 1024] {
+            let rows = 1100;
+            let mut data: Vec<bf16> = (0..rows * columns)
+                .map(|i| bf16::from_f32(((i * 7919 + i / 61) % 97) as f32 - 96.0))
+                .collect();
+            let row = |r: usize| r * columns..(r + 1) * columns;
+            data[row(1)].fill(bf16::NEG_INFINITY);
+            data[row(2)][columns - 1] = bf16::NAN;
+            data[row(3)][5] = -bf16::NAN;
+            data[row(3)][columns / 2] = bf16::NAN;
+            data[row(4)].fill(bf16::from_f32(-0.0));
+            data[row(4)][columns - 1] = bf16::from_f32(0.0);
+            data[row(1099)][columns - 1] = bf16::from_f32(1.0);
+            let wide: Vec<f64> = data.iter().map(|x| x.to_f64()).collect();
+            let wanted: Vec<i64> = wide.chunks(columns).map(|row| argmax(row).unwrap() as i64).collect();
+            assert_eq!(
+                [wanted[1], wanted[2], wanted[3], wanted[4]],
+                [0, columns as i64 - 1, 5, 0]
+            );
+            let x = Tensor::from_slice(&device, &data, &[rows as u64, columns as u64]).unwrap();
+            assert_eq!(
+                run(&x, ReduceKind::Argmax, ReduceAxis::Last),
+                Output::Indices(wanted),
+                "{columns} on {device}"
+            );
+        }
+    }
+}
+
 /// More splits than one block joins.
 #[test]
 fn an_argmax_of_a_million_elements_joins_its_splits_in_rounds() {
@@ -482,7 +516,7 @@ fn value() -> impl Strategy<Value = f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::common::problems(24))]
 
     #[test]
     fn extremes_of_anything(data in prop::collection::vec(value(), 1..300), rows in 1usize..5, before in 0usize..9) {

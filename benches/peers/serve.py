@@ -105,6 +105,15 @@ def peers(c):
             return make, {"SDPA efficient": sdpa(SDPBackend.EFFICIENT_ATTENTION, **options), **ours}
         return make, {"SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION, **options),
                       "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION, **options), **ours}
+    if op == "attention-packed":
+        # The function behind SDPA's flash backend takes packed sequences and windows; SDPA itself takes neither.
+        starts = [sum(c["lengths"][:n]) for n in range(len(c["lengths"]) + 1)]
+        bounds = torch.tensor(starts, device="cuda", dtype=torch.int32)
+        longest = max(c["lengths"])
+        window = dict(window_size_left=c["window"], window_size_right=0) if c["window"] >= 0 else {}
+        flash = lambda q, k, v: torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds, bounds, longest, longest, 0.0, c["causal"] and not window, False, **window)[0]
+        return (lambda: tuple(randn(starts[-1], c["heads"], c["dim"], dtype=dt) for _ in range(3))), {"SDPA flash": flash}
     if op == "decode-paged":
         # Pages in a shuffled order for Triton; the same tokens in one piece for SDPA, which knows no pages.
         pages = c["length"] // PAGE
@@ -172,6 +181,19 @@ def peers(c):
         p.grad = torch.randn_like(p)
         step = torch.optim.AdamW([p], fused=True, capturable=True)
         return (lambda: ()), {"fused AdamW, f32 without a master": lambda: step.step()}
+    if op == "llama-prompt":
+        # A whole model of random weights: its prompt up to the logits of the last token, cache kept, as a server would.
+        from transformers import LlamaConfig, LlamaForCausalLM
+        config = LlamaConfig(**c["config"], attn_implementation="sdpa")
+        torch.set_default_dtype(dt)
+        with torch.device("cuda"):
+            model = LlamaForCausalLM(config).eval()
+        torch.set_default_dtype(torch.float32)
+
+        def first_logits(ids):
+            with torch.no_grad():
+                return model(ids, use_cache=True, logits_to_keep=1).logits
+        return (lambda: (torch.randint(0, 997, (1, c["tokens"]), device="cuda"),)), {"transformers, SDPA": first_logits}
     rows, columns = c.get("rows"), c.get("columns")
     x = lambda: randn(rows, columns, dtype=dt)
     if op == "rms_norm":

@@ -164,9 +164,9 @@ fn tensor(c: &mut Criterion) {
             c: Accumulator::F32,
             d: Accumulator::F32,
         };
-        let operand = vec![[0x3c00_3c00; 32]; shape.a_registers()];
-        let c = vec![[0; 32]; 4];
-        let mut d = c.clone();
+        let operand = vec![&[0x3c00_3c00; 32]; shape.a_registers()];
+        let c = [&[0; 32]; 4];
+        let mut d = [[0; 32]; 4];
         group.throughput(Throughput::Elements(shape.flops()));
         group.bench_function(name, |b| {
             b.iter(|| mma::mma(&shape, &operand, &operand[..shape.b_registers()], black_box(&c), &mut d));

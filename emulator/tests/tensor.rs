@@ -252,6 +252,24 @@ fn ldmatrix_mma_stmatrix_and_a_store_over_the_edge() {
     }
 }
 
+/// Hardware clips the box of a store by 16 bytes and not by elements: what follows a row of 5 is overwritten.
+#[test]
+fn a_store_fills_the_last_sixteen_bytes_of_a_row() {
+    for machine in machines() {
+        let pa = upload(&machine, &halves(Half::F16, &[1.0; 256]));
+        let pb = upload(&machine, &halves(Half::F16, &[1.0; 128]));
+        let out = upload(&machine, &[0xcc; 12 * 8 * 2]);
+        let mut tiled = map(DataType::F16, out, 8, 12, [8, 16], Swizzle::None).tiled().clone();
+        tiled.dims[0] = 5;
+        let pm = upload(&machine, &TensorMap::new(tiled).unwrap().encode());
+        launch(&machine, &store_kernel(0), 32, 1280, &[pa.0, pb.0, pm.0]);
+        let mut bytes = vec![0; 12 * 8 * 2];
+        machine.read(out, &mut bytes).unwrap();
+        let sixteen = halves(Half::F16, &[16.0; 12 * 8]);
+        assert_eq!(bytes, sixteen);
+    }
+}
+
 /// Hardware takes a store that begins at a negative coordinate for an illegal instruction.
 #[test]
 fn a_store_does_not_begin_before_the_tensor() {

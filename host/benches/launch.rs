@@ -1,5 +1,5 @@
 //! What the safe path costs on the CPU: checks of a launch, the launch itself beside the bare backend's and the raw driver
-//! call, graphs, memory, split plans, PTX. On a GPU the kernel runs behind the measured calls; on the emulator its work on 32 elements is part of them.
+//! call, graphs, memory, PTX. On a GPU the kernel runs behind the measured calls; on the emulator its work on 32 elements is part of them.
 
 use std::{
     ffi::{CString, c_void},
@@ -7,16 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use driver::{calls, handle};
 use host::{
     AnyTensor, DType, Device, DeviceKind, Tier,
     backend::{LaunchRequest, StreamId},
     images::Images,
-    kv::{
-        self,
-        schedule::{DecodePlanner, PlanRow, PlannerConfig, Visibility},
-    },
+    kv,
     launch::Contract,
 };
 use kernels_gpu::params::{KernelParams, VectorAddParams};
@@ -261,43 +258,9 @@ fn pages(criterion: &mut Criterion) {
     });
 }
 
-/// The split plan of a decode step with 8 KV heads, by sequence.
-fn plans(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("split plan");
-    for (sequences, keys) in [(1, 131_072), (64, 1024), (256, 8192)] {
-        let config = PlannerConfig {
-            kv_heads: 8,
-            queries_per_item: 4,
-            split_tokens: 256,
-            max_splits: 32,
-            max_rows: sequences,
-            max_queries: sequences,
-        };
-        let mut planner = DecodePlanner::new(config).expect("a shape within limits");
-        let mut plan = planner.empty_plan();
-        // No two sequences of a batch are of one length.
-        let rows: Vec<PlanRow> = (0..sequences)
-            .map(|row| PlanRow {
-                keys: keys - row,
-                queries: 1,
-                first_key: 0,
-            })
-            .collect();
-        group.throughput(Throughput::Elements(sequences as u64));
-        group.bench_function(format!("{sequences} sequences of {keys} tokens"), |b| {
-            b.iter(|| {
-                planner
-                    .plan(&rows, Visibility::CAUSAL, &mut plan)
-                    .expect("a batch within the shape")
-            })
-        });
-    }
-    group.finish();
-}
-
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(std::time::Duration::from_millis(200)).measurement_time(std::time::Duration::from_secs(1));
-    targets = launches, views, images, pages, plans
+    targets = launches, views, images, pages
 }
 criterion_main!(benches);

@@ -78,6 +78,9 @@ pub struct EmulatorOptions {
     pub seed: Option<u64>,
     /// Multiprocessors that persistent kernels are told of; small, so that small problems still share blocks.
     pub multiprocessors: u32,
+    /// Shared memory of a block in bytes, from 48 to 227 KiB; `None` is that of the tier's first GPUs (64 KiB on sm_75,
+    /// 163 on sm_80, 227 on sm_90a). GPUs that came later have less (99 KiB on sm_86 and sm_89) or more (227 on sm_100).
+    pub shared_per_block: Option<u32>,
     /// Warp instructions after which a launch counts as a runaway.
     pub step_budget: u64,
 }
@@ -88,6 +91,7 @@ impl Default for EmulatorOptions {
             checks: false,
             seed: None,
             multiprocessors: 4,
+            shared_per_block: None,
             step_budget: u64::MAX,
         }
     }

@@ -37,6 +37,15 @@ impl Tier {
         }
     }
 
+    /// The tier whose kernels serve this one too where it has none of its own. Nothing of sm_75 is left to later tiers:
+    /// what they have no kernel for, they do in another way.
+    pub const fn before(self) -> Option<Tier> {
+        match self {
+            Tier::Sm90a => Some(Tier::Sm80),
+            Tier::Sm80 | Tier::Sm75 => None,
+        }
+    }
+
     /// Whether a GPU of this compute capability runs images of this tier.
     pub const fn runs_on(self, major: u32, minor: u32) -> bool {
         match self {
@@ -169,9 +178,11 @@ impl Images {
         })
     }
 
-    /// What is known of an entry on a tier.
+    /// What is known of the image that a tier runs for an entry: its own, or that of the tier before, where there is no
+    /// better one to have.
     pub fn info(&self, tier: Tier, entry: &str) -> Option<&ImageInfo> {
-        self.index.get(&(tier, entry.to_owned()))
+        let of = |tier: Tier| self.index.get(&(tier, entry.to_owned()));
+        of(tier).or_else(|| of(tier.before()?))
     }
 
     /// All images, in no particular order.
@@ -182,7 +193,7 @@ impl Images {
     /// Unpacks one image.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when there is none of that name on that tier.
+    /// [`Error::Unsupported`] when there is none of that name for that tier.
     pub fn load(&self, tier: Tier, entry: &str) -> Result<Image> {
         let info = self
             .info(tier, entry)

@@ -13,6 +13,9 @@ use crate::{
     tensor::AnyTensor,
 };
 
+/// Most blocks of a cluster on any GPU.
+const MAX_CLUSTER: u32 = 16;
+
 /// A launch, described: which kernel, how many blocks, what it reads and writes.
 pub struct Contract<'a> {
     device: &'a Device,
@@ -20,6 +23,7 @@ pub struct Contract<'a> {
     entry: &'a str,
     grid: [u64; 3],
     dynamic_shared: u64,
+    cluster: u32,
     programmatic: bool,
     reads: SmallVec<[(&'static str, &'a AnyTensor); 8]>,
     writes: SmallVec<[(&'static str, &'a AnyTensor); 4]>,
@@ -31,6 +35,7 @@ pub struct Prepared<'a> {
     stream: &'a Stream,
     kernel: Kernel,
     grid: [u32; 3],
+    cluster: [u32; 3],
     dynamic_shared: u32,
     programmatic: bool,
     buffers: SmallVec<[&'a Arc<Buffer>; 12]>,
@@ -45,6 +50,7 @@ impl<'a> Contract<'a> {
             entry,
             grid: [1; 3],
             dynamic_shared: 0,
+            cluster: 1,
             programmatic: false,
             reads: SmallVec::new(),
             writes: SmallVec::new(),
@@ -60,6 +66,12 @@ impl<'a> Contract<'a> {
     /// Dynamic shared memory of a block, bytes.
     pub fn shared(mut self, bytes: u64) -> Self {
         self.dynamic_shared = bytes;
+        self
+    }
+
+    /// Blocks of a cluster in x, for a kernel that takes any number and declares none.
+    pub fn cluster(mut self, blocks: u32) -> Self {
+        self.cluster = blocks;
         self
     }
 
@@ -116,6 +128,17 @@ impl<'a> Contract<'a> {
         let kernel = self.device.kernel(self.entry)?;
         let limits = [("grid.x", i32::MAX as u64), ("grid.y", 65_535), ("grid.z", 65_535)];
         let mut grid = [1u32; 3];
+        let mut clusters = kernel.info.cluster;
+        if self.cluster > 1 {
+            if clusters != [1; 3] || self.cluster > MAX_CLUSTER || self.device.tier() != Tier::Sm90a {
+                let allowed = format!(
+                    "1 to {MAX_CLUSTER} on sm_90a, in a kernel that declares none ({})",
+                    self.entry
+                );
+                return Err(Error::range("cluster", self.cluster, allowed));
+            }
+            clusters[0] = self.cluster;
+        }
         for (axis, (argument, limit)) in limits.into_iter().enumerate() {
             let blocks = self.grid[axis];
             if blocks == 0 || blocks > limit {
@@ -125,7 +148,7 @@ impl<'a> Contract<'a> {
                     format!("1 to {limit} (kernel {})", self.entry),
                 ));
             }
-            let cluster = kernel.info.cluster[axis];
+            let cluster = clusters[axis];
             if !blocks.is_multiple_of(cluster as u64) {
                 return Err(Error::range(
                     argument,
@@ -176,6 +199,7 @@ impl<'a> Contract<'a> {
             stream,
             kernel,
             grid,
+            cluster: clusters,
             dynamic_shared: self.dynamic_shared as u32,
             programmatic: self.programmatic,
             buffers,
@@ -215,7 +239,7 @@ impl Prepared<'_> {
             kernel: self.kernel.id,
             grid: self.grid,
             block: self.kernel.info.threads,
-            cluster: self.kernel.info.cluster,
+            cluster: self.cluster,
             dynamic_shared: self.dynamic_shared,
             params: bytes,
             stream: self.stream.id(),

@@ -15,12 +15,32 @@ pub mod softmax;
 pub mod backward_delta;
 #[cfg(unit = "attention_backward_f32")]
 pub mod backward_f32;
+#[cfg(all(
+    any(
+        unit = "attention_backward_d64",
+        unit = "attention_backward_d128",
+        unit = "attention_backward_d256"
+    ),
+    tier = "sm_80"
+))]
+pub mod backward_in_turns;
 #[cfg(any(
     unit = "attention_backward_d64",
     unit = "attention_backward_d128",
     unit = "attention_backward_d256"
 ))]
 pub mod backward_mma;
+#[cfg(all(
+    any(unit = "attention_backward_d64", unit = "attention_backward_d128"),
+    tier = "sm_90a"
+))]
+pub mod backward_once;
+#[cfg(any(
+    unit = "attention_backward_d64",
+    unit = "attention_backward_d128",
+    unit = "attention_backward_d256"
+))]
+pub mod backward_products;
 #[cfg(all(
     any(
         unit = "attention_backward_d64",
@@ -30,6 +50,30 @@ pub mod backward_mma;
     tier = "sm_90a"
 ))]
 pub mod backward_sm90;
+#[cfg(any(
+    all(
+        any(unit = "attention_backward_d64", unit = "attention_backward_d128"),
+        not(tier = "sm_75")
+    ),
+    all(unit = "attention_backward_d256", tier = "sm_80")
+))]
+pub mod backward_sum;
+#[cfg(unit = "attention_backward_tf32")]
+pub mod backward_tf32;
+#[cfg(all(
+    any(
+        unit = "attention_backward_d64",
+        unit = "attention_backward_d128",
+        unit = "attention_backward_d256",
+        unit = "attention_backward_delta"
+    ),
+    not(tier = "sm_75")
+))]
+pub mod backward_turns;
+#[cfg(any(unit = "attention_backward_tf32", unit = "attention_forward_tf32"))]
+pub mod floats;
+#[cfg(any(unit = "attention_backward_f32", unit = "attention_forward_f32"))]
+pub mod fma;
 #[cfg(unit = "attention_forward_f32")]
 pub mod forward_f32;
 #[cfg(all(
@@ -54,11 +98,15 @@ pub mod forward_mma;
     tier = "sm_90a"
 ))]
 pub mod forward_sm90;
+#[cfg(unit = "attention_forward_tf32")]
+pub mod forward_tf32;
 #[cfg(any(
     unit = "attention_backward_d64",
     unit = "attention_backward_d128",
     unit = "attention_backward_d256",
-    unit = "attention_backward_f32"
+    unit = "attention_backward_delta",
+    unit = "attention_backward_f32",
+    unit = "attention_backward_tf32"
 ))]
 pub mod gradient;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]

@@ -1,12 +1,21 @@
-//! Moving keys and values into, out of and within a cache. Bits only: an element is 1, 2, 4 or (several at once) 16 bytes.
+//! Moving keys and values into, out of and within a cache: bit for bit, in units of 1, 2, 4 or 16 bytes, or rounded to
+//! 8-bit floats on their way in and widened on their way out.
+//!
+//! A thread has one unit of a few tokens that follow each other, of keys and of values: eight loads are under way before the
+//! first store.
 
 use crate::{kernel_params, paging::Paging};
 
 /// Threads of a block.
 pub const THREADS: u32 = 256;
+/// Tokens of a thread.
+pub const TOKENS: u32 = 4;
+/// Elements of a unit where 8-bit floats are made or widened 16 bytes at a time.
+pub const CONVERTED: u32 = 16;
 
 kernel_params! {
-    /// Arguments of `cache_append_*` and `cache_read_*`. Extents and strides count units of the entry's size.
+    /// Arguments of `cache_append_*` and `cache_read_*`. Extents and strides count units of the entry's size; where they
+    /// convert, strides count elements and rows units of [`CONVERTED`] elements, or of one.
     pub struct CacheMoveParams {
         /// Where tokens lie in the cache.
         pub paging: Paging,
@@ -20,6 +29,8 @@ kernel_params! {
         pub cache_strides: [[u64; 3]; 2],
         /// Slot of each token, i64; or 0 to take its place from `lengths` and the table.
         pub slots: u64,
+        /// Factor of the keys and of the values of each head, f32; 0 for 1.
+        pub scales: [u64; 2],
         /// Append: tokens before the first new one, i32; read: tokens of each sequence. 0 for none.
         pub lengths: u64,
         /// Sequences times `seq`.
@@ -32,6 +43,10 @@ kernel_params! {
         pub heads: u32,
         /// Units of a head's row of keys and of values.
         pub rows: [u32; 2],
+        /// Most units of a token's keys or values.
+        pub lanes: u32,
+        /// Elements of a unit where they are converted: [`CONVERTED`] or 1.
+        pub elements: u32,
     }
 
     /// Arguments of `cache_copy_pages_*`: pages that move as a whole.
@@ -51,6 +66,9 @@ kernel_params! {
     }
 }
 
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod converted;
+
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use super::*;
@@ -60,58 +78,169 @@ mod device {
         kernel, thread,
     };
 
-    /// Appends (`READ` false) or reads back one unit of each head in turn.
+    /// What moves at a time.
+    pub(super) trait Unit {
+        /// A unit in registers.
+        type Held: Copy;
+        /// What is read where the cache has no token.
+        const NOTHING: Self::Held;
+        /// Elements or units of a step along a row.
+        const STEP: u64;
+        /// What strides of the tensors count, in bytes.
+        const TENSOR_BYTES: u64;
+        /// What strides of the caches count, in bytes.
+        const CACHE_BYTES: u64;
+
+        /// Loads a unit.
+        ///
+        /// # Safety
+        /// - It can be read at the address, which is aligned to it.
+        unsafe fn load(address: u64) -> Self::Held;
+
+        /// Stores a unit whose head has this factor.
+        ///
+        /// # Safety
+        /// - It can be written at the address, which is aligned to it.
+        unsafe fn store(address: u64, held: Self::Held, scale: f32);
+    }
+
+    /// Bits as they are.
+    struct Bits<T>(core::marker::PhantomData<T>);
+
+    impl<T: Value> Unit for Bits<T> {
+        type Held = T;
+        // SAFETY: zeros are a value of every integer and array of them.
+        const NOTHING: T = unsafe { core::mem::zeroed() };
+        const STEP: u64 = 1;
+        const TENSOR_BYTES: u64 = size_of::<T>() as u64;
+        const CACHE_BYTES: u64 = size_of::<T>() as u64;
+
+        #[inline(always)]
+        unsafe fn load(address: u64) -> T {
+            // SAFETY: forwarded to the caller.
+            unsafe { global::ld(address as *const T) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(address: u64, held: T, _: f32) {
+            // SAFETY: forwarded to the caller.
+            unsafe { global::st(address as *mut T, held) };
+        }
+    }
+
+    /// Appends (`READ` false) or reads back one unit of a few tokens.
     #[inline(always)]
-    unsafe fn move_tokens<T: Value + Default, const READ: bool>(params: &CacheMoveParams) {
+    pub(super) unsafe fn move_tokens<U: Unit, const READ: bool>(params: &CacheMoveParams) {
         unsafe {
+            const AHEAD: usize = TOKENS as usize;
+            // Set up while the kernel before this one still ran.
+            #[cfg(tier = "sm_90a")]
+            {
+                cuda_std::grid_dependency::wait();
+                cuda_std::grid_dependency::launch_dependents();
+            }
             core::hint::assert_unchecked(params.seq != 0);
-            let size = size_of::<T>() as u64;
+            core::hint::assert_unchecked(params.lanes != 0);
+            let item = thread::block_idx_x() as u64 * THREADS as u64 + thread::thread_idx_x() as u64;
+            let group = if item >> 32 == 0 {
+                (item as u32 / params.lanes) as u64
+            } else {
+                item / params.lanes as u64
+            };
+            let unit = (item - group * params.lanes as u64) as u32;
+            let first = group * AHEAD as u64;
+            let mut places = [Place::NONE; AHEAD];
+            let mut from = [[0; AHEAD]; 2];
+            // Slots, or tokens of the sequence; −1 for none. All are on their way before one is used.
+            let mut slots = [-1i64; AHEAD];
+            let mut sequences = [0; AHEAD];
+            let mut u = 0;
+            while u < AHEAD {
+                let number = first + u as u64;
+                if number < params.tokens {
+                    // The host refuses more tokens than 32 bits count.
+                    let sequence = number as u32 / params.seq;
+                    let index = number as u32 - sequence * params.seq;
+                    sequences[u] = sequence;
+                    if params.slots != 0 {
+                        slots[u] = global::ld_nc((params.slots + number * 8) as *const i64);
+                    } else {
+                        let length = global::ld_nc((params.lengths + sequence as u64 * 4) as *const i32) as i64;
+                        slots[u] = if READ {
+                            if (index as i64) < length { index as i64 } else { -1 }
+                        } else if length >= 0 {
+                            length + index as i64
+                        } else {
+                            -1
+                        };
+                    }
+                    let mut which = 0;
+                    while which < 2 {
+                        let strides = &params.tensor_strides[which];
+                        from[which][u] = sequence as u64 * strides[0] + index as u64 * strides[1];
+                        which += 1;
+                    }
+                }
+                u += 1;
+            }
+            u = 0;
+            while u < AHEAD {
+                if params.slots != 0 {
+                    places[u] = params.paging.of_slot(slots[u]);
+                } else if slots[u] >= 0 && slots[u] < params.capacity as i64 {
+                    places[u] = params.paging.place(sequences[u], slots[u] as u32);
+                }
+                u += 1;
+            }
+            let mut held = [[U::NOTHING; AHEAD]; 2];
+            let mut live = [false; 2];
+            let mut tensors = [0; 2];
+            let mut caches = [0; 2];
+            let mut scales = [1.0; 2];
             let mut which = 0;
             while which < 2 {
-                let row = params.rows[which] as u64 * params.heads as u64;
-                let total = params.tokens * row;
-                let (tensor, cache) = (params.tensors[which], params.caches[which]);
-                let (tensor_strides, cache_strides) = (&params.tensor_strides[which], &params.cache_strides[which]);
-                let mut item = thread::global_idx_x();
-                while item < total {
-                    core::hint::assert_unchecked(row != 0 && params.rows[which] != 0);
-                    let number = item / row;
-                    let unit = (item - number * row) as u32;
-                    let head = unit / params.rows[which];
-                    let column = unit - head * params.rows[which];
-                    let sequence = number / params.seq as u64;
-                    let index = number - sequence * params.seq as u64;
-                    let mut place = Place::NONE;
-                    if params.slots != 0 {
-                        place = params
-                            .paging
-                            .of_slot(global::ld_nc((params.slots + number * 8) as *const i64));
-                    } else if READ {
-                        let length = global::ld_nc((params.lengths + sequence * 4) as *const i32);
-                        if (index as i64) < length as i64 && index < params.capacity {
-                            place = params.paging.place(sequence as u32, index as u32);
-                        }
-                    } else {
-                        let before = global::ld_nc((params.lengths + sequence * 4) as *const i32);
-                        if before >= 0 && (before as u64 + index) < params.capacity {
-                            place = params.paging.place(sequence as u32, before as u32 + index as u32);
-                        }
+                let row = params.rows[which];
+                live[which] = unit < row * params.heads;
+                if live[which] {
+                    // There are units of such rows.
+                    core::hint::assert_unchecked(row != 0);
+                    let head = unit / row;
+                    let column = (unit - head * row) as u64 * U::STEP;
+                    let tensor = head as u64 * params.tensor_strides[which][2] + column;
+                    let cache = head as u64 * params.cache_strides[which][2] + column;
+                    tensors[which] = params.tensors[which] + tensor * U::TENSOR_BYTES;
+                    caches[which] = params.caches[which] + cache * U::CACHE_BYTES;
+                    if params.scales[which] != 0 {
+                        scales[which] = global::ld_nc((params.scales[which] + head as u64 * 4) as *const f32);
                     }
-                    let outside =
-                        sequence * tensor_strides[0] + index * tensor_strides[1] + head as u64 * tensor_strides[2];
-                    let outside = tensor + (outside + column as u64) * size;
-                    if place.exists() {
-                        let inside = place.offset(cache_strides) + head as u64 * cache_strides[2] + column as u64;
-                        let inside = cache + inside * size;
-                        if READ {
-                            global::st(outside as *mut T, global::ld(inside as *const T));
-                        } else {
-                            global::st(inside as *mut T, global::ld(outside as *const T));
+                    u = 0;
+                    while u < AHEAD {
+                        if places[u].exists() {
+                            let address = if READ {
+                                caches[which] + places[u].offset(&params.cache_strides[which]) * U::CACHE_BYTES
+                            } else {
+                                tensors[which] + from[which][u] * U::TENSOR_BYTES
+                            };
+                            held[which][u] = U::load(address);
                         }
-                    } else if READ {
-                        global::st(outside as *mut T, T::default());
+                        u += 1;
                     }
-                    item += thread::grid_stride_x();
+                }
+                which += 1;
+            }
+            which = 0;
+            while which < 2 {
+                u = 0;
+                while live[which] && u < AHEAD {
+                    let exists = places[u].exists();
+                    if READ && first + (u as u64) < params.tokens {
+                        let scale = if exists { scales[which] } else { 1.0 };
+                        U::store(tensors[which] + from[which][u] * U::TENSOR_BYTES, held[which][u], scale);
+                    } else if !READ && exists {
+                        let to = places[u].offset(&params.cache_strides[which]) * U::CACHE_BYTES;
+                        U::store(caches[which] + to, held[which][u], scales[which]);
+                    }
+                    u += 1;
                 }
                 which += 1;
             }
@@ -157,7 +286,7 @@ mod device {
                 /// - Tensors and caches have the extents and strides that the parameters say; no two tokens have one slot.
                 #[launch(threads = THREADS, barriers = 0)]
                 pub fn $append(params: CacheMoveParams) {
-                    move_tokens::<$unit, false>(&params)
+                    move_tokens::<Bits<$unit>, false>(&params)
                 }
 
                 /// Reads the tokens of each sequence, and zeros behind its last.
@@ -166,7 +295,7 @@ mod device {
                 /// - As for the append; table entries in use are pages of the pool.
                 #[launch(threads = THREADS, barriers = 0)]
                 pub fn $read(params: CacheMoveParams) {
-                    move_tokens::<$unit, true>(&params)
+                    move_tokens::<Bits<$unit>, true>(&params)
                 }
 
                 /// Copies or exchanges whole pages.

@@ -15,10 +15,18 @@
 //!
 //! Scores are kept in units of log₂: `x = (scale·q·k, capped, minus slope·distance) · log₂ e`.
 
-use crate::{kernel_params, paging::Paging};
+use crate::{angles::Rotation, kernel_params, paging::Paging};
 
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod cluster;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod few;
 #[cfg(target_arch = "nvptx64")]
 mod finish;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod fp8;
+#[cfg(target_arch = "nvptx64")]
+mod fresh;
 #[cfg(target_arch = "nvptx64")]
 mod plan;
 #[cfg(target_arch = "nvptx64")]
@@ -40,8 +48,9 @@ pub const MIN_SPLIT: u32 = 64;
 pub const UNBOUNDED: u32 = 1 << 30;
 /// Threads of a merging block.
 pub const MERGE_THREADS: u32 = 128;
-/// Bytes at the front of shared memory: bounds, statistics and factors of the rows.
-pub const HEADER_BYTES: u32 = 2048;
+/// Bytes at the front of shared memory: bounds, statistics and factors of the rows. A multiple of the widest row of 16-bit
+/// elements, so that stages and queries begin at a multiple of theirs.
+pub const HEADER_BYTES: u32 = 2560;
 
 kernel_params! {
     /// Arguments of `decode_*` and `decode_merge_*`. Strides count elements.
@@ -74,16 +83,26 @@ kernel_params! {
         pub k_scale: u64,
         /// Factor of the values of each KV head, f32; or 0 for 1.
         pub v_scale: u64,
+        /// Keys of this step, which the kernel rotates and appends; 0 when all are in the cache.
+        pub k_new: u64,
+        /// Values of this step.
+        pub v_new: u64,
+        /// Strides of the new keys: batch, token, head.
+        pub k_new_strides: [u64; 3],
+        /// Strides of the new values.
+        pub v_new_strides: [u64; 3],
+        /// How queries and new keys are rotated, where there are new keys.
+        pub rotation: Rotation,
         /// Strides of Q: batch, row, head.
         pub q_strides: [u64; 3],
-        /// Strides of the keys: page, slot, head.
-        pub k_strides: [u64; 3],
-        /// Strides of the values: page, slot, head.
-        pub v_strides: [u64; 3],
         /// Strides of O: batch, row, head.
         pub out_strides: [u64; 3],
         /// Slopes from one batch to the next: 0 or the number of heads.
         pub alibi_batch_stride: u64,
+        /// Strides of the keys: page, slot, head; in units of 16 bytes.
+        pub k_steps: [u32; 3],
+        /// Strides of the values: page, slot, head; in units of 16 bytes.
+        pub v_steps: [u32; 3],
         /// Sequences.
         pub batch: u32,
         /// KV heads.
@@ -121,7 +140,23 @@ kernel_params! {
         /// 1: a block that has all pieces of a tile folds them though the others are written to the workspace; unless
         /// `fold` is 1.
         pub whole: u32,
+        /// Heads whose parts of the line lie side by side, so that the keys of a token are read at the same time. Divides
+        /// `heads_kv`.
+        pub side: u32,
+        /// Blocks of a cluster, a power of two. From 2 on, each cluster has one tile, and neither workspace nor merging
+        /// kernel is needed.
+        pub cluster: u32,
     }
+}
+
+/// Elements of a tile that a block of a cluster owns in a row.
+pub const GATHER_GRAIN: u32 = 32;
+
+/// Elements of a tile that each block of a cluster owns.
+#[inline(always)]
+pub const fn gathered(rows: u32, dim: u32, cluster: u32) -> u32 {
+    let all = GATHER_GRAIN << cluster.trailing_zeros();
+    ((rows * dim + all - 1) >> all.trailing_zeros()) * GATHER_GRAIN
 }
 
 /// Size of a tile's pieces, in tokens, when it sees keys `low..high`: a power of two times [`MIN_SPLIT`].
@@ -152,8 +187,6 @@ pub struct Shape {
     pub row_bytes: u32,
     /// Bytes of the queries in shared memory.
     pub query_bytes: u32,
-    /// Bytes for cache elements that are converted before use.
-    pub convert_bytes: u32,
     /// Padded head dim.
     pub dim: u32,
 }
@@ -196,24 +229,40 @@ impl Shape {
         } else {
             (4, 1)
         };
-        let convert_bytes = if cache < element {
-            warps * 2 * KEYS * dim * element
-        } else {
-            0
-        };
         Shape {
             warps,
             stages,
             row_bytes,
             query_bytes,
-            convert_bytes,
             dim,
+        }
+    }
+
+    /// The shape of the kernel for at most eight rows, on Hopper: three blocks on a multiprocessor.
+    pub const fn few(cache: u32, dim: u32) -> Shape {
+        let shape = Shape::new(90, 2, cache, dim);
+        let stage = 2 * KEYS * shape.row_bytes;
+        Shape {
+            stages: if stage <= 2048 {
+                5
+            } else if stage <= 4096 {
+                4
+            } else {
+                2
+            },
+            ..shape
         }
     }
 
     /// Whether a block may fold all pieces of a tile: where the registers have room for the totals.
     pub const fn folds(self) -> bool {
         self.query_bytes == 0
+    }
+
+    /// Whether a kernel of this shape on tier `sm` can rotate and append: Turing has no registers for that, nor have the widest
+    /// heads in f32.
+    pub const fn appends(self, sm: u32) -> bool {
+        sm != 75 && self.row_bytes <= 512
     }
 
     /// Bytes of a warp's stage: keys, then values.
@@ -223,7 +272,7 @@ impl Shape {
 
     /// Where the stages begin.
     pub const fn stages_at(self) -> u32 {
-        HEADER_BYTES + self.query_bytes + self.convert_bytes
+        HEADER_BYTES + self.query_bytes
     }
 
     /// Where the warps put their results at the end of a piece.
@@ -236,11 +285,29 @@ impl Shape {
     }
 
     /// Dynamic shared memory of a block when `rows` rows are in use.
+    #[inline(always)]
     pub const fn shared_bytes(self, rows: u32) -> u32 {
         let rows = if rows < JOIN_ROWS { rows } else { JOIN_ROWS };
         let join = self.join_at() + self.warps * rows * self.dim * 4;
         let stages = self.stages_at() + self.warps * self.stages * self.stage_bytes();
         if join > stages { join } else { stages }
+    }
+
+    /// Bytes behind those for keys and values of `tokens` tokens of this step.
+    #[inline(always)]
+    pub const fn fresh_bytes(self, tokens: u32) -> u32 {
+        2 * tokens * self.row_bytes
+    }
+
+    /// Where the blocks of a cluster put the results of pieces, behind the keys and values of `tokens` tokens of this step.
+    #[inline(always)]
+    pub const fn gather_at(self, rows: u32, tokens: u32) -> u32 {
+        self.shared_bytes(rows) + self.fresh_bytes(tokens)
+    }
+
+    /// Bytes of that for `splits` pieces.
+    pub const fn gather_bytes(self, rows: u32, splits: u32, cluster: u32) -> u32 {
+        splits * (rows * 8 + gathered(rows, self.dim, cluster) * 4)
     }
 }
 
@@ -288,7 +355,21 @@ mod tests {
                         "sm_{sm} {element} {cache} {dim}: {shape:?} {}",
                         shape.shared_bytes(ROWS)
                     );
+                    assert!(!shape.appends(sm) || shape.shared_bytes(ROWS) + shape.fresh_bytes(8) <= limit);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn three_blocks_for_few_rows_fit_a_multiprocessor() {
+        for cache in [1, 2] {
+            for dim in [64, 128] {
+                let shape = Shape::few(cache, dim);
+                assert!(shape.folds() && MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
+                // Each block takes 1 KiB more than it asks for.
+                let block = shape.shared_bytes(8) + shape.fresh_bytes(1) + 1024;
+                assert!(3 * block <= 228 << 10, "{cache} {dim}: {shape:?} {block}");
             }
         }
     }

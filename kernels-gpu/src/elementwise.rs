@@ -6,8 +6,12 @@ use crate::kernel_params;
 
 /// Threads of a block.
 pub const THREADS: u32 = 256;
+/// Vectors of each operand that a thread takes at a time.
+pub const AT_ONCE: usize = 2;
 /// Edge of the square tile of the transposing copy.
 pub const TILE: u64 = 64;
+/// Rows and columns that a block of `transpose_vectors_b16` takes.
+pub const VECTOR_TILE: u64 = 128;
 
 /// Elements of `size` bytes from one row of the tile in shared memory to the next: columns spread over all banks.
 pub const fn tile_pitch(size: u64) -> u64 {
@@ -93,6 +97,9 @@ kernel_params! {
 }
 
 #[cfg(target_arch = "nvptx64")]
+mod transpose;
+
+#[cfg(target_arch = "nvptx64")]
 mod device {
     use super::*;
     use crate::activation;
@@ -154,15 +161,79 @@ mod device {
         }
     }
 
-    /// Visits the vectors of this thread.
+    /// Applies `f` to the elements of operands of type `I`, into results of type `O`. A thread takes `N` vectors, a
+    /// block apart, and asks for those of all operands before it uses the first.
     #[inline(always)]
-    fn each(p: &ElementwiseParams, visit: impl Fn(u64, u64)) {
+    unsafe fn stream<I: Element, O: Element, const READ: usize, const WRITTEN: usize, const N: usize>(
+        p: &ElementwiseParams,
+        operands: [Operand; READ],
+        results: [Operand; WRITTEN],
+        f: impl Fn([Vector; READ]) -> [Vector; WRITTEN],
+    ) {
+        const APART: u64 = THREADS as u64 * WIDTH as u64;
+        let first = thread::block_idx_x() as u64 * (APART * N as u64) + (thread::thread_idx_x() * WIDTH) as u64;
+        let step = thread::grid_dim_x() as u64 * (APART * N as u64);
         let mut row = thread::block_idx_y() as u64;
         while row < p.rows {
-            let mut column = thread::global_idx_x() * WIDTH as u64;
+            let mut column = first;
             while column < p.columns {
-                visit(row, column);
-                column += thread::grid_stride_x() * WIDTH as u64;
+                // SAFETY: the host gives the extents; each element is one thread's.
+                unsafe {
+                    if p.aligned != 0 && column + (APART * (N as u64 - 1) + WIDTH as u64) <= p.columns {
+                        let mut loaded = [[I::ZEROS; READ]; N];
+                        let mut u = 0;
+                        while u < N {
+                            let mut i = 0;
+                            while i < READ {
+                                loaded[u][i] =
+                                    I::load8_packed(operands[i].at::<I>(row, column + u as u64 * APART) as *const I);
+                                i += 1;
+                            }
+                            u += 1;
+                        }
+                        // Unrolled by hand: the compiler leaves a long `f` in a loop, and `loaded` in memory.
+                        let finish = #[inline(always)]
+                        |u: usize| {
+                            let mut values = [[0.0; 8]; READ];
+                            let mut i = 0;
+                            while i < READ {
+                                values[i] = I::unpack8(loaded[u][i]);
+                                i += 1;
+                            }
+                            let out = f(values);
+                            let mut i = 0;
+                            while i < WRITTEN {
+                                O::store8(results[i].at::<O>(row, column + u as u64 * APART) as *mut O, out[i]);
+                                i += 1;
+                            }
+                        };
+                        const { assert!(N == 1 || N == AT_ONCE && AT_ONCE == 2) };
+                        finish(0);
+                        if N == AT_ONCE {
+                            finish(1);
+                        }
+                    } else {
+                        let mut at = column;
+                        let mut u = 0;
+                        while u < N && at < p.columns {
+                            let mut values = [[0.0; 8]; READ];
+                            let mut i = 0;
+                            while i < READ {
+                                values[i] = operands[i].load::<I>(row, at, p);
+                                i += 1;
+                            }
+                            let out = f(values);
+                            let mut i = 0;
+                            while i < WRITTEN {
+                                results[i].store::<O>(row, at, p, out[i]);
+                                i += 1;
+                            }
+                            at += APART;
+                            u += 1;
+                        }
+                    }
+                }
+                column += step;
             }
             row += thread::grid_dim_y() as u64;
         }
@@ -187,102 +258,84 @@ mod device {
     #[inline(always)]
     unsafe fn activate<E: Element>(p: ElementwiseParams) {
         operands!(p: a a_stride, out out_stride);
-        each(&p, |row, column| {
-            // SAFETY: the host gives the extents; each element is one thread's.
-            unsafe {
-                let x = a.load::<E>(row, column, &p);
-                out.store::<E>(row, column, &p, values::<E>(p.activation, x));
-            }
-        });
+        // SAFETY: forwarded to the caller, as below.
+        unsafe {
+            stream::<E, E, 1, 1, AT_ONCE>(
+                &p,
+                [a],
+                [out],
+                #[inline(always)]
+                |[x]| [values::<E>(p.activation, x)],
+            )
+        }
     }
 
     #[inline(always)]
     unsafe fn activate_backward<E: Element>(p: ElementwiseParams) {
         operands!(p: a a_stride, b b_stride, out out_stride);
-        each(&p, |row, column| {
-            // SAFETY: as above.
-            unsafe {
-                let (x, dy) = (a.load::<E>(row, column, &p), b.load::<E>(row, column, &p));
-                out.store::<E>(
-                    row,
-                    column,
-                    &p,
-                    zip(x, dy, |x, dy| dy * activation::derivative(p.activation, x)),
-                );
-            }
-        });
+        let through = #[inline(always)]
+        |[x, dy]: [Vector; 2]| [zip(x, dy, |x, dy| dy * activation::derivative(p.activation, x))];
+        unsafe { stream::<E, E, 2, 1, AT_ONCE>(&p, [a, b], [out], through) }
     }
 
     #[inline(always)]
     unsafe fn gate<E: Element>(p: ElementwiseParams) {
         operands!(p: a a_stride, b b_stride, out out_stride);
-        each(&p, |row, column| {
-            // SAFETY: as above.
-            unsafe {
-                let (gate, up) = (a.load::<E>(row, column, &p), b.load::<E>(row, column, &p));
-                out.store::<E>(
-                    row,
-                    column,
-                    &p,
-                    zip(values::<E>(p.activation, gate), up, |value, up| value * up),
-                );
-            }
-        });
+        let product = #[inline(always)]
+        |[gate, up]: [Vector; 2]| [zip(values::<E>(p.activation, gate), up, |value, up| value * up)];
+        unsafe { stream::<E, E, 2, 1, AT_ONCE>(&p, [a, b], [out], product) }
     }
 
     #[inline(always)]
     unsafe fn gate_backward<E: Element>(p: ElementwiseParams) {
         operands!(p: a a_stride, b b_stride, c c_stride, out out_stride, out2 out2_stride);
-        each(&p, |row, column| {
-            // SAFETY: as above.
-            unsafe {
-                let (gate, up) = (a.load::<E>(row, column, &p), b.load::<E>(row, column, &p));
-                let dy = c.load::<E>(row, column, &p);
-                let dgate = zip(zip(dy, up, |dy, up| dy * up), gate, |dy, gate| {
-                    dy * activation::derivative(p.activation, gate)
-                });
-                let dup = zip(dy, values::<E>(p.activation, gate), |dy, value| dy * value);
-                out.store::<E>(row, column, &p, dgate);
-                out2.store::<E>(row, column, &p, dup);
-            }
-        });
+        let through = #[inline(always)]
+        |[gate, up, dy]: [Vector; 3]| {
+            let dgate = zip(zip(dy, up, |dy, up| dy * up), gate, |dy, gate| {
+                dy * activation::derivative(p.activation, gate)
+            });
+            [dgate, zip(dy, values::<E>(p.activation, gate), |dy, value| dy * value)]
+        };
+        unsafe { stream::<E, E, 3, 2, 1>(&p, [a, b, c], [out, out2], through) }
     }
 
     #[inline(always)]
     unsafe fn combine<E: Element>(p: ElementwiseParams) {
         operands!(p: a a_stride, b b_stride, out out_stride);
-        each(&p, |row, column| {
-            // SAFETY: as above.
-            unsafe {
-                let mut sum = map(a.load::<E>(row, column, &p), |a| a * p.alpha);
-                if p.b != 0 {
-                    sum = zip(sum, b.load::<E>(row, column, &p), |sum, b| {
-                        cuda_std::math::fma(b, p.beta, sum)
-                    });
-                }
-                out.store::<E>(row, column, &p, sum);
+        let scaled = #[inline(always)]
+        |a: Vector| map(a, |a| a * p.alpha);
+        let sum = #[inline(always)]
+        |[a, b]: [Vector; 2]| [zip(scaled(a), b, |sum, b| cuda_std::math::fma(b, p.beta, sum))];
+        unsafe {
+            if p.b != 0 {
+                stream::<E, E, 2, 1, AT_ONCE>(&p, [a, b], [out], sum)
+            } else {
+                stream::<E, E, 1, 1, AT_ONCE>(
+                    &p,
+                    [a],
+                    [out],
+                    #[inline(always)]
+                    |[a]| [scaled(a)],
+                )
             }
-        });
+        }
     }
 
     #[inline(always)]
     unsafe fn convert<From: Element, To: Element>(p: ElementwiseParams) {
         operands!(p: a a_stride, out out_stride);
-        each(&p, |row, column| {
-            // SAFETY: as above.
-            unsafe { out.store::<To>(row, column, &p, a.load::<From>(row, column, &p)) }
-        });
+        unsafe { stream::<From, To, 1, 1, AT_ONCE>(&p, [a], [out], |x| x) }
     }
 
     macro_rules! per_dtype {
-        ($doc:literal $body:ident: $($name:ident $element:ty),*) => {
+        ($doc:literal $body:ident, $blocks:literal blocks: $($name:ident $element:ty),*) => {
             kernel! {$(
                 #[doc = $doc]
                 ///
                 /// # Safety
                 /// - The operands have the extents that the parameters say. A result may be an operand, element
                 ///   for element, but not overlap it otherwise.
-                #[launch(threads = THREADS, barriers = 0)]
+                #[launch(threads = THREADS, min_blocks = $blocks, barriers = 0)]
                 pub fn $name(params: ElementwiseParams) {
                     $body::<$element>(params)
                 }
@@ -291,15 +344,15 @@ mod device {
     }
 
     per_dtype! { "`out = act(a)`."
-    activate: activation_f32 f32, activation_f16 F16, activation_bf16 Bf16 }
+    activate, 4 blocks: activation_f32 f32, activation_f16 F16, activation_bf16 Bf16 }
     per_dtype! { "`out = b · act'(a)`: `b` is the gradient of `act(a)`."
-    activate_backward: activation_backward_f32 f32, activation_backward_f16 F16, activation_backward_bf16 Bf16 }
+    activate_backward, 3 blocks: activation_backward_f32 f32, activation_backward_f16 F16, activation_backward_bf16 Bf16 }
     per_dtype! { "`out = act(a) · b`."
-    gate: gated_f32 f32, gated_f16 F16, gated_bf16 Bf16 }
+    gate, 3 blocks: gated_f32 f32, gated_f16 F16, gated_bf16 Bf16 }
     per_dtype! { "Gradients of `act(a) · b`, by `a` in `out` and by `b` in `out2`; `c` is the gradient of the product."
-    gate_backward: gated_backward_f32 f32, gated_backward_f16 F16, gated_backward_bf16 Bf16 }
+    gate_backward, 3 blocks: gated_backward_f32 f32, gated_backward_f16 F16, gated_backward_bf16 Bf16 }
     per_dtype! { "`out = alpha · a + beta · b`, without the second term where there is no `b`."
-    combine: add_f32 f32, add_f16 F16, add_bf16 Bf16 }
+    combine, 4 blocks: add_f32 f32, add_f16 F16, add_bf16 Bf16 }
 
     macro_rules! conversions {
         ($($name:ident $from:ty, $to:ty;)*) => {
@@ -435,6 +488,17 @@ mod device {
                 }
             )*}
         };
+    }
+
+    kernel! {
+        /// Transposes matrices of elements of 16 bits, of whole vectors both ways; a block takes 128 × 128.
+        ///
+        /// # Safety
+        /// - As for the others; addresses are multiples of 16 bytes, extents and strides of 8 elements.
+        #[launch(threads = THREADS, min_blocks = 3, barriers = 0)]
+        pub fn transpose_vectors_b16(params: TransposeParams) {
+            super::transpose::transpose(params)
+        }
     }
 
     copies! {

@@ -14,6 +14,7 @@
 )]
 
 pub mod activation;
+pub mod angles;
 pub mod paging;
 pub mod params;
 pub mod philox;
@@ -29,12 +30,14 @@ pub mod tile;
     unit = "attention_backward_d256",
     unit = "attention_backward_delta",
     unit = "attention_backward_f32",
+    unit = "attention_backward_tf32",
     unit = "attention_forward_d64",
     unit = "attention_forward_d96",
     unit = "attention_forward_d128",
     unit = "attention_forward_d192",
     unit = "attention_forward_d256",
-    unit = "attention_forward_f32"
+    unit = "attention_forward_f32",
+    unit = "attention_forward_tf32"
 ))]
 pub mod attention;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "cache"))]

@@ -44,26 +44,109 @@ kernel_params! {
     }
 }
 
+#[cfg(tier = "sm_90a")]
+mod slices;
+
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use super::CrossEntropyParams;
     use crate::row::{
-        BEFORE, Block, LN_2, OWN, Row, Team, add_up, exp, greatest, inside, long, map, max, pass, sum, sum_pair, visit,
+        BEFORE, Block, LN_2, OWN, Row, Team, add_up, exp, faded, finite, greatest, inside, long, map, max, pass, sum,
+        sum_pair, visit,
     };
     use crate::row::{HELD, LARGE_THREADS, LONG_THREADS};
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{global, kernel, math};
 
-    /// Where a maximum may be subtracted: 0 in a row of −∞.
-    #[inline(always)]
-    fn finite(max: f32) -> f32 {
-        if max == f32::NEG_INFINITY { 0.0 } else { max }
+    /// A row's target.
+    #[derive(Clone, Copy)]
+    pub struct Target {
+        pub target: i64,
+        /// Whether loss and gradient of the row are 0.
+        pub ignored: bool,
+        /// Whether it is in the vocabulary.
+        known: bool,
+        /// Its logit.
+        logit: f32,
     }
 
-    /// What exponentials relative to `max` are multiplied by to be relative to `base`; there are none where `max` is −∞.
+    impl Target {
+        /// Of a row whose logits are at `logits`.
+        #[inline(always)]
+        pub unsafe fn new<E: Element>(p: &CrossEntropyParams, row: u64, logits: u64) -> Target {
+            // SAFETY: the host gives the extents.
+            unsafe {
+                let target = if p.wide != 0 {
+                    global::ld_nc((p.targets + row * 8) as *const i64)
+                } else {
+                    global::ld_nc((p.targets + row * 4) as *const i32) as i64
+                };
+                let known = target >= 0 && target < p.columns as i64;
+                let logit = if known {
+                    global::ld((logits as *const E).add(target as usize)).to_f32()
+                } else {
+                    f32::NAN
+                };
+                Target {
+                    target,
+                    ignored: target == p.ignore_index,
+                    known,
+                    logit,
+                }
+            }
+        }
+
+        /// Stores loss and log-sum-exp; `mean` is that of the logits, where it is wanted.
+        #[inline(always)]
+        pub unsafe fn store_losses(&self, p: &CrossEntropyParams, row: u64, lse: f32, mean: f32) {
+            let mut loss = (1.0 - p.smoothing) * (lse - self.logit);
+            if p.smoothing != 0.0 {
+                loss += p.smoothing * (lse - mean);
+            }
+            if p.z_loss != 0.0 {
+                loss += p.z_loss * (lse * lse);
+            }
+            // SAFETY: the host gives the extents.
+            unsafe {
+                if p.loss != 0 {
+                    global::st(
+                        (p.loss as *mut f32).add(row as usize),
+                        if self.ignored { 0.0 } else { loss },
+                    );
+                }
+                if p.lse != 0 {
+                    global::st((p.lse as *mut f32).add(row as usize), lse);
+                }
+            }
+        }
+
+        /// Factor of the row's gradient, and what exponentials are multiplied by in it.
+        #[inline(always)]
+        pub unsafe fn factors(&self, p: &CrossEntropyParams, row: u64, total: f32, lse: f32) -> (f32, f32) {
+            let mut grad = p.grad_scale;
+            if p.grad != 0 {
+                // SAFETY: the host gives the extents.
+                grad *= unsafe { global::ld_nc((p.grad as *const f32).add(row as usize)) };
+            }
+            if !self.known {
+                grad = f32::NAN;
+            }
+            let mut share = 1.0 / total;
+            if p.z_loss != 0.0 {
+                share *= 1.0 + 2.0 * p.z_loss * lse;
+            }
+            (grad, share)
+        }
+    }
+
+    /// The logarithm of the sum of exponentials `total`, relative to `high`.
     #[inline(always)]
-    fn faded(max: f32, base: f32) -> f32 {
-        if max == f32::NEG_INFINITY { 0.0 } else { exp(max - base) }
+    pub fn log_sum(high: f32, total: f32) -> f32 {
+        if total == 0.0 {
+            f32::NEG_INFINITY
+        } else {
+            high + math::lg2(total) * LN_2
+        }
     }
 
     #[inline(always)]
@@ -74,19 +157,9 @@ mod device {
             // SAFETY: the host gives the extents; each element is one thread's.
             unsafe {
                 let logits = Row::new::<E>(p.logits, row, p.stride, p.columns, p.aligned);
-                let target = if p.wide != 0 {
-                    global::ld_nc((p.targets + row * 8) as *const i64)
-                } else {
-                    global::ld_nc((p.targets + row * 4) as *const i32) as i64
-                };
-                let ignored = target == p.ignore_index;
-                let known = target >= 0 && target < p.columns as i64;
                 // Before anybody overwrites it.
-                let wanted = if known {
-                    global::ld((logits.address as *const E).add(target as usize)).to_f32()
-                } else {
-                    f32::NAN
-                };
+                let wanted = Target::new::<E>(&p, row, logits.address);
+                let Target { target, ignored, .. } = wanted;
                 let load = #[inline(always)]
                 |base| logits.part::<T, E, N, BEFORE>(base, f32::NEG_INFINITY);
                 let real = |x, column| inside(x, column, p.columns, 0.0);
@@ -120,39 +193,13 @@ mod device {
                 } else {
                     total = sum::<T>(total, &mut turn);
                 }
-                let lse = if total == 0.0 {
-                    f32::NEG_INFINITY
-                } else {
-                    high + math::lg2(total) * LN_2
-                };
+                let lse = log_sum(high, total);
                 if T::lane() == 0 {
-                    let mut loss = (1.0 - p.smoothing) * (lse - wanted);
-                    if p.smoothing != 0.0 {
-                        loss += p.smoothing * (lse - mean);
-                    }
-                    if p.z_loss != 0.0 {
-                        loss += p.z_loss * (lse * lse);
-                    }
-                    if p.loss != 0 {
-                        global::st((p.loss as *mut f32).add(row as usize), if ignored { 0.0 } else { loss });
-                    }
-                    if p.lse != 0 {
-                        global::st((p.lse as *mut f32).add(row as usize), lse);
-                    }
+                    wanted.store_losses(&p, row, lse, mean);
                 }
                 if p.dlogits != 0 {
                     let out = Row::new::<E>(p.dlogits, row, p.dlogits_stride, p.columns, p.aligned);
-                    let mut grad = p.grad_scale;
-                    if p.grad != 0 {
-                        grad *= global::ld_nc((p.grad as *const f32).add(row as usize));
-                    }
-                    if !known {
-                        grad = f32::NAN;
-                    }
-                    let mut share = 1.0 / total;
-                    if p.z_loss != 0.0 {
-                        share *= 1.0 + 2.0 * p.z_loss * lse;
-                    }
+                    let (grad, share) = wanted.factors(&p, row, total, lse);
                     let even = p.smoothing / p.columns as f32;
                     let chosen = 1.0 - p.smoothing;
                     let own = #[inline(always)]
@@ -201,6 +248,29 @@ mod device {
                 }
             )*}
         };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    macro_rules! slice_losses {
+        ($($slices:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows in the shared memory of a cluster of any number of blocks.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `slices_bytes`.
+                #[launch(threads = crate::row::SLICE_THREADS, min_blocks = crate::row::SLICE_BLOCKS)]
+                pub fn $slices(params: CrossEntropyParams) {
+                    super::slices::cross_entropy::<$element, { crate::row::slice_part::<$element>() }>(params)
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    slice_losses! {
+        cross_entropy_slices_f32 f32
+        cross_entropy_slices_f16 F16
+        cross_entropy_slices_bf16 Bf16
     }
 
     losses! {

@@ -6,6 +6,12 @@
 use crate::kernel_params;
 
 pub mod backward;
+#[cfg(target_arch = "nvptx64")]
+mod columns;
+#[cfg(target_arch = "nvptx64")]
+mod dense;
+#[cfg(tier = "sm_90a")]
+mod slices;
 
 kernel_params! {
     /// Arguments of the `norm_*` kernels. Addresses are 0 for what is not wanted.
@@ -54,6 +60,16 @@ mod device {
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{kernel, math};
 
+    /// `1/√x`. The approximation, corrected once, is off by a unit in the last place; it knows no subnormal numbers.
+    #[inline(always)]
+    fn reciprocal_root(x: f32) -> f32 {
+        if x > 1e-30 && x < 1e30 {
+            let root = math::rsqrt(x);
+            return math::fma(root, math::fma(-0.5 * x * root, root, 0.5), root);
+        }
+        1.0 / math::sqrt_rn(x)
+    }
+
     /// What the statistics of a row are computed from, besides the row.
     pub struct Geometry {
         pub columns: u32,
@@ -70,9 +86,25 @@ mod device {
         pub rest: f32,
         /// Reciprocal of the deviation.
         pub scale: f32,
+        /// `-rest·scale`.
+        pub offset: f32,
     }
 
     impl Statistics {
+        /// Of the mean in two parts, and the mean square around it.
+        #[inline(always)]
+        pub fn of(mean: f32, rest: f32, square: f32, epsilon: f32) -> Statistics {
+            // The subtraction may go below zero by a rounding; a NaN stays.
+            let square = if square < 0.0 { 0.0 } else { square };
+            let scale = reciprocal_root(square + epsilon);
+            Statistics {
+                mean,
+                rest,
+                scale,
+                offset: -rest * scale,
+            }
+        }
+
         /// Of a row that is `HELD`, or that `load` gives part by part once more.
         #[inline(always)]
         pub unsafe fn new<T: Team, E: Element, const N: usize, const HELD: bool>(
@@ -89,33 +121,30 @@ mod device {
                 mean = unsafe { sum::<T>(total, turn) } * p.reciprocal;
             }
             let (mut left, mut square) = (0.0, 0.0);
-            pass::<T, E, N, HELD>(p.columns, held, load, |column, _, s| {
-                let d = inside(map(s, |s| s - mean), column, p.columns, 0.0);
-                left += add_up(d);
-                square += add_up(map(d, |d| d * d));
-            });
             let mut rest = 0.0;
-            // SAFETY: as above.
             let square = if p.centered != 0 {
+                pass::<T, E, N, HELD>(p.columns, held, load, |column, _, s| {
+                    let d = inside(map(s, |s| s - mean), column, p.columns, 0.0);
+                    left += add_up(d);
+                    square += squares(d);
+                });
+                // SAFETY: as above.
                 let (left, square) = unsafe { sum_pair::<T>(left, square, turn) };
                 rest = left * p.reciprocal;
                 square * p.reciprocal - rest * rest
             } else {
+                // What lies beyond the row is 0.
+                pass::<T, E, N, HELD>(p.columns, held, load, |_, _, s| square += squares(s));
+                // SAFETY: as above.
                 unsafe { sum::<T>(square, turn) * p.reciprocal }
             };
-            // The subtraction may go below zero by a rounding; a NaN stays.
-            let square = if square < 0.0 { 0.0 } else { square };
-            Statistics {
-                mean,
-                rest,
-                scale: 1.0 / math::sqrt_rn(square + p.epsilon),
-            }
+            Statistics::of(mean, rest, square, p.epsilon)
         }
 
         /// `x̂` of an element.
         #[inline(always)]
         pub fn unit(self, s: f32) -> f32 {
-            ((s - self.mean) - self.rest) * self.scale
+            math::fma(s - self.mean, self.scale, self.offset)
         }
     }
 
@@ -129,7 +158,14 @@ mod device {
         };
         let mut turn = 0;
         let mut row = T::first();
+        let whole = HELD && p.aligned != 0 && p.columns % WIDTH == 0;
         while row < p.rows {
+            if whole {
+                // SAFETY: forwarded to the caller.
+                unsafe { super::dense::forward::<T, E, N>(&p, row, &mut turn) };
+                row += T::step();
+                continue;
+            }
             let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
             let (x, residual) = (matrix(p.x, p.x_stride), matrix(p.residual, p.residual_stride));
             let (y, stored) = (matrix(p.y, p.y_stride), matrix(p.sum, p.sum_stride));
@@ -145,15 +181,6 @@ mod device {
                     s
                 };
                 let held = if HELD { load(0) } else { [E::ZEROS; N] };
-                if HELD && row + (p.ahead as u64) < p.rows {
-                    let later = |address, stride| {
-                        Row::new::<E>(address, row + p.ahead as u64, stride, p.columns, p.aligned).prefetch::<T, E, N>()
-                    };
-                    later(p.x, p.x_stride);
-                    if p.residual != 0 {
-                        later(p.residual, p.residual_stride);
-                    }
-                }
                 if p.sum != 0 {
                     pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, s| stored.store::<E>(column, s));
                 }
@@ -161,9 +188,18 @@ mod device {
                 pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, s| {
                     let mut out = map(s, |s| statistics.unit(s));
                     if p.weight != 0 {
-                        out = zip(out, weight.load_again::<E>(column), |out, w| out * w);
-                    }
-                    if p.bias != 0 {
+                        let w = weight.load_again::<E>(column);
+                        if p.bias != 0 {
+                            let b = bias.load_again::<E>(column);
+                            let mut i = 0;
+                            while i < 8 {
+                                out[i] = math::fma(out[i], w[i], b[i]);
+                                i += 1;
+                            }
+                        } else {
+                            out = zip(out, w, |out, w| out * w);
+                        }
+                    } else if p.bias != 0 {
                         out = zip(out, bias.load_again::<E>(column), |out, b| out + b);
                     }
                     y.store::<E>(column, out);
@@ -180,7 +216,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
-                #[launch(threads = WARP_THREADS, min_blocks = 5)]
+                #[launch(threads = WARP_THREADS, min_blocks = 7)]
                 pub fn $warp(params: NormParams) {
                     forward::<$element, Warp, HELD, true>(params)
                 }
@@ -189,7 +225,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = BLOCK_THREADS, min_blocks = 5)]
+                #[launch(threads = BLOCK_THREADS, min_blocks = 7)]
                 pub fn $block(params: NormParams) {
                     forward::<$element, Block<BLOCK_THREADS>, HELD, true>(params)
                 }
@@ -198,7 +234,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = LARGE_THREADS, min_blocks = 2)]
+                #[launch(threads = LARGE_THREADS, min_blocks = 4)]
                 pub fn $large(params: NormParams) {
                     forward::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
@@ -222,6 +258,29 @@ mod device {
                 }
             )*}
         };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    macro_rules! slice_forwards {
+        ($($slices:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows in the shared memory of a cluster of any number of blocks.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `slices_bytes`.
+                #[launch(threads = crate::row::SLICE_THREADS, min_blocks = crate::row::SLICE_BLOCKS)]
+                pub fn $slices(params: NormParams) {
+                    super::slices::forward::<$element, { slice_part::<$element>() }>(params)
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    slice_forwards! {
+        norm_slices_f32 f32
+        norm_slices_f16 F16
+        norm_slices_bf16 Bf16
     }
 
     use crate::row::{BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, WARP_THREADS, WIDE_THREADS};

@@ -51,6 +51,28 @@ impl Place {
 }
 
 impl Paging {
+    /// How many whole pages `tokens` fill.
+    #[inline(always)]
+    const fn page_of(&self, tokens: u32) -> u32 {
+        // SAFETY: the host refuses pages without tokens.
+        unsafe { core::hint::assert_unchecked(self.page_size != 0) };
+        // Nearly all page sizes are powers of two, and a division is twenty instructions.
+        if self.page_size & (self.page_size - 1) == 0 {
+            tokens >> self.page_size.trailing_zeros()
+        } else {
+            tokens / self.page_size
+        }
+    }
+
+    /// The slot of a sequence's token within its page, or row.
+    #[inline(always)]
+    pub const fn slot(&self, token: u32) -> u32 {
+        if self.table == 0 {
+            return token;
+        }
+        token - self.page_of(token) * self.page_size
+    }
+
     /// The place of slot number `slot`; none for a negative one or one beyond the cache.
     #[inline(always)]
     pub const fn of_slot(&self, slot: i64) -> Place {
@@ -59,7 +81,12 @@ impl Paging {
         if slot < 0 || slot as u64 >= self.page_size as u64 * self.pages as u64 {
             return Place::NONE;
         }
-        let page = (slot as u64 / self.page_size as u64) as u32;
+        // 64-bit divisions take four times as long as 32-bit ones.
+        let page = if slot >> 32 == 0 {
+            self.page_of(slot as u32)
+        } else {
+            (slot as u64 / self.page_size as u64) as u32
+        };
         Place {
             page,
             slot: (slot as u64 - page as u64 * self.page_size as u64) as u32,
@@ -78,9 +105,8 @@ impl Paging {
         // SAFETY: forwarded to the caller; the host refuses pages without tokens.
         unsafe {
             use cuda_std::global::ld_nc;
-            core::hint::assert_unchecked(self.page_size != 0);
             if self.table != 0 {
-                let entry = token / self.page_size;
+                let entry = self.page_of(token);
                 let at = sequence as u64 * self.table_stride + entry as u64;
                 Place {
                     page: ld_nc((self.table + at * 4) as *const u32),
@@ -123,6 +149,13 @@ mod tests {
             (Some((0, 0)), Some((0, 11)), Some((1, 0)), Some((2, 11)))
         );
         assert_eq!((at(-1), at(36), at(i64::MIN), at(i64::MAX)), (None, None, None, None));
+        let large = Paging {
+            page_size: 1 << 16,
+            pages: 1 << 20,
+            ..paging
+        };
+        let place = large.of_slot((1 << 34) + 5);
+        assert_eq!((place.page, place.slot), (1 << 18, 5));
         assert_eq!(paging.of_slot(25).offset(&[100, 10, 7]), 210);
     }
 }

@@ -14,8 +14,6 @@ use cuda_std::{cp_async, mbarrier, thread};
 pub trait Participants {
     /// Arrivals that complete a phase.
     const ARRIVALS: u32;
-    /// Whether they arrive from other blocks of the cluster too.
-    const CLUSTER: bool = false;
 
     /// This thread's part of the arrival; all participating threads call it.
     ///
@@ -64,11 +62,10 @@ impl<const N: u32> Participants for Copies<N> {
 }
 
 /// `C`, being [`Warps`], in each of `BLOCKS` blocks of the cluster, where a stage is filled by multicast: all of them
-/// give it back to all.
+/// give it back to all. What they tell is that their reads are over, so nothing that they wrote is released.
 pub struct InCluster<C, const BLOCKS: u32>(PhantomData<C>);
 impl<C: Participants, const BLOCKS: u32> Participants for InCluster<C, BLOCKS> {
     const ARRIVALS: u32 = C::ARRIVALS * BLOCKS;
-    const CLUSTER: bool = true;
 
     #[inline(always)]
     unsafe fn arrive(barrier: u32) {
@@ -76,7 +73,7 @@ impl<C: Participants, const BLOCKS: u32> Participants for InCluster<C, BLOCKS> {
         // SAFETY: forwarded to the caller; whole warps participate, lane `r` of each arrives at block `r`.
         unsafe {
             cuda_std::barrier::syncwarp(cuda_std::warp::FULL);
-            mbarrier::arrive_remote_if(barrier, lane, lane < BLOCKS);
+            mbarrier::arrive_remote_relaxed_if(barrier, lane, lane < BLOCKS);
         }
     }
 }
@@ -93,6 +90,15 @@ impl<const STAGES: u32> Cursor<STAGES> {
     #[inline(always)]
     pub const fn start() -> Self {
         Self { stage: 0, phase: 0 }
+    }
+
+    /// The place after `n` steps from the start.
+    #[inline(always)]
+    pub const fn nth(n: u32) -> Self {
+        Self {
+            stage: n % STAGES,
+            phase: n / STAGES % 2,
+        }
     }
 
     /// The stage, from 0 to `STAGES - 1`.
@@ -115,6 +121,17 @@ impl<const STAGES: u32> Cursor<STAGES> {
                 stage: self.stage - 1,
                 phase: self.phase,
             }
+        }
+    }
+
+    /// The place `count` further.
+    #[inline(always)]
+    #[must_use]
+    pub const fn skip(self, count: u32) -> Self {
+        let stage = self.stage + count;
+        Self {
+            stage: stage % STAGES,
+            phase: self.phase ^ (stage / STAGES) % 2,
         }
     }
 
@@ -215,7 +232,7 @@ impl<const STAGES: u32, P: Participants, C: Participants> Ring<STAGES, P, C> {
     #[inline(always)]
     pub unsafe fn wait_empty(self, at: Cursor<STAGES>) {
         // SAFETY: forwarded to the caller.
-        unsafe { wait::<C>(self.empty(at), at.phase ^ 1) }
+        unsafe { wait(self.empty(at), at.phase ^ 1) }
     }
 
     /// Producer: this thread's arrival after it has written (or started to copy) the stage.
@@ -235,7 +252,7 @@ impl<const STAGES: u32, P: Participants, C: Participants> Ring<STAGES, P, C> {
     #[inline(always)]
     pub unsafe fn wait_full(self, at: Cursor<STAGES>) {
         // SAFETY: forwarded to the caller.
-        unsafe { wait::<P>(self.full(at), at.phase) }
+        unsafe { wait(self.full(at), at.phase) }
     }
 
     /// Consumer: gives the stage back.
@@ -262,17 +279,15 @@ impl<const STAGES: u32, C: Participants> Ring<STAGES, OneThread, C> {
     }
 }
 
-/// Waits for a phase that `Arriving` complete, in the way the tier has.
+/// Waits for a phase in the way the tier has.
 ///
 /// # Safety
 /// - As for [`mbarrier::wait_parity`].
 #[inline(always)]
-unsafe fn wait<Arriving: Participants>(barrier: u32, parity: u32) {
+unsafe fn wait(barrier: u32, parity: u32) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        if Arriving::CLUSTER {
-            mbarrier::wait_parity_cluster(barrier, parity);
-        } else if cfg!(tier = "sm_90a") {
+        if cfg!(tier = "sm_90a") {
             mbarrier::wait_parity(barrier, parity);
         } else {
             mbarrier::spin_parity(barrier, parity);

@@ -2,10 +2,10 @@
 //!
 //! One launch takes up to three tensors: queries and keys are rotated, values are copied. A thread has a *chunk* of a
 //! token (16 elements where everything is aligned, one pair otherwise) and takes that chunk of several heads, so
-//! that the cosines and sines, loaded or computed, serve them all. What is not rotated moves bit for bit.
+//! that the cosines and sines, loaded or computed, serve them all. What is not rotated moves bit for bit; a cache may hold
+//! 8-bit floats, to which the rounded result is rounded again.
 //!
-//! In-kernel angles are `position · frequency` in f32, as every framework has them, reduced modulo π/2 in two steps that
-//! are exact below 4 million turns; sine and cosine are polynomials with errors below 2⁻²³.
+//! Angles are those of [`crate::angles`].
 
 use crate::{kernel_params, paging::Paging};
 
@@ -39,6 +39,8 @@ kernel_params! {
         pub input_strides: [[u64; 3]; 3],
         /// Strides of the outputs: batch, token, head; of caches page, slot, head.
         pub output_strides: [[u64; 3]; 3],
+        /// Factor of each head of a cache of e4m3, f32: of keys, of values; 0 for 1.
+        pub scales: [u64; 2],
         /// Position of each token, i32, `batch · seq`; or 0.
         pub positions: u64,
         /// Tokens before the first one of each sequence, i32, `batch`; or 0. Added to the position, and to the place.
@@ -81,33 +83,10 @@ kernel_params! {
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use super::*;
+    use crate::angles::sin_cos;
     use crate::paging::Place;
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{global, kernel, math::fma, thread};
-
-    /// Sine and cosine of any angle below 6 million.
-    #[inline(always)]
-    fn sin_cos(angle: f32) -> (f32, f32) {
-        // Adding 1.5·2²³ rounds to the nearest integer.
-        const ROUND: f32 = 12_582_912.0;
-        let shifted = fma(angle, core::f32::consts::FRAC_2_PI, ROUND);
-        let turns = shifted - ROUND;
-        let quadrant = shifted.to_bits();
-        // π/2 as the sum of two floats; the first product cancels exactly.
-        let r = fma(-turns, 1.570_796_4, angle);
-        let r = fma(-turns, -4.371_139e-8, r);
-        let z = r * r;
-        let sin = fma(z, -1.951_529_6e-4, 8.332_161e-3);
-        let sin = fma(sin, z, -1.666_665_5e-1);
-        let sin = fma(sin * z, r, r);
-        let cos = fma(z, 2.443_315_7e-5, -1.388_731_6e-3);
-        let cos = fma(cos, z, 4.166_664_6e-2);
-        let cos = fma(cos * z, z, fma(z, -0.5, 1.0));
-        let (s, c) = if quadrant & 1 != 0 { (cos, sin) } else { (sin, cos) };
-        let s = if quadrant & 2 != 0 { -s } else { s };
-        let c = if (quadrant + 1) & 2 != 0 { -c } else { c };
-        (s, c)
-    }
 
     /// What a thread knows of its token.
     #[derive(Clone, Copy)]
@@ -119,7 +98,12 @@ mod device {
 
     /// The addresses of tensor `t`, head `head`, for the token; the output is 0 where the cache has no place for it.
     #[inline(always)]
-    unsafe fn addresses<E: Element>(params: &RopeParams, token: Token, t: usize, head: u32) -> (u64, u64) {
+    unsafe fn addresses<E: Element, const NARROW: bool>(
+        params: &RopeParams,
+        token: Token,
+        t: usize,
+        head: u32,
+    ) -> (u64, u64) {
         let size = size_of::<E>() as u64;
         let strides = &params.input_strides[t];
         let input =
@@ -133,7 +117,39 @@ mod device {
         } else {
             token.batch * strides[0] + token.index * strides[1]
         };
+        let size = if NARROW && t > 0 { 1 } else { size };
         (input, params.outputs[t] + (output + head as u64 * strides[2]) * size)
+    }
+
+    /// Factor of a head of such a cache.
+    #[inline(always)]
+    unsafe fn factor(params: &RopeParams, t: usize, head: u32) -> f32 {
+        let scales = if t == 1 { params.scales[0] } else { params.scales[1] };
+        if scales == 0 {
+            return 1.0;
+        }
+        // SAFETY: forwarded to the caller.
+        unsafe { global::ld_nc((scales + head as u64 * 4) as *const f32) }
+    }
+
+    /// Stores as e4m3 what was rounded to `E` before.
+    #[inline(always)]
+    unsafe fn store_narrow<E: Element, const V: usize>(_address: u64, _values: [f32; 8], _scale: f32) {
+        #[cfg(tier = "sm_90a")]
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if V == 8 {
+                let values = E::unpack8(E::pack8(_values));
+                global::st(
+                    _address as *mut [u32; 2],
+                    crate::tile::quantise::quantise8(values, _scale),
+                );
+            } else {
+                let value = E::from_f32(_values[0]).to_f32();
+                let pair = crate::tile::quantise::quantise2(value, 0.0, _scale);
+                global::st(_address as *mut u8, pair as u8);
+            }
+        }
     }
 
     /// Moves `V` elements, bit for bit.
@@ -186,6 +202,7 @@ mod device {
         sin: &[f32; 8],
         from: u64,
         to: u64,
+        narrow: Option<f32>,
     ) {
         unsafe {
             let size = size_of::<E>() as u64;
@@ -217,13 +234,18 @@ mod device {
                     [u[4], w[4], u[5], w[5], u[6], w[6], u[7], w[7]],
                 );
             }
-            store::<E, V>(to + low * size, u);
-            store::<E, V>(to + high * size, w);
+            if let Some(scale) = narrow {
+                store_narrow::<E, V>(to + low, u, scale);
+                store_narrow::<E, V>(to + high, w, scale);
+            } else {
+                store::<E, V>(to + low * size, u);
+                store::<E, V>(to + high * size, w);
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn chunk_of_token<E: Element, const V: usize>(params: &RopeParams, item: u64) {
+    unsafe fn chunk_of_token<E: Element, const V: usize, const NARROW: bool>(params: &RopeParams, item: u64) {
         unsafe {
             let (chunks, lanes, seq) = (params.chunks as u64, params.lanes as u64, params.seq as u64);
             core::hint::assert_unchecked(chunks != 0);
@@ -299,27 +321,38 @@ mod device {
                 let (mut t, mut own, mut dim, mut start) = (0, head, params.dims[0], rotated);
                 let (from, to);
                 if head < params.heads[0] {
-                    (from, to) = addresses::<E>(params, token, 0, own);
+                    (from, to) = addresses::<E, NARROW>(params, token, 0, own);
                 } else if head < params.heads[0] + params.heads[1] {
                     (t, own, dim) = (1, head - params.heads[0], params.dims[1]);
-                    (from, to) = addresses::<E>(params, token, 1, own);
+                    (from, to) = addresses::<E, NARROW>(params, token, 1, own);
                 } else {
                     (t, own, dim, start) = (2, head - params.heads[0] - params.heads[1], params.dims[2], 0);
-                    (from, to) = addresses::<E>(params, token, 2, own);
+                    (from, to) = addresses::<E, NARROW>(params, token, 2, own);
                 }
                 if to != 0 {
+                    let narrow = if NARROW && t > 0 {
+                        Some(factor(params, t, own))
+                    } else {
+                        None
+                    };
                     if t < 2 && chunk < rotated {
-                        rotate::<E, V>(params, chunk, &cos, &sin, from, to);
+                        rotate::<E, V>(params, chunk, &cos, &sin, from, to, narrow);
                     } else if from != to {
                         let skipped = if t < 2 { 2 * params.pairs } else { 0 };
                         let element = skipped + (chunk - start) * 2 * V as u32;
                         let at = element as u64 * size_of::<E>() as u64;
-                        if element < dim {
-                            copy::<E, V>(from + at, to + at);
-                        }
-                        if element + (V as u32) < dim {
-                            let at = at + V as u64 * size_of::<E>() as u64;
-                            copy::<E, V>(from + at, to + at);
+                        let mut half = 0;
+                        while half < 2 {
+                            let further = half * V as u64;
+                            let at = at + further * size_of::<E>() as u64;
+                            if element + further as u32 >= dim {
+                            } else if let Some(scale) = narrow {
+                                let values = load::<E, V>(from + at);
+                                store_narrow::<E, V>(to + element as u64 + further, values, scale);
+                            } else {
+                                copy::<E, V>(from + at, to + at);
+                            }
+                            half += 1;
                         }
                     }
                 }
@@ -329,7 +362,7 @@ mod device {
     }
 
     macro_rules! rotations {
-        ($($name:ident $element:ty)*) => {
+        ($($(#[$attribute:meta])* $name:ident $element:ident $narrow:literal)*) => {
             kernel! {$(
                 /// Rotates queries and keys and copies values, a chunk of a token a thread.
                 ///
@@ -337,17 +370,28 @@ mod device {
                 /// - The tensors have the extents and strides that the parameters say; outputs overlap nothing, except
                 ///   that they may be their inputs.
                 #[launch(threads = THREADS, barriers = 0)]
+                $(#[$attribute])*
                 pub fn $name(params: RopeParams) {
                     let item = thread::global_idx_x();
                     if params.flags & flags::VECTOR != 0 {
-                        chunk_of_token::<$element, 8>(&params, item);
+                        chunk_of_token::<$element, 8, $narrow>(&params, item);
                     } else {
-                        chunk_of_token::<$element, 1>(&params, item);
+                        chunk_of_token::<$element, 1, $narrow>(&params, item);
                     }
                 }
             )*}
         };
     }
 
-    rotations! { rope_f32 f32 rope_f16 F16 rope_bf16 Bf16 }
+    rotations! {
+        rope_f32 f32 false
+        rope_f16 F16 false
+        rope_bf16 Bf16 false
+        #[cfg(tier = "sm_90a")]
+        rope_e4m3_f32 f32 true
+        #[cfg(tier = "sm_90a")]
+        rope_e4m3_f16 F16 true
+        #[cfg(tier = "sm_90a")]
+        rope_e4m3_bf16 Bf16 true
+    }
 }

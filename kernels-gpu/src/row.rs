@@ -38,25 +38,99 @@ pub const fn long<E>() -> usize {
 pub const PAIR_WARP_HELD: usize = 4;
 /// Longest pair of rows that a warp takes.
 pub const PAIR_WARP_COLUMNS: u64 = 32 * PAIR_WARP_HELD as u64 * WIDTH as u64;
+/// Vectors that a thread of a block or a cluster holds of each of two rows.
+pub const PAIR_HELD: usize = 2;
 /// Threads of a block for longer pairs.
-pub const PAIR_BLOCK_THREADS: u32 = 512;
-/// Vectors that such a thread holds of each of two rows.
-pub const PAIR_BLOCK_HELD: usize = 2;
-/// Longest pair of rows that such a block holds in registers.
-pub const PAIR_BLOCK_COLUMNS: u64 = PAIR_BLOCK_THREADS as u64 * PAIR_BLOCK_HELD as u64 * WIDTH as u64;
+pub const PAIR_BLOCK_THREADS: u32 = 256;
+/// Longest pair of rows that such a block takes.
+pub const PAIR_BLOCK_COLUMNS: u64 = PAIR_BLOCK_THREADS as u64 * PAIR_HELD as u64 * WIDTH as u64;
+/// Threads of a block for pairs twice as long.
+pub const PAIR_LARGE_THREADS: u32 = 512;
+/// Longest pair of rows that such a block takes.
+pub const PAIR_LARGE_COLUMNS: u64 = PAIR_LARGE_THREADS as u64 * PAIR_HELD as u64 * WIDTH as u64;
 /// Vectors of each row that a thread asks for at a time where two rows are read again.
 pub const PAIR_LONG: usize = 2;
-/// Dynamic shared memory of a block that works on one row: two sets of one slot of 8 bytes a warp.
-pub const EXCHANGE_BYTES: u64 = 2 * 32 * 8;
+/// Dynamic shared memory of a block that works on one row: two sets of one slot of 16 bytes a warp.
+pub const EXCHANGE_BYTES: u64 = 2 * 32 * 16;
+/// The same of a block of a cluster: two sets of one slot of 16 bytes for each of up to 12 warps of up to 8 blocks.
+pub const CLUSTER_EXCHANGE_BYTES: u64 = 2 * 8 * 12 * 16;
+/// Shared memory of the barriers of the rings of a block: up to 64 stages of all its teams.
+pub const RING_BARRIER_BYTES: u64 = 64 * 8;
 
+/// Dynamic shared memory of a block of `teams` whose rings have `stages` of two rows of `bytes` each.
+pub const fn ring_bytes(teams: u64, stages: u64, bytes: u64) -> u64 {
+    EXCHANGE_BYTES + RING_BARRIER_BYTES + teams * stages * 2 * bytes
+}
+
+/// Threads of a block of a cluster that holds a row in shared memory.
+pub const SLICE_THREADS: u32 = 256;
+/// Blocks of them that a multiprocessor has registers for.
+pub const SLICE_BLOCKS: u32 = 4;
+/// Shortest pair of rows that is worth such a block.
+pub const SLICE_PAIR_LEAST: u64 = 4096;
+/// Most blocks of such a cluster.
+pub const SLICE_CLUSTER: u64 = 8;
+/// Exchanges of values between the blocks of a cluster, each at its own place.
+pub const SLICE_JOINS: u32 = 3;
+/// Bytes of the values of an exchange: 16 for each warp of the largest cluster.
+pub const SLICE_JOIN_BYTES: u32 = SLICE_CLUSTER as u32 * SLICE_THREADS / 32 * 16;
+/// Shared memory before the slices: exchanges, and the barriers of up to 16 parts.
+pub const SLICES_AT: u32 = SLICE_JOINS * SLICE_JOIN_BYTES + 16 * 8;
+
+/// Columns of a row that each block of a cluster takes; the last one may have fewer.
+#[inline(always)]
+pub const fn slice_columns(columns: u32, blocks: u32) -> u32 {
+    // A power of two: no division.
+    let log = blocks.trailing_zeros();
+    let each = columns.div_ceil(64);
+    ((each + blocks - 1) >> log) * 64
+}
+
+/// Shared memory of the slice of a row: with room for the bytes before its first element up to a multiple of 16, and
+/// for what is read beyond its end.
+#[inline(always)]
+pub const fn slice_bytes(columns: u32, blocks: u32, size: u32) -> u32 {
+    slice_columns(columns, blocks) * size + 64
+}
+
+/// Dynamic shared memory of a block that holds slices of `rows` rows.
+pub const fn slices_bytes(rows: u32, columns: u32, blocks: u32, size: u32) -> u64 {
+    SLICES_AT as u64 + rows as u64 * slice_bytes(columns, blocks, size) as u64
+}
+
+/// Columns of a row that a block of a cluster of `blocks` of `threads` has in its ring.
+#[inline(always)]
+pub const fn ring_columns(columns: u64, threads: u64, blocks: u64) -> u64 {
+    columns.div_ceil(threads * blocks * WIDTH as u64) * threads * WIDTH as u64
+}
+
+/// Dynamic shared memory of a block of a cluster whose ring has `stages` of two rows, `bytes` of each in this block.
+pub const fn cluster_ring_bytes(stages: u64, bytes: u64) -> u64 {
+    CLUSTER_EXCHANGE_BYTES + RING_BARRIER_BYTES + stages * (2 * bytes + 16)
+}
+
+#[cfg(tier = "sm_90a")]
+mod cluster;
 #[cfg(target_arch = "nvptx64")]
 mod memory;
 #[cfg(target_arch = "nvptx64")]
+mod ordered;
+#[cfg(target_arch = "nvptx64")]
 mod part;
+#[cfg(tier = "sm_90a")]
+mod place;
+#[cfg(tier = "sm_90a")]
+mod powers;
+#[cfg(target_arch = "nvptx64")]
+mod ring;
+#[cfg(tier = "sm_90a")]
+mod slice;
 #[cfg(target_arch = "nvptx64")]
 mod team;
 #[cfg(target_arch = "nvptx64")]
 mod values;
 
+#[cfg(tier = "sm_90a")]
+pub use {cluster::*, place::*, powers::*, slice::*};
 #[cfg(target_arch = "nvptx64")]
-pub use {memory::*, part::*, team::*, values::*};
+pub use {memory::*, ordered::*, part::*, ring::*, team::*, values::*};

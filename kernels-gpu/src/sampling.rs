@@ -12,6 +12,8 @@
 
 use crate::kernel_params;
 
+pub mod greedy;
+
 /// Threads of the block of a row.
 pub const THREADS: u32 = 1024;
 /// Largest top-k that is sought among gathered candidates.
@@ -56,6 +58,9 @@ kernel_params! {
     }
 }
 
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+use device::key;
+
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use super::*;
@@ -79,7 +84,7 @@ mod device {
 
     /// A number that rises with the value; 0 is no value's, and NaN comes last.
     #[inline(always)]
-    fn key(x: f32) -> u32 {
+    pub fn key(x: f32) -> u32 {
         // −0 becomes 0.
         let bits = (x + 0.0).to_bits();
         if x != x {

@@ -6,6 +6,11 @@
 
 use crate::kernel_params;
 
+#[cfg(target_arch = "nvptx64")]
+mod dense;
+#[cfg(tier = "sm_90a")]
+mod slices;
+
 kernel_params! {
     /// Arguments of the `softmax_*` kernels. Addresses are 0 for what is not wanted.
     pub struct SoftmaxParams {
@@ -48,10 +53,10 @@ kernel_params! {
 
 #[cfg(target_arch = "nvptx64")]
 mod device {
-    use super::SoftmaxParams;
+    use super::{SoftmaxParams, dense};
     use crate::row::*;
     use crate::row::{
-        BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, PAIR_BLOCK_HELD, PAIR_BLOCK_THREADS, PAIR_LONG,
+        BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, PAIR_BLOCK_THREADS, PAIR_HELD, PAIR_LARGE_THREADS, PAIR_LONG,
         PAIR_WARP_HELD, WARP_THREADS, WIDE_THREADS, WIDTH,
     };
     use crate::tile::element::{Bf16, Element, F16};
@@ -63,6 +68,9 @@ mod device {
         mask: Row,
         masked: bool,
         scale: f32,
+        /// Whether inputs are scaled before the maximum is subtracted: else the greatest input is that of the greatest
+        /// product, and differences of inputs are scaled.
+        scaled: bool,
         seen: u32,
     }
 
@@ -87,6 +95,7 @@ mod device {
                 mask: Row::new::<E>(p.mask, mask_row, p.mask_stride, seen, p.aligned),
                 masked: p.mask != 0,
                 scale: p.scale,
+                scaled: p.mask != 0 || p.scale <= 0.0,
                 seen,
             }
         }
@@ -98,31 +107,28 @@ mod device {
             unsafe { self.x.part::<T, E, N, CONSTANT>(base, 0.0) }
         }
 
-        /// Inputs at `column`, scaled and masked; −∞ where nothing is seen.
+        /// Inputs at `column`, scaled and masked if that comes first, less `base`; −∞ where nothing is seen.
         #[inline(always)]
-        unsafe fn logits<E: Element>(&self, column: u32, x: Vector) -> Vector {
-            let mut x = map(x, |x| x * self.scale);
-            if self.masked {
-                // SAFETY: the host gives the extents. Rows often share a mask.
-                x = zip(x, unsafe { self.mask.load_again::<E>(column) }, |x, m| x + m);
+        unsafe fn less<E: Element>(&self, column: u32, x: Vector, base: f32) -> Vector {
+            let mut x = x;
+            if self.scaled {
+                x = map(x, |x| x * self.scale);
+                if self.masked {
+                    // SAFETY: the host gives the extents. Rows often share a mask.
+                    x = zip(x, unsafe { self.mask.load_again::<E>(column) }, |x, m| x + m);
+                }
             }
-            inside(x, column, self.seen, f32::NEG_INFINITY)
+            inside(map(x, |x| x - base), column, self.seen, f32::NEG_INFINITY)
+        }
+
+        /// What those are still to be multiplied by.
+        #[inline(always)]
+        fn factor(&self) -> f32 {
+            if self.scaled { 1.0 } else { self.scale }
         }
     }
 
-    /// Where a maximum may be subtracted: 0 in a row of −∞.
-    #[inline(always)]
-    fn finite(max: f32) -> f32 {
-        if max == f32::NEG_INFINITY { 0.0 } else { max }
-    }
-
-    /// What exponentials relative to `max` are multiplied by to be relative to `base`; there are none where `max` is −∞.
-    #[inline(always)]
-    fn faded(max: f32, base: f32) -> f32 {
-        if max == f32::NEG_INFINITY { 0.0 } else { exp(max - base) }
-    }
-
-    /// Maximum (0 when there is none) and sum of exponentials of a row that is `HELD`, or read once with the sum
+    /// Maximum (0 when there is none), as it is subtracted, and sum of exponentials of a row that is `HELD`, or read once with the sum
     /// corrected as the maximum rises.
     #[inline(always)]
     unsafe fn statistics<E: Element, T: Team, const N: usize, const HELD: bool>(
@@ -134,29 +140,30 @@ mod device {
         let load = #[inline(always)]
         |base| unsafe { view.part::<T, E, N>(base) };
         // SAFETY: as above.
-        let logits = |column, x| unsafe { view.logits::<E>(column, x) };
+        let less = |column, x, base| unsafe { view.less::<E>(column, x, base) };
+        let factor = view.factor() * LOG2_E;
+        let power = |d: f32| math::ex2(d * factor);
         let (mut max, mut total) = (f32::NEG_INFINITY, 0.0);
         if HELD {
             visit::<T, E, N>(view.seen, 0, held, |column, _, x| {
-                max = math::fmax(max, greatest(logits(column, x)));
+                max = math::fmax(max, greatest(less(column, x, 0.0)));
             });
             // SAFETY: the team is together.
             max = finite(unsafe { row_max::<T>(max, turn) });
             visit::<T, E, N>(view.seen, 0, held, |column, _, x| {
-                total += add_up(map(logits(column, x), |x| exp(x - max)));
+                total += add_up(map(less(column, x, max), power));
             });
         } else {
             pass::<T, E, N, false>(view.seen, held, load, |column, _, x| {
-                let x = logits(column, x);
-                let higher = math::fmax(max, greatest(x));
+                let higher = math::fmax(max, greatest(less(column, x, 0.0)));
                 let base = finite(higher);
-                total = total * faded(max, base) + add_up(map(x, |x| exp(x - base)));
+                total = total * faded_by(max, base, factor) + add_up(map(less(column, x, base), power));
                 max = higher;
             });
             let own = max;
             // SAFETY: the team is together.
             max = finite(unsafe { row_max::<T>(max, turn) });
-            total *= faded(own, max);
+            total *= faded_by(own, max, factor);
         }
         // SAFETY: the team is together.
         (max, unsafe { sum::<T>(total, turn) })
@@ -186,10 +193,17 @@ mod device {
     }
 
     #[inline(always)]
-    unsafe fn forward<E: Element, T: Team, const N: usize, const HELD: bool>(p: SoftmaxParams) {
+    unsafe fn forward<E: Ordered, T: Team, const N: usize, const HELD: bool>(p: SoftmaxParams) {
         let mut turn = 0;
         let mut row = T::first();
+        let whole = HELD && dense::fits(&p) && (p.log == 0 || T::LANES < WIDE_THREADS);
         while row < p.rows {
+            if whole {
+                // SAFETY: forwarded to the caller.
+                unsafe { dense::forward::<T, E, N>(&p, row, &mut turn) };
+                row += T::step();
+                continue;
+            }
             // SAFETY: the host gives the extents of all tensors; each element is one thread's.
             unsafe {
                 let view = View::new::<E>(&p, row);
@@ -206,13 +220,13 @@ mod device {
                 let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
                 let log_total = math::lg2(total) * LN_2;
                 pass::<T, E, N, HELD>(view.seen, &held, load, |column, _, x| {
-                    let x = view.logits::<E>(column, x);
+                    let d = view.less::<E>(column, x, max);
                     let out = if p.log == 0 {
-                        map(x, |x| exp(x - max) * factor)
+                        map(d, |d| math::ex2(d * (view.factor() * LOG2_E)) * factor)
                     } else if total == 0.0 {
                         [hidden; 8]
                     } else {
-                        map(x, |x| (x - max) - log_total)
+                        map(d, |d| math::fma(d, view.factor(), -log_total))
                     };
                     // NaN · 0 and its like must not leak out of what is seen.
                     y.store::<E>(column, inside(out, column, view.seen, hidden));
@@ -224,10 +238,17 @@ mod device {
     }
 
     #[inline(always)]
-    unsafe fn backward<E: Element, T: Team, const N: usize, const HELD: bool>(p: SoftmaxParams) {
+    unsafe fn backward<E: Ordered, T: Team, const N: usize, const HELD: bool>(p: SoftmaxParams) {
         let mut turn = 0;
         let mut row = T::first();
+        let whole = HELD && p.log == 0 && dense::fits(&p);
         while row < p.rows {
+            if whole {
+                // SAFETY: forwarded to the caller.
+                unsafe { dense::backward::<T, E, N>(&p, row, &mut turn) };
+                row += T::step();
+                continue;
+            }
             // SAFETY: the host gives the extents of all tensors; each element is one thread's.
             unsafe {
                 let view = View::new::<E>(&p, row);
@@ -251,17 +272,17 @@ mod device {
                     if p.log != 0 {
                         along += add_up(g);
                     } else {
-                        let x = view.logits::<E>(column, x);
-                        along += add_up(zip(x, g, |x, g| exp(x - max) * factor * g));
+                        let d = view.less::<E>(column, x, max);
+                        along += add_up(zip(d, g, |d, g| math::ex2(d * (view.factor() * LOG2_E)) * g));
                     }
                 });
-                let along = sum::<T>(along, &mut turn);
+                let along = sum::<T>(along, &mut turn) * if p.log != 0 { 1.0 } else { factor };
                 pair_pass::<T, E, N, HELD>(view.seen, [&held, &gradients], load, load_dy, |column, _, x, g| {
                     let mut dx = [0.0; 8];
                     if total != 0.0 {
-                        let x = view.logits::<E>(column, x);
-                        dx = zip(x, g, |x, g| {
-                            let probability = exp(x - max) * factor;
+                        let d = view.less::<E>(column, x, max);
+                        dx = zip(d, g, |d, g| {
+                            let probability = math::ex2(d * (view.factor() * LOG2_E)) * factor;
                             let inner = if p.log != 0 {
                                 g - probability * along
                             } else {
@@ -280,14 +301,14 @@ mod device {
     }
 
     macro_rules! softmaxes {
-        ($($warp:ident $block:ident $large:ident $wide:ident $long:ident $warp_backward:ident $block_backward:ident $long_backward:ident
+        ($($warp:ident $block:ident $large:ident $wide:ident $long:ident $warp_backward:ident $block_backward:ident $large_backward:ident $long_backward:ident
            $element:ty)*) => {
             kernel! {$(
                 /// Rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements.
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
-                #[launch(threads = WARP_THREADS)]
+                #[launch(threads = WARP_THREADS, min_blocks = 6)]
                 pub fn $warp(params: SoftmaxParams) {
                     forward::<$element, Warp, HELD, true>(params)
                 }
@@ -296,7 +317,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = BLOCK_THREADS)]
+                #[launch(threads = BLOCK_THREADS, min_blocks = 6)]
                 pub fn $block(params: SoftmaxParams) {
                     forward::<$element, Block<BLOCK_THREADS>, HELD, true>(params)
                 }
@@ -305,7 +326,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = LARGE_THREADS)]
+                #[launch(threads = LARGE_THREADS, min_blocks = 3)]
                 pub fn $large(params: SoftmaxParams) {
                     forward::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
@@ -332,7 +353,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
-                #[launch(threads = WARP_THREADS)]
+                #[launch(threads = WARP_THREADS, min_blocks = 4)]
                 pub fn $warp_backward(params: SoftmaxParams) {
                     backward::<$element, Warp, PAIR_WARP_HELD, true>(params)
                 }
@@ -341,9 +362,18 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = PAIR_BLOCK_THREADS, min_blocks = if cfg!(tier = "sm_90a") { 2 } else { 1 })]
+                #[launch(threads = PAIR_BLOCK_THREADS, min_blocks = 3)]
                 pub fn $block_backward(params: SoftmaxParams) {
-                    backward::<$element, Block<PAIR_BLOCK_THREADS>, PAIR_BLOCK_HELD, true>(params)
+                    backward::<$element, Block<PAIR_BLOCK_THREADS>, PAIR_HELD, true>(params)
+                }
+
+                /// Gradient of rows of up to [`PAIR_LARGE_COLUMNS`](crate::row::PAIR_LARGE_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = PAIR_LARGE_THREADS, min_blocks = 2)]
+                pub fn $large_backward(params: SoftmaxParams) {
+                    backward::<$element, Block<PAIR_LARGE_THREADS>, PAIR_HELD, true>(params)
                 }
 
                 /// Gradient of rows of any length.
@@ -358,12 +388,47 @@ mod device {
         };
     }
 
+    #[cfg(tier = "sm_90a")]
+    macro_rules! slice_softmaxes {
+        ($($forward:ident $backward:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows in the shared memory of a cluster of any number of blocks, without a mask.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `slices_bytes`.
+                #[launch(threads = crate::row::SLICE_THREADS, min_blocks = 6)]
+                pub fn $forward(params: SoftmaxParams) {
+                    super::slices::forward::<$element, { slice_part::<$element>() }>(params)
+                }
+
+                /// Gradients of such rows, of softmax.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `slices_bytes`.
+                #[launch(threads = crate::row::SLICE_THREADS, min_blocks = 6)]
+                pub fn $backward(params: SoftmaxParams) {
+                    super::slices::backward::<$element, { slice_part::<$element>() / 2 }>(params)
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    slice_softmaxes! {
+        softmax_slices_f32 softmax_slices_backward_f32 f32
+        softmax_slices_f16 softmax_slices_backward_f16 F16
+        softmax_slices_bf16 softmax_slices_backward_bf16 Bf16
+    }
+
     softmaxes! {
         softmax_warp_f32 softmax_block_f32 softmax_large_f32 softmax_wide_f32 softmax_long_f32
-            softmax_warp_backward_f32 softmax_block_backward_f32 softmax_long_backward_f32 f32
+            softmax_warp_backward_f32 softmax_block_backward_f32 softmax_large_backward_f32
+            softmax_long_backward_f32 f32
         softmax_warp_f16 softmax_block_f16 softmax_large_f16 softmax_wide_f16 softmax_long_f16
-            softmax_warp_backward_f16 softmax_block_backward_f16 softmax_long_backward_f16 F16
+            softmax_warp_backward_f16 softmax_block_backward_f16 softmax_large_backward_f16
+            softmax_long_backward_f16 F16
         softmax_warp_bf16 softmax_block_bf16 softmax_large_bf16 softmax_wide_bf16 softmax_long_bf16
-            softmax_warp_backward_bf16 softmax_block_backward_bf16 softmax_long_backward_bf16 Bf16
+            softmax_warp_backward_bf16 softmax_block_backward_bf16 softmax_large_backward_bf16
+            softmax_long_backward_bf16 Bf16
     }
 }

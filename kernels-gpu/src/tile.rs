@@ -4,3 +4,7 @@
 pub mod element;
 pub mod fragment;
 pub mod layout;
+#[cfg(target_arch = "nvptx64")]
+pub mod mma;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+pub mod quantise;

@@ -87,7 +87,8 @@ impl Model {
                 options.cache_tokens,
                 self.context().min(options.cache_tokens),
                 options.max_sequences,
-            )?,
+            )?
+            .narrow(),
             options,
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -199,6 +200,7 @@ impl Batch<'_> {
             (self.session.start(), 0)
         };
         self.shared += known as u64;
+        self.session.make_room(next.pages);
         let logits = self.session.prefill(sequence, &next.prompt[known..])?;
         let chosen_now = self.session.choose_first(&logits, choice_for([&next.chooser]))?;
         let outcome = Outcome {

@@ -47,6 +47,23 @@ pub enum Error {
     /// The page pool of the cache refused.
     #[error(transparent)]
     Cache(#[from] host::kv::PoolError),
+    /// A model of the hub is named, but the program is built without the feature that downloads.
+    #[error(
+        "there is no folder `{name}`; to download the model of that name from the Hugging Face hub, build with the feature \
+         `hub` (cargo … --features hub)"
+    )]
+    NoHub {
+        /// The name.
+        name: String,
+    },
+    /// The hub refused, or was not reached.
+    #[error("`{name}` from the Hugging Face hub (there is no such folder): {why}")]
+    Hub {
+        /// The model's name.
+        name: String,
+        /// What it said.
+        why: String,
+    },
     /// The folder has no tokenizer.
     #[error("the model has no tokenizer.json, which turns text into tokens")]
     NoTokenizer,

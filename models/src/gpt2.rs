@@ -3,7 +3,7 @@
 use host::AnyTensor;
 
 use crate::error::Result;
-use crate::layers::{add, attention, embed, norm, project};
+use crate::layers::{add, attention, embed, project};
 use crate::model::Model;
 use crate::step::Step;
 
@@ -15,13 +15,18 @@ pub(crate) fn forward(m: &Model, step: &Step, cache: &[[AnyTensor; 2]]) -> Resul
         x = add(&x, &embed(table, &step.positions)?)?;
     }
     for (layer, block) in w.blocks.iter().enumerate() {
-        let h = norm(m, &x, &block.attention_norm)?;
-        let qkv = project(step, &h, &block.qkv, None, None)?;
+        let qkv = project(m, step, (&x, Some(&block.attention_norm)), &block.qkv, None, None)?;
         let a = attention(m, layer, &qkv, step, &cache[layer])?;
-        x = project(step, &a, &block.attention_out, None, Some(&x))?;
-        let h = norm(m, &x, &block.mlp_norm)?;
-        let up = project(step, &h, &block.up, Some(m.config.activation), None)?;
-        x = project(step, &up, &block.down, None, Some(&x))?;
+        x = project(m, step, (&a, None), &block.attention_out, None, Some(&x))?;
+        let up = project(
+            m,
+            step,
+            (&x, Some(&block.mlp_norm)),
+            &block.up,
+            Some(m.config.activation),
+            None,
+        )?;
+        x = project(m, step, (&up, None), &block.down, None, Some(&x))?;
     }
     Ok(x)
 }

@@ -40,29 +40,27 @@ pub(crate) fn add(a: &AnyTensor, b: &AnyTensor) -> Result<AnyTensor> {
     Ok(ops::add(a, b)?)
 }
 
-/// The model's norm of each row.
-pub(crate) fn norm(m: &Model, x: &AnyTensor, w: &NormWeights) -> Result<AnyTensor> {
-    let (norm, eps) = match m.config.norm {
-        Norm::LayerNorm { eps } => (ops::layer_norm(x), eps),
-        Norm::RmsNorm { eps } => (ops::rms_norm(x), eps),
-    };
-    let norm = norm.weight(&w.weight).epsilon(eps);
-    let norm = match &w.bias {
-        Some(bias) => norm.bias(bias),
-        None => norm,
-    };
-    Ok(norm.run()?.y)
+/// The layer after the model's norm of the rows of its x.
+fn after_norm<'a>(m: &Model, layer: Linear<'a>, w: &'a NormWeights) -> Linear<'a> {
+    match m.config.norm {
+        Norm::LayerNorm { eps } => layer.layer_norm(&w.weight, w.bias.as_ref(), eps),
+        Norm::RmsNorm { eps } => layer.rms_norm(&w.weight, eps),
+    }
 }
 
-/// `act(x·W + b) + residual`.
+/// `act(norm(x)·W + b) + residual`.
 pub(crate) fn project(
+    m: &Model,
     step: &Step,
-    x: &AnyTensor,
+    (x, norm): (&AnyTensor, Option<&NormWeights>),
     w: &Affine,
     activation: Option<Activation>,
     residual: Option<&AnyTensor>,
 ) -> Result<AnyTensor> {
-    let mut y = linear(x, &w.weight).layout(layout(w.layout));
+    let mut y = linear(x, &w.weight).layout(layout(w.layout)).constant_weight();
+    if let Some(norm) = norm {
+        y = after_norm(m, y, norm);
+    }
     if let Some(bias) = &w.bias {
         y = y.bias(bias);
     }
@@ -86,9 +84,16 @@ fn pinned(layer: Linear<'_>, step: &Step) -> Result<AnyTensor> {
     Ok(layer.mode(LinearMode::Fma).run()?)
 }
 
-/// `act(x·G) · (x·U)`.
-pub(crate) fn gated(step: &Step, x: &AnyTensor, w: &Affine, activation: Activation) -> Result<AnyTensor> {
-    let y = linear(x, &w.weight).layout(layout(w.layout)).gated(act(activation));
+/// `act(h·G) · (h·U)` for `h = norm(x)`.
+pub(crate) fn gated(
+    m: &Model,
+    step: &Step,
+    (x, norm): (&AnyTensor, &NormWeights),
+    w: &Affine,
+    activation: Activation,
+) -> Result<AnyTensor> {
+    let y = linear(x, &w.weight).layout(layout(w.layout)).constant_weight();
+    let y = after_norm(m, y, norm).gated(act(activation));
     match &w.bias {
         Some(bias) => pinned(y.bias(bias), step),
         None => pinned(y, step),
@@ -97,8 +102,8 @@ pub(crate) fn gated(step: &Step, x: &AnyTensor, w: &Affine, activation: Activati
 
 /// The logits of hidden rows into `out`, f32 `[rows, vocab]`.
 pub(crate) fn head(m: &Model, hidden: &AnyTensor, out: &AnyTensor) -> Result<()> {
-    let h = norm(m, hidden, &m.weights.final_norm)?;
-    let logits = linear(&h, &m.weights.head).dtype(DType::F32);
+    let logits = linear(hidden, &m.weights.head).dtype(DType::F32).constant_weight();
+    let logits = after_norm(m, logits, &m.weights.final_norm);
     match logits.clone().mode(LinearMode::Streaming).run_into(out) {
         Err(host::Error::Unsupported { .. }) => Ok(logits.mode(LinearMode::Fma).run_into(out)?),
         done => Ok(done?),

@@ -28,6 +28,7 @@ pub mod config;
 mod error;
 mod generate;
 mod gpt2;
+pub mod hub;
 mod layers;
 mod llama;
 mod model;

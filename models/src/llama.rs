@@ -4,7 +4,7 @@
 use host::AnyTensor;
 
 use crate::error::Result;
-use crate::layers::{attention, embed, gated, norm, project};
+use crate::layers::{attention, embed, gated, project};
 use crate::model::Model;
 use crate::step::Step;
 
@@ -13,13 +13,11 @@ pub(crate) fn forward(m: &Model, step: &Step, cache: &[[AnyTensor; 2]]) -> Resul
     let w = &m.weights;
     let mut x = embed(&w.tokens, &step.tokens)?;
     for (layer, block) in w.blocks.iter().enumerate() {
-        let h = norm(m, &x, &block.attention_norm)?;
-        let qkv = project(step, &h, &block.qkv, None, None)?;
+        let qkv = project(m, step, (&x, Some(&block.attention_norm)), &block.qkv, None, None)?;
         let a = attention(m, layer, &qkv, step, &cache[layer])?;
-        x = project(step, &a, &block.attention_out, None, Some(&x))?;
-        let h = norm(m, &x, &block.mlp_norm)?;
-        let up = gated(step, &h, &block.up, m.config.activation)?;
-        x = project(step, &up, &block.down, None, Some(&x))?;
+        x = project(m, step, (&a, None), &block.attention_out, None, Some(&x))?;
+        let up = gated(m, step, (&x, &block.mlp_norm), &block.up, m.config.activation)?;
+        x = project(m, step, (&up, None), &block.down, None, Some(&x))?;
     }
     Ok(x)
 }

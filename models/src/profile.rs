@@ -60,43 +60,36 @@ impl Profile<'_> {
         };
         let x = layers::embed(&w.tokens, &step.tokens)?;
         let first = &w.blocks[0];
-        let h = layers::norm(m, &x, &first.attention_norm)?;
-        let qkv = project(step, &h, &first.qkv, None, None)?;
+        let qkv = project(m, step, (&x, Some(&first.attention_norm)), &first.qkv, None, None)?;
         let a = layers::attention(m, 0, &qkv, step, &cache[0])?;
         let activation = m.config.activation;
-        let up = |h: &AnyTensor, b: &crate::weights::Block| {
+        let up = |b: &crate::weights::Block| {
             if m.config.gated_mlp {
-                layers::gated(step, h, &b.up, activation)
+                layers::gated(m, step, (&x, &b.mlp_norm), &b.up, activation)
             } else {
-                project(step, h, &b.up, Some(activation), None)
+                project(m, step, (&x, Some(&b.mlp_norm)), &b.up, Some(activation), None)
             }
         };
-        let inner = up(&h, first)?;
+        let inner = up(first)?;
         self.time("embedding", 1, 0, || layers::embed(&w.tokens, &step.tokens).map(drop))?;
-        self.time("norms", 2 * layers, 0, || {
-            w.blocks.iter().try_for_each(|b| {
-                layers::norm(m, &x, &b.attention_norm)?;
-                layers::norm(m, &x, &b.mlp_norm).map(drop)
-            })
-        })?;
-        self.time("QKV product", layers, over(|b| &b.qkv), || {
+        self.time("norm, QKV product", layers, over(|b| &b.qkv), || {
             w.blocks
                 .iter()
-                .try_for_each(|b| project(step, &h, &b.qkv, None, None).map(drop))
+                .try_for_each(|b| project(m, step, (&x, Some(&b.attention_norm)), &b.qkv, None, None).map(drop))
         })?;
         self.time("rotation, cache, attention", layers, 0, || {
             (0..layers).try_for_each(|i| layers::attention(m, i, &qkv, step, &cache[i]).map(drop))
         })?;
         self.time("attention's product", layers, over(|b| &b.attention_out), || {
             let mut blocks = w.blocks.iter();
-            blocks.try_for_each(|b| project(step, &a, &b.attention_out, None, Some(&x)).map(drop))
+            blocks.try_for_each(|b| project(m, step, (&a, None), &b.attention_out, None, Some(&x)).map(drop))
         })?;
-        self.time("MLP in", layers, over(|b| &b.up), || {
-            w.blocks.iter().try_for_each(|b| up(&h, b).map(drop))
+        self.time("norm, MLP in", layers, over(|b| &b.up), || {
+            w.blocks.iter().try_for_each(|b| up(b).map(drop))
         })?;
         self.time("MLP out", layers, over(|b| &b.down), || {
             let mut blocks = w.blocks.iter();
-            blocks.try_for_each(|b| project(step, &inner, &b.down, None, Some(&x)).map(drop))
+            blocks.try_for_each(|b| project(m, step, (&inner, None), &b.down, None, Some(&x)).map(drop))
         })?;
         let logits = AnyTensor::empty(&m.device, host::DType::F32, &[step.batch, m.config.vocab_size as u64])?;
         self.time("last norm, head", 1, bytes(&w.head), || layers::head(m, &x, &logits))?;

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use host::ops::{argmax, copy, sample};
+use host::ops::{argmax_and_copy, copy, sample};
 use host::{AnyTensor, DType, Device, Graph};
 
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ impl Choice {
     pub(crate) fn choose(self, logits: &AnyTensor, lane: &Lane) -> Result<Option<AnyTensor>> {
         let chosen = match self {
             Choice::Host => return Ok(None),
-            Choice::Greedy => argmax(logits)?,
+            Choice::Greedy => return Ok(Some(argmax_and_copy(logits, Some(&lane.tokens))?)),
             Choice::Drawn {
                 temperature,
                 top_k,

@@ -54,6 +54,7 @@ pub(crate) struct Session<'m> {
     pool: PagePool,
     /// Keys and values of each layer, `[pages, PAGE, kv_heads, head_dim]`.
     layers: Vec<[AnyTensor; 2]>,
+    /// Columns of block tables: pages of the longest sequence so far, not many more. Every step copies a table.
     columns: usize,
     /// Decode steps by their number of rows.
     lanes: HashMap<usize, Lane>,
@@ -110,6 +111,21 @@ impl<'m> Session<'m> {
     /// Ends a sequence.
     pub(crate) fn end(&mut self, sequence: SequenceId) -> Result<()> {
         Ok(self.pool.free(sequence)?)
+    }
+
+    /// Lets sequences have `pages` pages; a batch begins with few.
+    pub(crate) fn make_room(&mut self, pages: usize) {
+        if pages > self.columns {
+            self.columns = pages.next_power_of_two();
+            // They were recorded for narrower tables.
+            self.lanes.clear();
+        }
+    }
+
+    /// Begins with tables for few pages: see [`make_room`](Self::make_room).
+    pub(crate) fn narrow(mut self) -> Self {
+        self.columns = 1;
+        self
     }
 
     /// Pages that no sequence holds.

@@ -26,7 +26,8 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Arguments of `generate`.
 #[derive(Args)]
 pub struct GenerateArgs {
-    /// Hugging Face folder of a GPT-2, Llama, Mistral, Qwen2 or Qwen3 model. Without it the small model in this program.
+    /// Hugging Face folder of a GPT-2, Llama, Mistral, Qwen2 or Qwen3 model, or its name on the hub (organisation/model) in a
+    /// program that is built with the feature `hub`. Without it the small model in this program.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Text to continue, or to answer with --chat. Several prompts run as one batch.
@@ -173,7 +174,7 @@ pub fn generate(args: GenerateArgs, started: Instant) -> Outcome {
 /// Loads a model with a progress bar on standard error.
 pub(super) fn load(folder: Option<&std::path::Path>, dtype: Option<DType>, device: &Device) -> Result<Model, Failure> {
     let checkpoint = match folder {
-        Some(folder) => Checkpoint::open(folder)?,
+        Some(folder) => Checkpoint::open(models::hub::resolve(folder)?)?,
         None => small::stories_llama()?,
     };
     // Hidden where standard error is no terminal; a small model is there before one could read it.

@@ -15,9 +15,10 @@ pub struct InfoArgs {
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
-    /// Also load every kernel, to show registers and local memory (takes seconds on a GPU).
-    #[arg(long)]
-    kernels: bool,
+    /// Also load every kernel, or those whose names begin with PREFIX, to show registers, local memory and how long the
+    /// driver took to compile it (minutes for all on a GPU; CUDA_CACHE_DISABLE=1 keeps its cache out of the times).
+    #[arg(long, value_name = "PREFIX", num_args = 0..=1, default_missing_value = "")]
+    kernels: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -52,11 +53,18 @@ struct KernelReport {
     registers: Option<u32>,
     static_shared: Option<u32>,
     local: Option<u32>,
+    load_ms: Option<f64>,
+}
+
+/// What a loaded kernel takes: its attributes, and the time to load it.
+struct Loaded {
+    attributes: host::backend::KernelAttributes,
+    load_ms: f64,
 }
 
 /// Prints the report.
 pub fn info(args: InfoArgs) -> Outcome {
-    let report = collect(args.kernels)?;
+    let report = collect(args.kernels.as_deref())?;
     if args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::Failed(error.to_string()))?;
         say!("{text}");
@@ -66,7 +74,8 @@ pub fn info(args: InfoArgs) -> Outcome {
     Ok(())
 }
 
-fn collect(load: bool) -> Result<Report, Failure> {
+/// Kernels whose names begin with `load` are loaded, and then no others are listed.
+fn collect(load: Option<&str>) -> Result<Report, Failure> {
     let mut devices = Vec::new();
     let mut opened = Vec::new();
     let mut no_gpu_because = None;
@@ -85,11 +94,18 @@ fn collect(load: bool) -> Result<Report, Failure> {
     devices.push(describe(&emulator));
     opened.push(emulator);
 
-    let mut images: Vec<&ImageInfo> = Images::embedded().iter().collect();
+    let mut images: Vec<&ImageInfo> = Images::embedded()
+        .iter()
+        .filter(|image| image.entry.starts_with(load.unwrap_or_default()))
+        .collect();
     images.sort_by(|a, b| (&a.entry, a.tier).cmp(&(&b.entry, b.tier)));
     let mut kernels = Vec::new();
     for image in images {
-        let attributes = if load { attributes_of(&opened[0], image)? } else { None };
+        let loaded = match load {
+            Some(_) => loaded(&opened[0], image)?,
+            None => None,
+        };
+        let attributes = loaded.as_ref().map(|loaded| &loaded.attributes);
         kernels.push(KernelReport {
             entry: image.entry.clone(),
             unit: image.unit.clone(),
@@ -100,6 +116,7 @@ fn collect(load: bool) -> Result<Report, Failure> {
             registers: attributes.map(|attributes| attributes.registers),
             static_shared: attributes.map(|attributes| attributes.static_shared),
             local: attributes.map(|attributes| attributes.local),
+            load_ms: loaded.as_ref().map(|loaded| loaded.load_ms),
         });
     }
     Ok(Report {
@@ -110,15 +127,22 @@ fn collect(load: bool) -> Result<Report, Failure> {
     })
 }
 
-/// Attributes of an image on the device that can run its tier.
-fn attributes_of(device: &Device, image: &ImageInfo) -> Result<Option<host::backend::KernelAttributes>, Failure> {
+/// An image, loaded afresh by the device that can run its tier.
+fn loaded(device: &Device, image: &ImageInfo) -> Result<Option<Loaded>, Failure> {
     let kind: Option<DeviceKind> = Some(device.kind());
     let options = DeviceOptions {
         tier: Some(image.tier),
         ..DeviceOptions::default()
     };
     match Device::with_options(kind, options) {
-        Ok(device) => Ok(Some(device.kernel_attributes(&image.entry)?)),
+        Ok(device) => {
+            let begun = std::time::Instant::now();
+            let attributes = device.kernel_attributes(&image.entry)?;
+            Ok(Some(Loaded {
+                attributes,
+                load_ms: begun.elapsed().as_secs_f64() * 1e3,
+            }))
+        }
         Err(Error::Unsupported { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -165,7 +189,7 @@ fn print(report: &Report) {
     let tiers: Vec<&str> = Tier::ALL.iter().map(|tier| tier.name()).collect();
     say!("{} kernel images for tiers {}", report.kernels.len(), tiers.join(", "));
     say!(
-        "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}",
+        "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6} {:>8}",
         "kernel",
         "tier",
         "threads",
@@ -173,12 +197,13 @@ fn print(report: &Report) {
         "PTX",
         "regs",
         "shared",
-        "local"
+        "local",
+        "load ms"
     );
     let number = |value: Option<u32>| value.map_or("–".to_owned(), |value| value.to_string());
     for kernel in &report.kernels {
         say!(
-            "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6}",
+            "  {:<44} {:<8} {:>7} {:>6} {:>5} {:>5} {:>6} {:>6} {:>8}",
             kernel.entry,
             kernel.tier,
             kernel.threads,
@@ -187,6 +212,7 @@ fn print(report: &Report) {
             number(kernel.registers),
             number(kernel.static_shared),
             number(kernel.local),
+            kernel.load_ms.map_or("–".to_owned(), |time| format!("{time:.1}")),
         );
     }
 }

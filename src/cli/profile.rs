@@ -10,12 +10,16 @@ use std::{
 use clap::Args;
 use ferroflash::{
     inventory::{OPS, op, unknown},
-    verify::{Verdict, draw_one, strategy},
+    verify::{Size, Verdict, draw_one, strategy},
 };
-use host::{DType, Device, DeviceOptions, Tier, backend::emulated::EmulatedBackend, images::Images};
+use host::{DType, Device, DeviceKind, DeviceOptions, Tier, backend::emulated::EmulatedBackend, images::Images};
 use serde::Serialize;
 
-use super::{Failure, Outcome, bench::SUITES, report};
+use super::{
+    Failure, Outcome,
+    bench::{Environment, SUITES},
+    report,
+};
 
 /// Arguments of `profile`.
 #[derive(Args)]
@@ -64,18 +68,25 @@ const METRICS: [(&str, &str); 11] = [
 ];
 
 /// Metrics of one kernel, by our names.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct Kernel {
     op: String,
     kernel: String,
     metrics: BTreeMap<String, f64>,
 }
 
+impl Kernel {
+    fn microseconds(&self) -> f64 {
+        self.metrics.get("microseconds").copied().unwrap_or(0.0)
+    }
+}
+
 #[derive(Serialize)]
-struct Report {
-    source: String,
-    date: String,
-    kernels: Vec<Kernel>,
+struct Report<'a> {
+    source: &'a str,
+    environment: &'a Environment,
+    kernels: &'a [Kernel],
+    failures: &'a [String],
 }
 
 /// Profiles and prints.
@@ -97,18 +108,46 @@ pub fn profile(args: ProfileArgs) -> Outcome {
         .stderr(Stdio::null())
         .status();
     let ncu = !args.emulated && there.is_ok_and(|status| status.success()) && host::backend::cuda::devices().is_ok();
-    let (source, kernels) = if ncu {
-        ("ncu".to_owned(), with_ncu(&args.ncu, &wanted)?)
+    let kind = if ncu { DeviceKind::Cuda(0) } else { DeviceKind::Emulator };
+    let options = DeviceOptions {
+        tier: (!ncu).then_some(args.tier),
+        ..DeviceOptions::default()
+    };
+    let environment = Environment::of(&Device::with_options(Some(kind), options)?);
+    let source = if ncu {
+        "ncu".to_owned()
+    } else {
+        format!("the emulator, {}", args.tier)
+    };
+    let (mut kernels, mut failures) = (Vec::new(), Vec::new());
+    let mut keep = |found: &[Kernel], failed: &[String]| {
+        (kernels, failures) = (found.to_vec(), failed.to_vec());
+        let Some(path) = &args.json else { return Ok(()) };
+        let report = Report {
+            source: &source,
+            environment: &environment,
+            kernels: found,
+            failures: failed,
+        };
+        report::write_json(path, &report)
+    };
+    if ncu {
+        with_ncu(&args.ncu, &wanted, &mut keep)?;
     } else {
         say!(
             "counted on the emulator: {} or a GPU is missing, or --emulated was given",
             args.ncu
         );
-        (
-            format!("the emulator, {}", args.tier),
-            with_emulator(args.tier, &wanted)?,
-        )
-    };
+        keep(&with_emulator(args.tier, &wanted)?, &[])?;
+    }
+    print(&kernels);
+    if failures.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!("not profiled: {}", failures.join("; "))))
+}
+
+fn print(kernels: &[Kernel]) {
     let mut names: Vec<&String> = kernels.iter().flat_map(|kernel| kernel.metrics.keys()).collect();
     names.sort();
     names.dedup();
@@ -117,7 +156,7 @@ pub fn profile(args: ProfileArgs) -> Outcome {
         .chain(names.iter().map(|name| name.as_str()))
         .collect();
     let mut table = report::table(&head);
-    for kernel in &kernels {
+    for kernel in kernels {
         let mut line = vec![kernel.kernel.clone()];
         line.extend(names.iter().map(|name| {
             kernel
@@ -128,58 +167,57 @@ pub fn profile(args: ProfileArgs) -> Outcome {
         table.add_row(line);
     }
     say!("{table}");
-    match &args.json {
-        Some(path) => report::write_json(
-            path,
-            &Report {
-                source,
-                date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
-                kernels,
-            },
-        ),
-        None => Ok(()),
-    }
 }
 
-/// Runs each case of the ops' suites once under ncu.
-fn with_ncu(ncu: &str, ops: &[&str]) -> Result<Vec<Kernel>, Failure> {
+/// Runs each case of the ops' suites once under ncu, a process a suite; what is profiled is kept when a suite fails.
+fn with_ncu(ncu: &str, ops: &[&str], keep: &mut dyn FnMut(&[Kernel], &[String]) -> Outcome) -> Outcome {
     let program = std::env::current_exe().map_err(|error| Failure::Failed(error.to_string()))?;
-    let suites: Vec<&str> = SUITES
+    let metrics: Vec<&str> = METRICS.iter().map(|(_, metric)| *metric).collect();
+    let (mut kernels, mut failures) = (Vec::new(), Vec::new());
+    let suites = SUITES
         .iter()
         .map(|suite| suite.name)
-        .filter(|suite| OPS.iter().any(|op| ops.contains(&op.name) && op.bench.contains(suite)))
-        .collect();
-    let metrics: Vec<&str> = METRICS.iter().map(|(_, metric)| *metric).collect();
-    let output = Command::new(ncu)
-        .args([
-            "--csv",
-            "--page",
-            "raw",
-            "--target-processes",
-            "all",
-            "--metrics",
-            &metrics.join(","),
-        ])
-        .arg(program)
-        .args(["bench", "--once"])
-        .args(suites)
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| Failure::Failed(format!("{ncu}: {error}")))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        let last = text
-            .lines()
-            .rev()
-            .find(|line| line.contains("==ERROR=="))
-            .unwrap_or("no reason given");
-        return Err(Failure::Failed(format!("{ncu} failed: {last}")));
+        .filter(|suite| OPS.iter().any(|op| ops.contains(&op.name) && op.bench.contains(suite)));
+    for suite in suites {
+        let output = Command::new(ncu)
+            .args(["--csv", "--page", "raw", "--target-processes", "all", "--metrics"])
+            .arg(metrics.join(","))
+            .arg(&program)
+            .args(["bench", "--once", suite])
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| Failure::Failed(format!("{ncu}: {error}")))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let found = if output.status.success() {
+            parse(&text)
+        } else {
+            let last = text.lines().rev().find(|line| line.contains("==ERROR=="));
+            Err(last.unwrap_or("no reason given").to_owned())
+        };
+        match found {
+            Ok(found) => {
+                say!("{suite}: {} kernels", found.len());
+                slowest(
+                    &mut kernels,
+                    found.into_iter().filter(|kernel| ops.contains(&kernel.op.as_str())),
+                );
+            }
+            Err(why) => failures.push(format!("{suite}: {ncu}: {why}")),
+        }
+        keep(&kernels, &failures)?;
     }
-    let kernels = parse(&text).map_err(|problem| Failure::Failed(format!("{ncu}: {problem}")))?;
-    Ok(kernels
-        .into_iter()
-        .filter(|kernel| ops.contains(&kernel.op.as_str()))
-        .collect())
+    Ok(())
+}
+
+/// Takes up what another suite found: of a kernel in several suites the slowest launch counts.
+fn slowest(kernels: &mut Vec<Kernel>, found: impl Iterator<Item = Kernel>) {
+    for new in found {
+        match kernels.iter_mut().find(|kernel| kernel.kernel == new.kernel) {
+            Some(old) if old.microseconds() >= new.microseconds() => {}
+            Some(old) => *old = new,
+            None => kernels.push(new),
+        }
+    }
 }
 
 /// The raw page of ncu as CSV: a line of names, a line of units, a line a launch. The slowest launch of a kernel counts.
@@ -248,7 +286,7 @@ fn with_emulator(tier: Tier, ops: &[&str]) -> Result<Vec<Kernel>, Failure> {
         };
         let backend = Arc::new(EmulatedBackend::new(&options)?);
         let device = Device::from_backend(backend.clone(), Images::embedded(), options, "profile".into())?;
-        let Some(problem) = draw_one(draw, &device, 1) else {
+        let Some(problem) = draw_one(draw, Size::of(&device), 1) else {
             continue;
         };
         let verdict = Verdict::of(&problem, &device, dtype);
@@ -293,5 +331,11 @@ mod tests {
             ("reduce", 9.0)
         );
         assert!(parse("==ERROR== no permission").is_err());
+        let mut all = kernels.clone();
+        let mut longer = kernels.clone();
+        longer[0].metrics.insert("microseconds".into(), 20.0);
+        slowest(&mut all, longer.into_iter());
+        slowest(&mut all, kernels.into_iter());
+        assert_eq!((all.len(), all[0].microseconds()), (1, 20.0));
     }
 }

@@ -39,6 +39,9 @@ pub struct VerifyArgs {
     /// Only this dtype (f32, f16, bf16).
     #[arg(long, value_parser = parse_dtype)]
     dtype: Option<DType>,
+    /// Problems of the emulator's sizes on a GPU too.
+    #[arg(long)]
+    small: bool,
     /// Print ops and groups and stop.
     #[arg(long)]
     list: bool,
@@ -148,6 +151,7 @@ pub fn verify(args: VerifyArgs) -> Outcome {
     let results = run(
         &work,
         &devices,
+        args.size(&devices[0]),
         args.seconds.map(|seconds| start + Duration::from_secs(seconds)),
     );
     let seconds = start.elapsed().as_secs_f64();
@@ -184,6 +188,13 @@ pub fn verify(args: VerifyArgs) -> Outcome {
         ))),
         (0, _) => Ok(()),
         (failed, _) => Err(Failure::Failed(format!("{failed} problems failed"))),
+    }
+}
+
+impl VerifyArgs {
+    /// How large problems are.
+    fn size(&self, device: &Device) -> Size {
+        if self.small { Size::Small } else { Size::of(device) }
     }
 }
 
@@ -230,7 +241,7 @@ fn plan(args: &VerifyArgs, devices: &[Device], cases: u64) -> Vec<Work> {
                     continue;
                 };
                 work.extend(
-                    (group.problems)(Size::of(device))
+                    (group.problems)(args.size(device))
                         .into_iter()
                         .map(|(name, problem)| Work {
                             name: group.name,
@@ -247,7 +258,7 @@ fn plan(args: &VerifyArgs, devices: &[Device], cases: u64) -> Vec<Work> {
 }
 
 /// The verdict of each piece of work; none where the device was lost or the time was over before.
-fn run(work: &[Work], devices: &[Device], until: Option<Instant>) -> Vec<Option<Verdict>> {
+fn run(work: &[Work], devices: &[Device], size: Size, until: Option<Instant>) -> Vec<Option<Verdict>> {
     let bar = ProgressBar::new(work.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed} of about {duration}") {
         bar.set_style(style);
@@ -274,7 +285,7 @@ fn run(work: &[Work], devices: &[Device], until: Option<Instant>) -> Vec<Option<
                     bar.set_message(format!("{} {} {}", piece.name, piece.dtype, device.tier()));
                     let verdict = match &piece.source {
                         Source::Seed(seed) => match strategy(piece.op.name) {
-                            Some(draw) => check(draw, device, piece.dtype, *seed),
+                            Some(draw) => check(draw, size, device, piece.dtype, *seed),
                             None => continue,
                         },
                         Source::Named(name, problem) => {
@@ -306,9 +317,10 @@ fn tabulate(
         let tier = devices[piece.device].tier().name();
         let dtype = piece.dtype.name();
         let repeat = format!(
-            "ferroflash verify {} --device {} --tier {tier} --dtype {dtype}{}",
+            "ferroflash verify {} --device {} --tier {tier} --dtype {dtype}{}{}",
             piece.name,
             args.device.name(),
+            if args.small { " --small" } else { "" },
             match piece.source {
                 Source::Seed(seed) => format!(" --cases 1 --seed {seed}"),
                 Source::Named(..) => String::new(),

@@ -7,14 +7,14 @@ use host::{
     reference::{
         Eager, Exact,
         attention::{self as reference, AttentionOptions, AttentionShape, Causal, Dropout, Forward},
-        cache::{CacheLayout, append, exchange_axes},
+        cache::{CacheLayout, append},
         data::{normal, permutation},
         decode as over_cache, widen,
     },
 };
 use proptest::{prelude::*, strategy::BoxedStrategy};
 
-use super::{Drawn, Finding, Generic, Size, boxed, dense, held, seed};
+use super::{Drawn, Finding, Generic, Size, boxed, dense, held, laid_out, seed};
 
 /// A problem of dense attention.
 #[derive(Clone, Debug)]
@@ -160,13 +160,9 @@ impl Attention {
         let k: Vec<T> = normal(self.seed + 1, s.batch * s.seq_kv * s.heads_kv * s.head_dim);
         let v: Vec<T> = normal(self.seed + 2, s.batch * s.seq_kv * s.heads_kv * s.value_dim);
         let grad_out: Vec<T> = normal(self.seed + 3, s.batch * s.seq_q * s.heads_q * s.value_dim);
-        let upload = |values: &[T], tokens: usize, heads: usize, dim: usize| match self.layout {
-            Layout::Bshd => dense(device, values, &[s.batch, tokens, heads, dim]),
-            Layout::Bhsd => dense(
-                device,
-                &exchange_axes(values, (tokens, heads), dim),
-                &[s.batch, heads, tokens, dim],
-            ),
+        let upload = |values: &[T], tokens: usize, heads: usize, dim: usize| {
+            let shape = [s.batch, tokens, heads, dim];
+            laid_out(device, values, shape, self.layout == Layout::Bhsd)
         };
         Ok(Inputs {
             q: upload(&q, s.seq_q, s.heads_q, s.head_dim)?,
@@ -317,13 +313,9 @@ impl Generic for Decode {
             }
         }
         let q: Vec<T> = normal(self.seed + 1000, batch * self.seq_q * heads_q * dim);
-        let upload = |pool: &[T]| match self.layout {
-            PoolLayout::Nhd => dense(device, pool, &[pages, page, heads_kv, dim]),
-            PoolLayout::Hnd => dense(
-                device,
-                &exchange_axes(pool, (page, heads_kv), dim),
-                &[pages, heads_kv, page, dim],
-            ),
+        let upload = |pool: &[T]| {
+            let shape = [pages, page, heads_kv, dim];
+            laid_out(device, pool, shape, self.layout == PoolLayout::Hnd)
         };
         let (kt, vt) = (upload(&pools[0])?, upload(&pools[1])?);
         let qt = dense(device, &q, &[batch, self.seq_q, heads_q, dim])?;

@@ -16,7 +16,7 @@ use host::{
 };
 use proptest::{prelude::*, strategy::BoxedStrategy};
 
-use super::{Drawn, Finding, Generic, Size, boxed, dense, seed, twice};
+use super::{Drawn, Finding, Generic, Size, boxed, dense, laid_out, seed, twice};
 
 #[derive(Debug)]
 struct Cache {
@@ -74,14 +74,8 @@ impl Generic for Cache {
             let row = heads * dim;
             let new: Vec<T> = normal(self.seed + which as u64, tokens * row);
             let mut pool: Vec<T> = normal(self.seed + 7 + which as u64, pages * page * row);
-            let on_device = match layout {
-                PoolLayout::Nhd => dense(device, &pool, &[pages, page, heads, dim])?,
-                PoolLayout::Hnd => dense(
-                    device,
-                    &exchange_axes(&pool, (page, heads), dim),
-                    &[pages, heads, page, dim],
-                )?,
-            };
+            let shape = [pages, page, heads, dim];
+            let on_device = laid_out(device, &pool, shape, layout == PoolLayout::Hnd)?;
             append(&mut pool, &new, &slots, row);
             tensors.push((on_device, dense(device, &new, &[tokens, heads, dim])?));
             wanted.push((pool, row, dim));

@@ -1,14 +1,14 @@
 //! Linear layers.
 
 use host::{
-    DType, Device, Float, Result,
+    AnyTensor, DType, Device, Float, Result,
     compare::Rule,
     ops::{self, WeightLayout},
     reference::{
         Eager, Exact,
         activation::Activation,
         data::normal,
-        linear::{LinearOptions, LinearShape, forward},
+        linear::{LinearOptions, LinearShape, backward, forward},
         widen,
     },
 };
@@ -37,7 +37,12 @@ fn extent(longest: usize) -> impl Strategy<Value = usize> {
     prop_oneof![2 => (1..longest / 8).prop_map(|n| 8 * n), 1 => 1..longest]
 }
 
+/// Layers, and now and then the gradients of one.
 pub fn linear(size: Size) -> BoxedStrategy<Drawn> {
+    prop_oneof![4 => layers(size), 1 => gradients(size)].boxed()
+}
+
+fn layers(size: Size) -> BoxedStrategy<Drawn> {
     let longest = size.choose(100, 700);
     let rows = prop_oneof![1 => 1..20usize, 2 => 1..size.choose(160usize, 700)];
     let options = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
@@ -119,23 +124,86 @@ impl Generic for Linear {
             layer = layer.residual(&residual);
         }
         let (y, z) = layer.run_with_pre_activation()?;
-        let mut findings = Vec::new();
-        for (name, out, exact, naive) in [
-            ("y", &y, &exact.y, &naive.y),
-            ("pre-activation", &z, &exact.pre_activation, &naive.pre_activation),
-        ] {
-            // In f32 only the order of the sum differs from the naive result, whose own error may be 0 by luck.
-            let largest = exact.iter().fold(1.0, |largest: f64, value| largest.max(value.abs()));
-            let close = Rule::Relative {
-                relative: 1e-6,
-                absolute: 1e-6 * largest,
-            };
-            let rule = if T::DTYPE == DType::F32 {
-                close
-            } else {
-                Rule::twice(naive)
-            };
-            findings.push(held::<T>(name, out, exact, &[rule])?);
+        Ok(vec![
+            close::<T>("y", &y, &exact.y, &naive.y)?,
+            close::<T>("pre-activation", &z, &exact.pre_activation, &naive.pre_activation)?,
+        ])
+    }
+}
+
+/// The 2× rule; in f32 only the order of the sum differs from the naive result, whose own error may be 0 by luck.
+fn close<T: Float>(name: &'static str, out: &AnyTensor, exact: &[f64], naive: &[f64]) -> Result<Finding> {
+    let largest = exact.iter().fold(1.0, |largest: f64, value| largest.max(value.abs()));
+    let rule = if T::DTYPE == DType::F32 {
+        Rule::Relative {
+            relative: 1e-6,
+            absolute: 1e-6 * largest,
+        }
+    } else {
+        Rule::twice(naive)
+    };
+    held::<T>(name, out, exact, &[rule])
+}
+
+/// Gradients of `Σ dz ∘ (alpha·x·W + bias)`.
+#[derive(Clone, Debug)]
+struct Gradients {
+    m: usize,
+    n: usize,
+    k: usize,
+    layout: WeightLayout,
+    alpha: f32,
+    /// Elements of NaN behind each row.
+    padding: usize,
+    seed: u64,
+}
+
+fn gradients(size: Size) -> BoxedStrategy<Drawn> {
+    let longest = size.choose(70, 500);
+    let layouts = proptest::sample::select(vec![WeightLayout::Nk, WeightLayout::Kn]);
+    let alpha = proptest::sample::select(vec![1.0f32, -0.5, 2.0]);
+    let padding = proptest::sample::select(vec![0usize, 0, 8, 3]);
+    let extents = (1..longest, extent(longest), extent(longest));
+    boxed(
+        (extents, layouts, alpha, padding, seed()).prop_map(|((m, n, k), layout, alpha, padding, seed)| Gradients {
+            m,
+            n,
+            k,
+            layout,
+            alpha,
+            padding,
+            seed,
+        }),
+    )
+}
+
+impl Generic for Gradients {
+    fn judge<T: Float>(&self, device: &Device) -> Result<Vec<Finding>> {
+        let Gradients { m, n, k, layout, .. } = *self;
+        let draw = |part, len| normal::<T>(self.seed + part, len);
+        let (x, w, bias, dz) = (draw(0, m * k), draw(1, n * k), draw(2, n), draw(3, m * n));
+        let (xw, ww, bw, dw) = (widen(&x), widen(&w), widen(&bias), widen(&dz));
+        let options = LinearOptions {
+            weight: layout,
+            alpha: f64::from(self.alpha),
+            bias: Some(&bw),
+            ..LinearOptions::default()
+        };
+        let shape = LinearShape { m, n, k };
+        let exact = backward::<Exact>(shape, &options, &xw, &ww, &dw);
+        let naive = backward::<Eager<T>>(shape, &options, &xw, &ww, &dw);
+        let gap = [0, self.padding];
+        let rows_of_w = if layout == WeightLayout::Nk { n } else { k };
+        let (x, w) = (spaced(device, &x, m, gap)?, spaced(device, &w, rows_of_w, gap)?);
+        let (bias, dz) = (dense(device, &bias, &[n])?, spaced(device, &dz, m, gap)?);
+        let layer = ops::linear(&x, &w).layout(layout).alpha(self.alpha).bias(&bias);
+        let found = layer.backward(&dz)?;
+        let mut findings = vec![
+            close::<T>("dx", &found.dx, &exact.dx, &naive.dx)?,
+            close::<T>("dw", &found.dw, &exact.dw, &naive.dw)?,
+        ];
+        if let Some(dbias) = &found.dbias {
+            findings.push(close::<T>("dbias", dbias, &exact.dbias, &naive.dbias)?);
         }
         Ok(findings)
     }

@@ -18,6 +18,7 @@ use std::{fmt, sync::Arc};
 use host::{
     AnyTensor, DType, Device, Error, Float, Result, Tensor,
     compare::{Difference, Report, Rule, compare},
+    reference::cache::exchange_axes,
 };
 use proptest::{
     strategy::{BoxedStrategy, Strategy, ValueTree},
@@ -179,15 +180,15 @@ fn runner(seed: u64) -> TestRunner {
 }
 
 /// The problem of this seed.
-pub fn draw_one(draw: Draw, device: &Device, seed: u64) -> Option<Drawn> {
-    let tree = draw(Size::of(device)).new_tree(&mut runner(seed)).ok()?;
+pub fn draw_one(draw: Draw, size: Size, seed: u64) -> Option<Drawn> {
+    let tree = draw(size).new_tree(&mut runner(seed)).ok()?;
     Some(tree.current())
 }
 
-/// Draws the problem of this seed and runs it; a failure is shrunk.
-pub fn check(draw: Draw, device: &Device, dtype: DType, seed: u64) -> Verdict {
+/// Draws the problem of this size and seed and runs it; a failure is shrunk.
+pub fn check(draw: Draw, size: Size, device: &Device, dtype: DType, seed: u64) -> Verdict {
     let mut runner = runner(seed);
-    let mut tree = match draw(Size::of(device)).new_tree(&mut runner) {
+    let mut tree = match draw(size).new_tree(&mut runner) {
         Ok(tree) => tree,
         Err(reason) => {
             return Verdict {
@@ -279,6 +280,20 @@ pub(crate) fn held<T: Float>(
 pub(crate) fn dense<T: host::Element>(device: &Device, data: &[T], shape: &[usize]) -> Result<AnyTensor> {
     let shape: Vec<u64> = shape.iter().map(|&extent| extent as u64).collect();
     Ok(Tensor::from_slice(device, data, &shape)?.any().clone())
+}
+
+/// `data [a, b, c, d]`; `[a, c, b, d]` where the inner axes are to be exchanged.
+pub(crate) fn laid_out<T: host::Element>(
+    device: &Device,
+    data: &[T],
+    [a, b, c, d]: [usize; 4],
+    exchange: bool,
+) -> Result<AnyTensor> {
+    if exchange {
+        dense(device, &exchange_axes(data, (b, c), d), &[a, c, b, d])
+    } else {
+        dense(device, data, &[a, b, c, d])
+    }
 }
 
 /// `[rows, data / rows]`, with `gap` elements of NaN around each row.

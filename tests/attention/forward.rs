@@ -3,17 +3,34 @@
 use host::compare::same_bits;
 use host::ops::{Layout, attention};
 use host::reference::attention::{self as reference, AttentionOptions, AttentionShape, Causal};
-use host::reference::data::{Distribution, normal, plant};
+use host::reference::data::{Distribution, plant};
 use host::reference::{Eager, Exact, widen};
 use host::{DType, Device, Float, Tensor, f16};
 
 use crate::on_all;
+use crate::packed::Packed;
 use crate::support::{Case, DIMS, devices, shape};
 
 fn causal() -> AttentionOptions {
     AttentionOptions {
         causal: Causal::BottomRight,
         ..Default::default()
+    }
+}
+
+/// GPUs that run the kernels of sm_80 and have less shared memory than its first ones (sm_86, sm_89) or more (sm_100).
+#[test]
+fn other_shared_memory() {
+    fn body<T: Float>(device: &Device) {
+        for dim in DIMS {
+            let case = Case::<T>::new(1, shape(1, (2, 1), (70, 133), dim));
+            case.with(causal()).check(device);
+        }
+    }
+    for kilobytes in [99, 227] {
+        let device = &crate::common::ampere(kilobytes << 10);
+        body::<f16>(device);
+        body::<f32>(device);
     }
 }
 
@@ -379,6 +396,29 @@ fn f16_is_within_a_thousandth() {
     }
 }
 
+/// f32 is within 10⁻⁵ of each element, also where thousands of values of one sign add up: a sum that is cut off at every
+/// step loses as much at each.
+#[test]
+fn f32_is_within_a_hundred_thousandth() {
+    for device in devices() {
+        for dim in [64, 128, 256] {
+            let mut case = Case::<f32>::new(17, shape(1, (1, 1), (16, 3000), dim));
+            case.v.iter_mut().for_each(|x| *x = 1.0 + x.abs());
+            let (out, _) = case.run(device).unwrap();
+            let exact = reference::forward::<Exact>(
+                &case.shape,
+                &case.options,
+                &widen(&case.q),
+                &widen(&case.k),
+                &widen(&case.v),
+            );
+            let errors = out.iter().zip(&exact.out).map(|(x, y)| (f64::from(*x) - y).abs() / y);
+            let worst = errors.fold(0.0, f64::max);
+            assert!(worst < 1e-5, "{}: {worst}", case.describe(device));
+        }
+    }
+}
+
 /// Packed sequences, empty members first, in the middle and last; NaN follows the last token.
 #[test]
 fn packed_sequences() {
@@ -417,37 +457,9 @@ fn packed_sequences() {
 }
 
 pub fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: AttentionOptions) {
-    let (mut cu_q, mut cu_k) = (vec![0usize], vec![0usize]);
-    for (q, k) in lengths {
-        cu_q.push(cu_q[cu_q.len() - 1] + q);
-        cu_k.push(cu_k[cu_k.len() - 1] + k);
-    }
-    let (total_q, total_k) = (cu_q[lengths.len()], cu_k[lengths.len()]);
-    let s = AttentionShape {
-        batch: lengths.len(),
-        ..shape(1, (4, 2), (total_q, total_k), 24)
-    };
-    let draw = |seed, tokens: usize, heads: usize| normal::<T>(seed, tokens * heads * 24);
-    let (q, k, v) = (draw(20, total_q, 4), draw(21, total_k, 2), draw(22, total_k, 2));
-    // Tokens of no sequence follow: 3 of them, NaN.
-    let upload = |data: &[T], tokens: usize, heads: usize| {
-        let mut all = data.to_vec();
-        all.resize((tokens + 3) * heads * 24, T::from_f32(f32::NAN));
-        Tensor::from_slice(device, &all, &[(tokens + 3) as u64, heads as u64, 24]).unwrap()
-    };
-    let (tq, tk, tv) = (upload(&q, total_q, 4), upload(&k, total_k, 2), upload(&v, total_k, 2));
-    let bounds = |cu: &[usize]| {
-        let cu: Vec<i32> = cu.iter().map(|&bound| bound as i32).collect();
-        Tensor::from_slice(device, &cu, &[cu.len() as u64]).unwrap()
-    };
-    let (bq, bk) = (bounds(&cu_q), bounds(&cu_k));
-    let longest = |side: fn(&(usize, usize)) -> usize| lengths.iter().map(side).max().unwrap_or(0) as u64;
-    let op_options = crate::support::op_options(device, &options, &s, Layout::Bshd);
-    let result = attention(&tq, &tk, &tv)
-        .options(op_options)
-        .cu_seqlens(&bq, &bk, longest(|l| l.0), longest(|l| l.1))
-        .run()
-        .unwrap();
+    let case = Packed::<T>::new(device, lengths, options);
+    let result = case.call(device).run().unwrap();
+    let total_q = case.shape.seq_q;
     let out = result
         .out
         .slice(0, 0..total_q as u64)
@@ -464,13 +476,14 @@ pub fn packed<T: Float>(device: &Device, lengths: &[(usize, usize)], options: At
         .unwrap()
         .to_vec()
         .unwrap();
-    let data = (widen(&q), widen(&k), widen(&v));
-    let data = (&data.0[..], &data.1[..], &data.2[..]);
-    let exact = reference::forward_varlen::<Exact>(&s, &options, data, (&cu_q, &cu_k));
-    let naive = reference::forward_varlen::<Eager<T>>(&s, &options, data, (&cu_q, &cu_k));
+    let [q, k, v] = &case.wide();
+    let (data, bounds) = ((&q[..], &k[..], &v[..]), (&case.cu[0][..], &case.cu[1][..]));
+    let exact = reference::forward_varlen::<Exact>(&case.shape, &case.options, data, bounds);
+    let naive = reference::forward_varlen::<Eager<T>>(&case.shape, &case.options, data, bounds);
+    let [q, k, v] = case.data;
     Case::<T> {
-        shape: s,
-        options,
+        shape: case.shape,
+        options: case.options,
         layout: Layout::Bshd,
         q,
         k,

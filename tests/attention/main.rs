@@ -7,5 +7,6 @@ mod backward;
 mod dropout;
 mod errors;
 mod forward;
+mod packed;
 mod properties;
 mod support;

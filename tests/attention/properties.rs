@@ -5,7 +5,7 @@ use host::ops::{Layout, attention, flash_attn, flash_attn_varlen};
 use host::reference::attention::{AttentionOptions, AttentionShape, Causal, Dropout};
 use host::{Device, Float, Tensor, bf16, f16};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::TestRunner;
 
 use crate::on_all;
 use crate::support::{Case, devices, has, shape};
@@ -24,6 +24,50 @@ fn runs_repeat_bit_for_bit() {
             same_bits(&again, &out).unwrap();
             same_bits(&lse_again, &lse).unwrap();
         }
+    }
+    on_all!(body);
+}
+
+/// A thousand runs beside other work on the same GPU: neither the order of warps nor that of blocks shows in the bits.
+#[test]
+fn runs_under_load_repeat_bit_for_bit() {
+    fn body<T: Float>(device: &Device) {
+        let runs = if device.is_emulator() { 2 } else { 1000 };
+        let beside = Case::<T>::new(7, shape(1, (2, 2), (if runs > 2 { 1000 } else { 10 }, 300), 64)).tensors(device);
+        let side = device.create_stream().unwrap();
+        let sink = attention(&beside[0], &beside[1], &beside[2]).run_without_lse().unwrap();
+        device.synchronize().unwrap();
+        for (dim, causal) in [
+            (64, Causal::None),
+            (64, Causal::BottomRight),
+            (128, Causal::BottomRight),
+            (256, Causal::None),
+        ] {
+            let options = AttentionOptions {
+                causal,
+                ..Default::default()
+            };
+            let case = Case::<T>::new(1, shape(1, (2, 1), (200, if runs > 2 { 500 } else { 140 }), dim)).with(options);
+            let [q, k, v] = case.tensors(device);
+            let run = || {
+                let call = attention(&q, &k, &v).options(case.op_options(device));
+                let result = call.run().unwrap();
+                let out = result.out.typed::<T>("out").unwrap().to_vec().unwrap();
+                (out, result.lse.typed::<f32>("lse").unwrap().to_vec().unwrap())
+            };
+            let (out, lse) = run();
+            for _ in 1..runs {
+                attention(&beside[0], &beside[1], &beside[2])
+                    .out(&sink)
+                    .on(&side)
+                    .run_without_lse()
+                    .unwrap();
+                let (again, lse_again) = run();
+                same_bits(&again, &out).unwrap();
+                same_bits(&lse_again, &lse).unwrap();
+            }
+        }
+        device.synchronize_stream(&side).unwrap();
     }
     on_all!(body);
 }
@@ -91,12 +135,7 @@ fn ways_to_call() {
 fn random_problems() {
     for device in devices() {
         let cases = if device.is_emulator() { 24 } else { 1000 };
-        let config = Config {
-            cases,
-            failure_persistence: None,
-            ..Config::default()
-        };
-        TestRunner::new(config)
+        TestRunner::new(crate::common::problems(cases))
             .run(&problem(device.is_emulator()), |problem| {
                 match problem.dtype % 3 {
                     0 => problem.case::<f16>().check(device),

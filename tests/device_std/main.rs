@@ -8,5 +8,6 @@ mod arithmetic;
 mod copies;
 mod matrices;
 mod memory;
+mod schedules;
 mod support;
 mod threads;

@@ -219,6 +219,21 @@ fn transposes_and_strided_copies() {
                 "{order:?}"
             );
         }
+        // Whole vectors both ways, and not: more than a block of either kind, and a padded source.
+        for (rows, columns, pad) in [(136, 264, 8), (136, 264, 0), (136, 260, 0), (8, 8, 3), (200, 48, 4)] {
+            let data: Vec<f16> = (0..rows * (columns + pad)).map(|i| f16::from_bits(i as u16)).collect();
+            let whole = dense(&device, &data, &[rows, columns + pad]);
+            let view = whole.slice(1, 0..columns as u64).unwrap().transpose(0, 1).unwrap();
+            let bits = |tensor: &AnyTensor| values::<f16>(tensor).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let expected: Vec<u16> = (0..columns)
+                .flat_map(|j| (0..rows).map(move |i| (i * (columns + pad) + j) as u16))
+                .collect();
+            assert_eq!(
+                bits(&contiguous(&view).unwrap()),
+                expected,
+                "{device}: {rows}×{columns} + {pad}"
+            );
+        }
         let bytes: Vec<u8> = (0..100).collect();
         let x = dense(&device, &bytes, &[10, 10]);
         let y = contiguous(&x.transpose(0, 1).unwrap()).unwrap();
@@ -252,7 +267,7 @@ fn nothing_and_errors() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::common::problems(12))]
 
     /// Any shape and strides give what the dense form gives.
     #[test]

@@ -66,7 +66,7 @@ const PLAIN: LossOptions = LossOptions {
 #[test]
 fn agrees_with_the_reference() {
     for device in devices() {
-        for columns in [2, 33, 1500, 9000] {
+        for columns in [2, 33, 1500, 9000, 33_001, 120_008] {
             let rows = if columns > 1024 { 2 } else { 5 };
             let all = LossOptions {
                 ignore_index: 1,

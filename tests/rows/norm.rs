@@ -88,7 +88,11 @@ fn agrees_with_the_reference() {
 }
 
 fn check_backward<T: Float>(device: &Device, rows: usize, columns: usize, centered: bool, all: bool) {
-    let (x, dy): (Vec<T>, Vec<T>) = (normal(1, rows, columns), normal(2, rows, columns));
+    check_backward_of::<T>(device, normal(1, rows, columns), rows, columns, centered, all);
+}
+
+fn check_backward_of<T: Float>(device: &Device, x: Vec<T>, rows: usize, columns: usize, centered: bool, all: bool) {
+    let dy: Vec<T> = normal(2, rows, columns);
     let (residual, dsum): (Vec<T>, Vec<T>) = (normal(5, rows, columns), normal(6, rows, columns));
     let (weight, bias): (Vec<T>, Vec<T>) = (normal(3, 1, columns), normal(4, 1, columns));
     let [xw, dw, ww, bw] = [&x, &dy, &weight, &bias].map(|values| widen(values));
@@ -145,11 +149,37 @@ fn check_backward<T: Float>(device: &Device, rows: usize, columns: usize, center
 fn gradients_agree_with_the_reference() {
     for device in devices() {
         // One team and several, rows of every kernel.
-        for (rows, columns) in [(1, 1), (5, 33), (100, 40), (3, 1024), (40, 1030), (2, 9000)] {
+        for (rows, columns) in [
+            (1, 1),
+            (5, 33),
+            (100, 40),
+            (3, 1024),
+            (40, 1030),
+            (40, 1200),
+            (2, 9000),
+            (18, 5000),
+            (20, 12_000),
+            (3, 20_001),
+            (2, 40_000),
+        ] {
             check_backward::<f32>(&device, rows, columns, true, columns == 40);
             check_backward::<f16>(&device, rows, columns, false, columns != 40);
         }
         check_backward::<bf16>(&device, 18, 1100, true, true);
+        check_backward::<bf16>(&device, 18, 33_000, true, false);
+    }
+}
+
+#[test]
+fn gradients_of_rows_whose_first_element_lies_far_off() {
+    for device in devices() {
+        for (rows, columns) in [(3, 40), (3, 1200), (2, 12_000)] {
+            for (center, first) in [(0.0, 3000.0), (1000.0, 1000.0), (1000.0, -5.0)] {
+                let mut x: Vec<f32> = Distribution::Near { center, spread: 1.0 }.draw(1, rows, columns);
+                plant(&mut x, (0..rows).map(|row| row * columns), first);
+                check_backward_of::<f32>(&device, x, rows, columns, true, false);
+            }
+        }
     }
 }
 
@@ -183,7 +213,7 @@ fn survives_hard_inputs() {
 #[test]
 fn rows_do_not_know_each_other() {
     for device in devices() {
-        for columns in [40, 1500] {
+        for columns in [40, 1500, 1504, 9_002, 33_000] {
             let data: Vec<f16> = normal(7, 6, columns);
             let x = dense(&device, &data, &[6, columns]);
             let all = values::<f16>(&layer_norm(&x).run().unwrap().y);

@@ -2,11 +2,11 @@
 
 use crate::common::devices;
 use crate::support::{dense, normal, strided};
-use host::ops::{argmax, sample};
+use host::ops::{argmax, argmax_and_copy, sample};
 use host::reference::data::{Distribution, plant};
 use host::reference::sampling::{SamplingOptions, sample as reference};
 use host::reference::{reduce, widen};
-use host::{AnyTensor, Device, Error, Float, Tensor, bf16, f16};
+use host::{AnyTensor, DType, Device, Error, Float, Tensor, bf16, f16};
 use proptest::prelude::*;
 
 fn tokens(tensor: &AnyTensor) -> Vec<i64> {
@@ -147,6 +147,39 @@ fn faults_do_not_pass_as_text() {
 }
 
 #[test]
+fn the_largest_of_many_columns_by_a_cluster_and_its_copy() {
+    for device in devices() {
+        // Whole vectors, and rows that start anywhere.
+        for columns in [4096usize, 4099, 12_293] {
+            let mut data: Vec<f32> = normal(7, 5, columns);
+            plant(&mut data, [columns + 4000, columns + 9], 9.0);
+            plant(&mut data, [2 * columns + 1, 3 * columns - 1], f32::NAN);
+            plant(&mut data, 3 * columns..4 * columns, f32::NEG_INFINITY);
+            plant(&mut data, 4 * columns..5 * columns, -0.0);
+            plant(&mut data, [4 * columns + 77], 0.0);
+            let wanted: Vec<i64> = data
+                .chunks(columns)
+                .map(|row| reduce::argmax(&widen(row)).unwrap() as i64)
+                .collect();
+            assert_eq!(wanted[1..], [9, 1, 0, 0]);
+            let logits = dense(&device, &data, &[5, columns]);
+            let copy = AnyTensor::zeros(&device, DType::I64, &[5]).unwrap();
+            copy.fill_bytes(0xff).unwrap();
+            assert_eq!(
+                tokens(&argmax_and_copy(&logits, Some(&copy)).unwrap()),
+                wanted,
+                "{device}"
+            );
+            assert_eq!(tokens(&copy), wanted, "{device}");
+        }
+        let logits = AnyTensor::zeros(&device, DType::F32, &[2, 5000]).unwrap();
+        let short = AnyTensor::zeros(&device, DType::I64, &[1]).unwrap();
+        let told = argmax_and_copy(&logits, Some(&short));
+        assert!(matches!(told, Err(Error::Shape { argument: "copy", .. })));
+    }
+}
+
+#[test]
 fn nothing_and_errors() {
     let device = &devices()[0];
     let none = Tensor::<f32>::empty(device, &[0, 5]).unwrap();
@@ -169,7 +202,7 @@ fn nothing_and_errors() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::common::problems(6))]
 
     #[test]
     fn any_options(columns in 1usize..300, k in 1usize..320, top_p in 0.01f64..=1.0, temperature in 0.1f64..3.0, seed: u64, offset: u64) {

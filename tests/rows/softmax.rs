@@ -196,7 +196,7 @@ fn rows_sum_to_one_and_shifts_change_nothing() {
 #[test]
 fn rows_do_not_know_each_other() {
     for device in devices() {
-        for columns in [40, 1500] {
+        for columns in [40, 1500, 1504] {
             let data: Vec<bf16> = normal(7, 6, columns);
             let all = values::<bf16>(&softmax(&dense(&device, &data, &[6, columns])).run().unwrap());
             for row in 0..6 {
@@ -204,6 +204,13 @@ fn rows_do_not_know_each_other() {
                 same_bits(
                     &values::<bf16>(&softmax(&alone).run().unwrap()),
                     &all[row * columns..][..columns],
+                )
+                .unwrap();
+                let dy = dense(&device, &data[..columns], &[1, columns]);
+                let here = dense(&device, &data[row * columns..][..columns], &[1, columns]);
+                same_bits(
+                    &values::<bf16>(&softmax(&alone).backward(&dy).unwrap()),
+                    &values::<bf16>(&softmax(&here).backward(&dy).unwrap()),
                 )
                 .unwrap();
             }

@@ -2,10 +2,12 @@
 
 use host::compare::{Rule, compare};
 use host::reference::data::{Distribution, poison};
-use host::{AnyTensor, Device, Element, Float, Tensor};
+use host::{AnyTensor, Device, Float, Tensor};
+
+pub use crate::common::dense;
 
 /// Row lengths around vectors, warps, blocks and the limits between kernels.
-pub const COLUMNS: [usize; 9] = [1, 7, 33, 256, 1024, 1030, 5000, 8200, 33_000];
+pub const COLUMNS: [usize; 11] = [1, 7, 33, 256, 1024, 1030, 5000, 8200, 33_000, 33_001, 120_008];
 
 /// `rows × columns` of a matrix whose rows have `before` and `after` elements of NaN around them.
 pub fn strided<T: Float>(device: &Device, data: &[T], rows: usize, before: usize, after: usize) -> Tensor<T> {
@@ -17,12 +19,6 @@ pub fn strided<T: Float>(device: &Device, data: &[T], rows: usize, before: usize
     }
     let whole = Tensor::from_slice(device, &all, &[rows as u64, pitch as u64]).unwrap();
     whole.slice(1, before as u64..(before + columns) as u64).unwrap()
-}
-
-/// A dense tensor.
-pub fn dense<T: Element>(device: &Device, data: &[T], shape: &[usize]) -> Tensor<T> {
-    let shape: Vec<u64> = shape.iter().map(|&extent| extent as u64).collect();
-    Tensor::from_slice(device, data, &shape).unwrap()
 }
 
 /// N(0, 1).

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::memory::{AccessKind, AccessSpace, take_hints, take_order};
+use super::load_store::{take_hints, take_order};
+use super::memory::{AccessKind, AccessSpace};
 use super::{Context, Operation, Outcome, Step};
 use crate::lower::types::{Modifiers, Type};
 use crate::lower::{Lowered, Lowering};

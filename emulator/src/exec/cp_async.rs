@@ -1,7 +1,8 @@
 //! `cp.async`: copies of 4, 8 or 16 bytes by each lane (PTX ISA, "Data Movement and Conversion Instructions: Non-bulk copy").
 
 use crate::exec::asynchronous;
-use crate::exec::memory::{AccessKind, AccessSpace, take_hints};
+use crate::exec::load_store::take_hints;
+use crate::exec::memory::{AccessKind, AccessSpace};
 use crate::exec::place::shared;
 use crate::exec::transfer::{Piece, Signal, Work, issue};
 use crate::exec::{Context, Operation, Outcome, Step, bulk, mbarrier};

@@ -1,17 +1,15 @@
-//! Loads, stores, and the way from an address to bytes (PTX ISA, "State Spaces", `ld`, `st`, `prefetch`).
+//! The way from an address to bytes (PTX ISA, "State Spaces").
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::{Context, Operation, Outcome, Step};
+use super::Context;
 use crate::Lanes;
 use crate::fault::{FaultKind, Stop};
-use crate::lower::types::{Modifiers, Type, ones};
-use crate::lower::{LOCAL_PARAM, Lowered, Lowering, Symbol};
+use crate::lower::LOCAL_PARAM;
+use crate::lower::types::{Modifiers, ones};
 use crate::machine::cluster::{RANK_SHIFT, SHARED_START};
 use crate::machine::memory::{GLOBAL_BASE, Purpose};
-use crate::machine::warp::lanes;
-use crate::program::{Op, Register};
-use crate::syntax::ast::Instruction;
+use crate::program::Register;
 
 /// Generic addresses of shared memory start here.
 pub(crate) const SHARED_WINDOW: u64 = 1 << 40;
@@ -309,6 +307,34 @@ impl Context<'_> {
         }
     }
 
+    /// Where each lane's `total` bytes are, when all lanes' are in one piece of memory, as (where the piece is, each
+    /// lane's offset); else nothing, and the slow path sorts it out. Watchers are told.
+    #[inline(always)]
+    pub(super) fn together(
+        &mut self,
+        space: AccessSpace,
+        addresses: &Lanes,
+        by: u64,
+        total: u64,
+        kind: AccessKind,
+    ) -> Result<Option<(*mut u8, Lanes)>, Box<Stop>> {
+        let first = self.mask.trailing_zeros() as usize;
+        let address = addresses[first].wrapping_add(by);
+        let Some((start, length, pointer, home)) = self.window(space, address, total, kind, first) else {
+            return Ok(None);
+        };
+        let Some(offsets) = offsets(addresses, by, total, self.mask, start, length) else {
+            return Ok(None);
+        };
+        if self.launch.watched {
+            self.record_all(home, &offsets, total, kind).map_err(|stop| {
+                let lane = stop.lane.unwrap_or(0) as usize;
+                stop.address(addresses[lane].wrapping_add(by))
+            })?;
+        }
+        Ok(Some((pointer, offsets)))
+    }
+
     /// Adds to the traffic of a space.
     pub(crate) fn count(&mut self, space: AccessSpace, read: u64, written: u64) {
         let i = match space {
@@ -324,7 +350,7 @@ impl Context<'_> {
 
     /// Counts the extra passes of a shared-memory access of `size` bytes a lane: lanes that use different words of
     /// one of the 32 banks go one after the other. Wide accesses go by halves or quarters of the warp.
-    fn count_conflicts(&mut self, addresses: Register, offset: i64, size: u64) {
+    pub(super) fn count_conflicts(&mut self, addresses: Register, offset: i64, size: u64) {
         let group = match size {
             16.. => 8,
             8.. => 16,
@@ -404,304 +430,4 @@ fn offsets(addresses: &Lanes, by: u64, total: u64, mask: u32, start: u64, length
         offsets[i] = offset;
     }
     (bad == 0).then_some(offsets)
-}
-
-/// `ld`.
-struct Load {
-    space: AccessSpace,
-    address: Register,
-    offset: i64,
-    /// Destination of each element.
-    to: Vec<Register>,
-    /// Bytes of an element.
-    size: u32,
-    /// Bits that the sign is repeated up to; 0 without a sign.
-    signed: u32,
-    kind: AccessKind,
-}
-
-impl Operation for Load {
-    fn run(&self, cx: &mut Context<'_>) -> Outcome {
-        let total = u64::from(self.size) * self.to.len() as u64;
-        let active = u64::from(cx.mask.count_ones());
-        cx.count(self.space, total * active, 0);
-        if cx.launch.watched && matches!(self.space, AccessSpace::Shared | AccessSpace::Cluster) {
-            cx.count_conflicts(self.address, self.offset, total);
-        }
-        let addresses = *cx.register(self.address);
-        if self.fast(cx, &addresses, total)? {
-            return Ok(Step::Next);
-        }
-        for lane in cx.lanes() {
-            let address = addresses[lane].wrapping_add(self.offset as u64);
-            let pointer = cx.locate(self.space, address, total, self.kind, lane)?;
-            for (k, &d) in self.to.iter().enumerate() {
-                // SAFETY: `locate` proved `total` bytes, aligned.
-                let mut value = unsafe { read(pointer.add(k * self.size as usize), self.size) };
-                if self.signed != 0 {
-                    let shift = 64 - 8 * self.size;
-                    value = ((value << shift) as i64 >> shift) as u64 & ones(self.signed);
-                }
-                cx.warp.registers[d as usize][lane] = value;
-            }
-        }
-        Ok(Step::Next)
-    }
-}
-
-impl Load {
-    /// All lanes at once, when they read from one piece of memory; whether it was so.
-    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> Result<bool, Box<Stop>> {
-        let first = cx.mask.trailing_zeros() as usize;
-        let by = self.offset as u64;
-        let address = addresses[first].wrapping_add(by);
-        let Some((start, length, pointer, home)) = cx.window(self.space, address, total, self.kind, first) else {
-            return Ok(false);
-        };
-        let Some(offsets) = offsets(addresses, by, total, cx.mask, start, length) else {
-            return Ok(false);
-        };
-        if cx.launch.watched {
-            cx.record_all(home, &offsets, total, self.kind).map_err(|stop| {
-                let lane = stop.lane.unwrap_or(0) as usize;
-                stop.address(addresses[lane].wrapping_add(by))
-            })?;
-        }
-        for (k, &d) in self.to.iter().enumerate() {
-            let at = |i: usize| {
-                // SAFETY: `offsets` proved that `total` bytes from here are within the window, aligned.
-                unsafe { pointer.add(offsets[i] as usize + k * self.size as usize) }
-            };
-            let d = &mut cx.warp.registers[d as usize];
-            macro_rules! all {
-                ($size:literal) => {
-                    for i in lanes(cx.mask) {
-                        // SAFETY: as above; only lanes of the mask are read.
-                        d[i] = unsafe { read(at(i), $size) };
-                    }
-                };
-            }
-            match self.size {
-                1 => all!(1),
-                2 => all!(2),
-                4 => all!(4),
-                _ => all!(8),
-            }
-            if self.signed != 0 {
-                let shift = 64 - 8 * self.size;
-                for i in lanes(cx.mask) {
-                    d[i] = ((d[i] << shift) as i64 >> shift) as u64 & ones(self.signed);
-                }
-            }
-        }
-        Ok(true)
-    }
-}
-
-/// `st`.
-struct Store {
-    space: AccessSpace,
-    address: Register,
-    offset: i64,
-    from: Vec<Register>,
-    size: u32,
-    kind: AccessKind,
-}
-
-impl Operation for Store {
-    fn run(&self, cx: &mut Context<'_>) -> Outcome {
-        let total = u64::from(self.size) * self.from.len() as u64;
-        let active = u64::from(cx.mask.count_ones());
-        cx.count(self.space, 0, total * active);
-        if cx.launch.watched && matches!(self.space, AccessSpace::Shared | AccessSpace::Cluster) {
-            cx.count_conflicts(self.address, self.offset, total);
-        }
-        let addresses = *cx.register(self.address);
-        if self.fast(cx, &addresses, total)? {
-            return Ok(Step::Next);
-        }
-        for lane in cx.lanes() {
-            let address = addresses[lane].wrapping_add(self.offset as u64);
-            let pointer = cx.locate(self.space, address, total, self.kind, lane)?;
-            for (k, &a) in self.from.iter().enumerate() {
-                let value = cx.register(a)[lane];
-                // SAFETY: `locate` proved `total` bytes, aligned.
-                unsafe { write(pointer.add(k * self.size as usize), self.size, value) };
-            }
-        }
-        Ok(Step::Next)
-    }
-}
-
-impl Store {
-    /// All lanes at once, when they write to one piece of memory; whether it was so.
-    fn fast(&self, cx: &mut Context<'_>, addresses: &Lanes, total: u64) -> Result<bool, Box<Stop>> {
-        let first = cx.mask.trailing_zeros() as usize;
-        let by = self.offset as u64;
-        let address = addresses[first].wrapping_add(by);
-        let Some((start, length, pointer, home)) = cx.window(self.space, address, total, self.kind, first) else {
-            return Ok(false);
-        };
-        let Some(offsets) = offsets(addresses, by, total, cx.mask, start, length) else {
-            return Ok(false);
-        };
-        if cx.launch.watched {
-            cx.record_all(home, &offsets, total, self.kind).map_err(|stop| {
-                let lane = stop.lane.unwrap_or(0) as usize;
-                stop.address(addresses[lane].wrapping_add(by))
-            })?;
-        }
-        for (k, &a) in self.from.iter().enumerate() {
-            let a = &cx.warp.registers[a as usize];
-            macro_rules! all {
-                ($size:literal) => {
-                    for i in lanes(cx.mask) {
-                        // SAFETY: `offsets` proved that `total` bytes from here are within the window, aligned.
-                        unsafe { write(pointer.add(offsets[i] as usize + k * $size), $size, a[i]) };
-                    }
-                };
-            }
-            match self.size {
-                1 => all!(1),
-                2 => all!(2),
-                4 => all!(4),
-                _ => all!(8),
-            }
-        }
-        Ok(true)
-    }
-}
-
-/// Takes modifiers that steer caches or name an ordering, neither of which changes what this machine computes:
-/// every access is performed at once and in order.
-pub(crate) fn take_hints(m: &mut Modifiers<'_>) {
-    while m
-        .take_map(|name| {
-            let hint = matches!(
-                name,
-                "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" | "unified" | "L1" | "L2"
-            ) || name.starts_with("L1::")
-                || name.starts_with("L2::")
-                || name.starts_with("level::");
-            hint.then_some(())
-        })
-        .is_some()
-    {}
-}
-
-/// Takes the memory order and scope; whether the access is strong.
-pub(crate) fn take_order(m: &mut Modifiers<'_>) -> bool {
-    let order = m.take_one(&["weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "mmio"]);
-    let scope = m.take_one(&["cta", "cluster", "gpu", "sys"]).is_some();
-    matches!(order, Some(1..)) || scope
-}
-
-pub(super) fn lower(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Lowered {
-    let load = matches!(&*i.opcode, "ld" | "ldu");
-    if !load && &*i.opcode != "st" {
-        return hint(l, i, m);
-    }
-    let strong = take_order(m);
-    let _ = m.take("relaxed");
-    let space = AccessSpace::take(m);
-    let constant = m.take("nc");
-    take_hints(m);
-    let policy = m.take("L2::cache_hint");
-    let vector = m.take_one(&["v2", "v4", "v8"]).map_or(1, |k| 2usize << k);
-    let ty = l.ty(m)?;
-    if ty == Type::Pred || ty == Type::B128 {
-        return l.refuse("this type is not modelled");
-    }
-    let extra = usize::from(policy || i.modifiers.iter().any(|m| &**m == "L2::cache_hint"));
-    if i.operands.len() != 2 + extra {
-        return l.refuse(&format!(
-            "it has {} operands instead of {}",
-            i.operands.len(),
-            2 + extra
-        ));
-    }
-    let (data, place) = if load {
-        (&i.operands[0], &i.operands[1])
-    } else {
-        (&i.operands[1], &i.operands[0])
-    };
-    let (address, offset, symbol) = l.address(place)?;
-    let space = match (space, symbol) {
-        // A symbol in a generic address is the generic address of the symbol only for global memory.
-        (AccessSpace::Generic, Some(Symbol::Global(_)) | None) => AccessSpace::Generic,
-        (AccessSpace::Generic, Some(_)) => return l.refuse("a generic access to a symbol of another space"),
-        (space, _) => space,
-    };
-    let elements = l.elements(data)?;
-    if elements.len() != vector || ty.bytes() as usize * vector > 32 {
-        return l.refuse(&format!("{vector} elements are named, {} are given", elements.len()));
-    }
-    let _ = constant;
-    if load {
-        let mut to = Vec::new();
-        let mut bits = 0;
-        for element in &elements {
-            let (d, width) = l.dest(element)?;
-            to.push(d);
-            bits = width;
-        }
-        let signed = if ty.signed() && bits > ty.bits() { bits } else { 0 };
-        let kind = if strong {
-            AccessKind::StrongRead
-        } else {
-            AccessKind::Read
-        };
-        l.other(Load {
-            kind,
-            space,
-            address,
-            offset,
-            to,
-            size: ty.bytes(),
-            signed,
-        })
-    } else {
-        let mut from = Vec::new();
-        for element in &elements {
-            from.push(l.source(element, ty)?);
-        }
-        let kind = if strong {
-            AccessKind::StrongWrite
-        } else {
-            AccessKind::Write
-        };
-        l.other(Store {
-            kind,
-            space,
-            address,
-            offset,
-            from,
-            size: ty.bytes(),
-        })
-    }
-}
-
-/// `prefetch` and other instructions that only advise.
-fn hint(l: &mut Lowering<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Lowered {
-    let _ = AccessSpace::take(m);
-    while m
-        .take_map(|n| {
-            (n.starts_with("L1") || n.starts_with("L2") || matches!(n, "tensormap" | "fractional" | "range"))
-                .then_some(())
-        })
-        .is_some()
-    {}
-    match &*i.opcode {
-        "createpolicy" => {
-            let _ = m.take_one(&["cvt"]);
-            let _ = m.ty();
-            let Some(d) = i.operands.first() else {
-                return l.refuse("the destination is missing");
-            };
-            let (d, _) = l.dest(d)?;
-            let a = l.bits(0);
-            l.emit(Op::Copy { d, a })
-        }
-        _ => l.emit(Op::Nop),
-    }
 }

@@ -96,18 +96,25 @@ impl Operation for Transpose {
 impl Operation for Mma {
     fn run(&self, cx: &mut Context<'_>) -> Outcome {
         cx.aligned()?;
-        fn gather<'a>(cx: &Context<'_>, list: &[Register], to: &'a mut [Lanes; 8]) -> &'a [Lanes] {
-            for (slot, r) in to.iter_mut().zip(list) {
-                *slot = *cx.register(*r);
+        const NONE: &Lanes = &[0; 32];
+        let gather = |list: &[Register]| {
+            let mut lanes = [NONE; 8];
+            for (slot, register) in lanes.iter_mut().zip(list) {
+                *slot = cx.register(*register);
             }
-            &to[..list.len()]
-        }
-        let (mut a, mut b, mut c, mut d) = ([[0; 32]; 8], [[0; 32]; 8], [[0; 32]; 8], [[0; 32]; 8]);
-        let a = gather(cx, &self.a, &mut a);
-        let b = gather(cx, &self.b, &mut b);
-        let c = gather(cx, &self.c, &mut c);
-        let d = &mut d[..self.d.len()];
-        mma::mma(&self.shape, a, b, c, d);
+            lanes
+        };
+        let (a, b, c) = (gather(&self.a), gather(&self.b), gather(&self.c));
+        // No shape has more than four registers of results.
+        let mut results = [[0; 32]; 4];
+        let d = &mut results[..self.d.len()];
+        mma::mma(
+            &self.shape,
+            &a[..self.a.len()],
+            &b[..self.b.len()],
+            &c[..self.c.len()],
+            d,
+        );
         let mask = cx.mask;
         for (register, value) in self.d.iter().zip(d.iter()) {
             blend(cx.register_mut(*register), value, mask);

@@ -25,6 +25,7 @@ mod cp_async;
 mod float;
 mod half;
 mod integer;
+mod load_store;
 mod logic;
 pub(crate) mod mbarrier;
 pub(crate) mod memory;
@@ -206,7 +207,7 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Lowered {
         "cvt" | "cvta" | "isspacep" => convert::lower(l, i, m)?,
         "mov" | "mapa" | "getctarank" => moves::lower(l, i, m)?,
         "ld" | "ldu" | "st" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "createpolicy" => {
-            memory::lower(l, i, m)?
+            load_store::lower(l, i, m)?
         }
         "atom" | "red" => atomic::lower(l, i, m)?,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => warp::lower(l, i, m)?,

@@ -133,6 +133,7 @@ impl Work {
                 let mut result = Ok(());
                 map.for_each_unit(0, coordinates, |u| {
                     if u.valid != 0 && result.is_ok() {
+                        let u = if write { u.stored() } else { u };
                         result = check(u.global, u.valid, write);
                     }
                 });
@@ -440,7 +441,7 @@ impl Transfer {
                 let mut units = Vec::new();
                 map.for_each_unit(*window, coordinates, |u| {
                     if u.valid != 0 {
-                        units.push(u);
+                        units.push(u.stored());
                     }
                 });
                 for u in units {

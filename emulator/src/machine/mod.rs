@@ -1,6 +1,7 @@
 //! The machine: memory, launches, and the public face.
 
 pub(crate) mod cluster;
+mod joins;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub(crate) mod warp;

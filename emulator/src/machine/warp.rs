@@ -37,24 +37,24 @@ pub(crate) enum Wait {
 
 /// Lanes that run together.
 #[derive(Clone, Debug)]
-struct Split {
-    pc: u32,
-    mask: u32,
-    join: u32,
+pub(super) struct Split {
+    pub(super) pc: u32,
+    pub(super) mask: u32,
+    pub(super) join: u32,
     /// How far a multi-step operation has come; 0 at every fresh instruction.
-    stage: u32,
-    wait: Wait,
+    pub(super) stage: u32,
+    pub(super) wait: Wait,
 }
 
 /// A place where lanes that parted meet.
 #[derive(Clone, Copy, Debug)]
-struct Join {
-    pc: u32,
+pub(super) struct Join {
+    pub(super) pc: u32,
     /// Lanes still to come.
-    coming: u32,
+    pub(super) coming: u32,
     /// Lanes that wait here.
-    arrived: u32,
-    parent: u32,
+    pub(super) arrived: u32,
+    pub(super) parent: u32,
 }
 
 /// How a slice ended.
@@ -64,6 +64,10 @@ pub(crate) enum SliceEnd {
     Blocked,
     Finished,
 }
+
+/// Instructions for which lanes of a warp may stay apart before those that wait for the others go on without them: a lane
+/// that spins may wait for just them. Lanes that run a long loop each in its own way must not be taken for such.
+const PATIENCE: u64 = 1 << 20;
 
 /// A warp.
 #[derive(Default)]
@@ -84,20 +88,20 @@ pub(crate) struct Warp {
     pub(crate) stage: u32,
     /// A bounded wait gave up: the retried instruction must answer "not yet".
     pub(crate) timed_out: bool,
-    splits: Vec<Split>,
-    joins: Vec<Join>,
+    pub(super) splits: Vec<Split>,
+    pub(super) joins: Vec<Join>,
     /// Places in `joins` that nobody uses.
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     /// The allocation that each of a few recent memory instructions touched.
     pub(crate) hints: [u32; 16],
     /// Registers undefined and secret, by lane; only kept when the checks ask.
     pub(crate) labels: Vec<[u32; 2]>,
     pub(crate) predicate_labels: Vec<[u32; 2]>,
-    slices: u32,
+    /// Instructions since all lanes were together.
+    apart: u64,
     pub(crate) asynchronous: asynchronous::WarpState,
     /// The cluster barrier's generation when this warp arrived, until it waits.
     pub(crate) cluster_arrived: Option<u64>,
-    /// What the last `setmaxnreg` left.
     /// Lanes to which the running instruction gave secret memory.
     pub(crate) loaded_secret: u32,
 }
@@ -204,100 +208,6 @@ impl Warp {
             .chain(joins)
     }
 
-    /// Lanes that wait for each other at one instruction run it together once all are there.
-    fn gather(&mut self) -> bool {
-        for i in 0..self.splits.len() {
-            let Wait::Lanes { members } = self.splits[i].wait else {
-                continue;
-            };
-            let pc = self.splits[i].pc;
-            let here = |s: &Split| s.pc == pc && matches!(s.wait, Wait::Lanes { members: m } if m == members);
-            let there = self.splits.iter().filter(|s| here(s)).fold(0, |m, s| m | s.mask);
-            if members & self.live & !there == 0 {
-                // They become one split. Lanes from different joins leave the inner ones.
-                let mut merged = self.splits[i].clone();
-                merged.wait = Wait::None;
-                merged.mask = there;
-                let others: Vec<u32> = self
-                    .splits
-                    .iter()
-                    .filter(|s| here(s) && s.join != merged.join)
-                    .map(|s| s.join)
-                    .collect();
-                self.splits.retain(|s| !here(s));
-                for join in others {
-                    merged.join = self.common(merged.join, join, there);
-                }
-                self.splits.push(merged);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// The innermost join that two chains share; `mask` leaves all joins inside of it.
-    fn common(&mut self, a: u32, b: u32, mask: u32) -> u32 {
-        let mut chain = Vec::new();
-        let mut at = a;
-        while at != NOWHERE {
-            chain.push(at);
-            at = self.joins[at as usize].parent;
-        }
-        let mut shared = b;
-        while shared != NOWHERE && !chain.contains(&shared) {
-            shared = self.joins[shared as usize].parent;
-        }
-        for start in [a, b] {
-            let mut at = start;
-            while at != shared && at != NOWHERE {
-                self.joins[at as usize].coming &= !mask;
-                let parent = self.joins[at as usize].parent;
-                self.release(at);
-                at = parent;
-            }
-        }
-        shared
-    }
-
-    /// Lets the lanes of a complete join go on.
-    fn release(&mut self, join: u32) {
-        let j = &mut self.joins[join as usize];
-        if j.coming == 0 && j.arrived != 0 {
-            let split = Split {
-                pc: j.pc,
-                mask: j.arrived,
-                join: j.parent,
-                stage: 0,
-                wait: Wait::None,
-            };
-            j.arrived = 0;
-            self.splits.push(split);
-        }
-        if self.joins[join as usize].coming == 0 {
-            self.free.push(join);
-        }
-    }
-
-    /// Lets lanes that wait in some join go on without the others; whether there was one.
-    pub(crate) fn break_join(&mut self) -> bool {
-        for i in 0..self.joins.len() {
-            let j = &mut self.joins[i];
-            if j.arrived != 0 {
-                let split = Split {
-                    pc: j.pc,
-                    mask: j.arrived,
-                    join: j.parent,
-                    stage: 0,
-                    wait: Wait::None,
-                };
-                j.arrived = 0;
-                self.splits.push(split);
-                return true;
-            }
-        }
-        false
-    }
-
     /// Ends bounded waits; whether there was one.
     pub(crate) fn time_out(&mut self) -> bool {
         let mut any = false;
@@ -321,6 +231,7 @@ impl Warp {
         let pick = self.splits.iter().position(|s| matches!(s.wait, Wait::None));
         let Some(pick) = pick else { return Ok(SliceEnd::Blocked) };
         let split = self.splits.remove(pick);
+        let begin = cluster.clock;
         let end = if launch.labels || launch.registers_watched {
             self.run_split::<true>(split, cluster, launch, quantum)?
         } else {
@@ -328,8 +239,9 @@ impl Warp {
         };
         if end == SliceEnd::Quantum && self.joins.len() > self.free.len() {
             // A split that spins must not keep lanes in a join for ever that could end the spinning.
-            self.slices += 1;
-            if self.slices.is_multiple_of(256) {
+            self.apart += cluster.clock - begin;
+            if self.apart > PATIENCE {
+                self.apart = 0;
                 self.break_join();
             }
         }
@@ -337,32 +249,6 @@ impl Warp {
             return Ok(SliceEnd::Finished);
         }
         Ok(end)
-    }
-
-    /// Lanes leave the warp: no join waits for them.
-    fn exit(&mut self, mask: u32, mut join: u32) {
-        self.live &= !mask;
-        while join != NOWHERE {
-            self.joins[join as usize].coming &= !mask;
-            let parent = self.joins[join as usize].parent;
-            self.release(join);
-            join = parent;
-        }
-    }
-
-    fn new_join(&mut self, pc: u32, mask: u32, parent: u32) -> u32 {
-        let join = Join {
-            pc,
-            coming: mask,
-            arrived: 0,
-            parent,
-        };
-        if let Some(place) = self.free.pop() {
-            self.joins[place as usize] = join;
-            return place;
-        }
-        self.joins.push(join);
-        self.joins.len() as u32 - 1
     }
 
     fn run_split<const CHECK: bool>(
@@ -422,6 +308,7 @@ impl Warp {
                 self.free.push(join);
                 join = j.parent;
                 join_pc = if join == NOWHERE {
+                    self.apart = 0;
                     NOWHERE
                 } else {
                     self.joins[join as usize].pc

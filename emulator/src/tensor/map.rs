@@ -444,8 +444,20 @@ pub struct Unit {
     pub global: u64,
     /// Bytes at the front of the unit that lie outside the tensor.
     pub skip: u32,
-    /// Bytes after those that lie inside; 0 when the unit is outside. What remains of 16 is outside too.
+    /// Bytes after those that lie inside; 0 when the unit is outside. What remains of 16 is outside too; but see [`Unit::stored`].
     pub valid: u32,
+}
+
+impl Unit {
+    /// What a store writes of the unit: a row that ends inside it is stored to the unit's end.
+    ///
+    /// The H200 does so for copies (measured: rows of 16-bit elements whose number is no multiple of 8), and is taken to do
+    /// so for reductions; the PTX ISA is silent.
+    #[must_use]
+    pub const fn stored(self) -> Unit {
+        let valid = if self.valid == 0 { 0 } else { 16 - self.skip };
+        Unit { valid, ..self }
+    }
 }
 
 /// FNV-1a.

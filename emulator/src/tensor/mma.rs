@@ -118,6 +118,18 @@ impl Shape {
         types && (self.c == self.d || self.a == Element::F16)
     }
 
+    /// `m16n8k…` of one element type with f32 sums.
+    const fn of_16_rows(k: usize, element: Element) -> Shape {
+        Shape {
+            m: 16,
+            k,
+            a: element,
+            b: element,
+            c: Accumulator::F32,
+            d: Accumulator::F32,
+        }
+    }
+
     /// Registers of A.
     #[must_use]
     pub const fn a_registers(&self) -> usize {
@@ -153,7 +165,7 @@ impl Shape {
 ///
 /// # Panics
 /// If a slice has another length (the caller has checked the operand lists).
-pub fn mma(shape: &Shape, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+pub fn mma(shape: &Shape, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     assert_eq!(
         (a.len(), b.len(), c.len(), d.len()),
         (
@@ -165,15 +177,26 @@ pub fn mma(shape: &Shape, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]
     );
     vectorised(
         #[inline(always)]
-        || mma_body(shape, a, b, c, d),
+        || match *shape {
+            // What kernels use most is compiled with its extents and types known.
+            TF32 => mma_body::<128, 64>(&TF32, a, b, c, d),
+            F16 => mma_body::<256, 128>(&F16, a, b, c, d),
+            BF16 => mma_body::<256, 128>(&BF16, a, b, c, d),
+            _ => mma_body::<512, 256>(shape, a, b, c, d),
+        },
     );
 }
 
+const TF32: Shape = Shape::of_16_rows(8, Element::Tf32);
+const F16: Shape = Shape::of_16_rows(16, Element::F16);
+const BF16: Shape = Shape::of_16_rows(16, Element::Bf16);
+
+/// `A` and `B`: at least the elements of the two matrices.
 #[inline(always)]
-fn mma_body(shape: &Shape, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+fn mma_body<const A: usize, const B: usize>(shape: &Shape, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     let (m, k) = (shape.m, shape.k);
-    let mut left = [0.0f32; 16 * 32];
-    let mut right = [0.0f32; 32 * 8];
+    let mut left = [0.0f32; A];
+    let mut right = [0.0f32; B];
     let mut product = [0.0f32; 16 * 8];
     let mut values = [0.0f32; 128];
     for (r, lanes) in a.iter().enumerate() {
@@ -212,7 +235,7 @@ fn mma_body(shape: &Shape, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes
                 }
             }
             (_, d) => {
-                *out = c[r];
+                *out = *c[r];
                 d.add_lanes(out, |j| at(r * d.per_register() + j));
             }
         }
@@ -249,6 +272,10 @@ mod tests {
     use crate::numeric::fp8::Fp8;
     use crate::numeric::half::Half;
     use crate::tensor::fragment::{b_position, ldmatrix, stmatrix};
+
+    fn refs(list: &[Lanes]) -> Vec<&Lanes> {
+        list.iter().collect()
+    }
 
     fn encode(e: Element, x: f32) -> u32 {
         match e {
@@ -323,7 +350,7 @@ mod tests {
                     }
                 }
             }
-            mma(&shape, &a, &b, &cc, &mut dd);
+            mma(&shape, &refs(&a), &refs(&b), &refs(&cc), &mut dd);
             let packed = if d == F16 { 2 } else { 1 };
             for i in 0..m / 4 {
                 for (lane, &got) in dd[i / packed].iter().enumerate() {
@@ -367,7 +394,7 @@ mod tests {
             d: Accumulator::F16,
         };
         let mut d = [[0u64; 32]; 2];
-        mma(&shape, &ra, &rb, &[[0; 32]; 2], &mut d);
+        mma(&shape, &refs(&ra), &refs(&rb), &[&[0; 32]; 2], &mut d);
         for (block, register) in d.iter().enumerate() {
             let rows = stmatrix(register, false);
             for (r, bytes) in rows.iter().enumerate() {

@@ -23,6 +23,8 @@ use crate::{
 
 /// Memory that the emulated device claims to have.
 const MEMORY_BYTES: u64 = 8 << 30;
+/// Shared memory of a block that it can be given: what every GPU has, and what the largest have.
+const SHARED_BYTES: std::ops::RangeInclusive<u32> = (48 << 10)..=(227 << 10);
 
 /// The emulator, dressed as a device.
 pub struct EmulatedBackend {
@@ -76,12 +78,21 @@ enum Recorded {
 impl EmulatedBackend {
     /// An emulated GPU of the tier that the options ask for, Hopper by default.
     pub fn new(options: &DeviceOptions) -> Result<EmulatedBackend> {
-        let target = match options.tier.unwrap_or(Tier::Sm90a) {
+        let first = match options.tier.unwrap_or(Tier::Sm90a) {
             Tier::Sm75 => Target::SM_75,
             Tier::Sm80 => Target::SM_80,
             Tier::Sm90a => Target::SM_90A,
         };
         let emulation = &options.emulator;
+        let shared_bytes = emulation.shared_per_block.unwrap_or(first.shared_bytes);
+        if !SHARED_BYTES.contains(&shared_bytes) {
+            return Err(Error::range(
+                "emulator.shared_per_block",
+                shared_bytes,
+                format!("{} to {} bytes", SHARED_BYTES.start(), SHARED_BYTES.end()),
+            ));
+        }
+        let target = Target { shared_bytes, ..first };
         if emulation.multiprocessors == 0 {
             return Err(Error::range("emulator.multiprocessors", 0, "at least 1"));
         }

@@ -62,7 +62,6 @@ mod invariants;
 mod launches;
 mod pool;
 mod prefix;
-pub mod schedule;
 mod sequence;
 mod statistics;
 mod swap;

@@ -1,9 +1,12 @@
 //! Attention of new tokens over a cache.
 
-use kernels_gpu::decode::{DecodeParams, MIN_SPLIT, ROWS, Shape, UNBOUNDED};
+use kernels_gpu::{
+    angles::Rotation,
+    decode::{DecodeParams, MIN_SPLIT, ROWS, Shape, UNBOUNDED},
+};
 
 use super::{
-    cache::{CacheView, cache_append_in, expect_extent, expect_integers, tokens_of},
+    cache::{CacheView, CheckedCache, cache_append_in, expect_extent, expect_integers, expect_tokens, tokens_of},
     rope::{RopeAngles, RopePairing, check_float, rope},
 };
 use crate::{AnyTensor, DType, Error, Result, Tier, launch::Contract, stream::Stream};
@@ -14,12 +17,33 @@ const WANTED_BLOCKS: u64 = 256;
 const MAX_SPLITS: u64 = 128;
 /// Shared memory of a multiprocessor that has most; each block takes 1 KiB more than it asks for.
 const SHARED_MEMORY: u64 = 228 << 10;
+/// Most rows of a tile that Hopper's kernels for few rows take.
+const FEW_ROWS: u64 = 8;
 /// Blocks of a multiprocessor that their registers leave room for.
 const MAX_RESIDENT: u64 = 2;
+/// The same of kernels for few rows.
+const FEW_RESIDENT: u64 = 3;
+/// Bytes of a row of a stage from which on blocks of few rows have whole tiles, as many each, where there are enough: half of the
+/// time of narrower rows is their instructions, which three blocks share.
+const WIDE_ROW: u32 = 256;
 /// Tiles for each block that the GPU holds from which on they need not be cut up to keep all busy.
 const ENOUGH_TILES: u64 = 6;
 /// Share of the rounds that whole tiles of equal lengths fill from which on that holds for fewer too, in percent.
 const FULL_ROUNDS: u64 = 95;
+
+/// Tokens up to which one sequence alone is attended by a cluster of blocks for each of its tiles: without a workspace and
+/// a second launch, but by too few blocks for more.
+const LONE_CAPACITY: u64 = 8192;
+
+/// Most new tokens of a sequence that the attention rotates and appends itself.
+const MAX_FRESH: u64 = 8;
+
+/// New keys and values, `[batch, seq_q, heads_kv, dim]`, for a launch that rotates, appends and attends.
+struct Fresh {
+    k: AnyTensor,
+    v: AnyTensor,
+    rotation: Rotation,
+}
 
 /// Result of [`Decode::run`].
 #[derive(Clone, Debug)]
@@ -60,6 +84,7 @@ pub struct Decode<'a> {
     cache: CacheView<'a>,
     lengths: &'a AnyTensor,
     new: Option<(&'a AnyTensor, &'a AnyTensor)>,
+    fused: Option<bool>,
     options: DecodeOptions<'a>,
     stream: Option<&'a Stream>,
 }
@@ -68,7 +93,8 @@ pub struct Decode<'a> {
 ///
 /// `cache_seqlens` (i32, `[batch]`) are the tokens of each sequence, on the device: a captured graph stays valid while they
 /// grow. With [`Decode::append`] they are the tokens before this step. f32, f16 and bf16; head dims up to 256 whose rows
-/// are multiples of 16 bytes; any ratio of heads. A row's bits depend on its own sequence alone.
+/// in the cache are multiples of 16 bytes; any ratio of heads. Queries of f16 and bf16 take caches of e4m3 too (Hopper, head
+/// dims up to 128). A row's bits depend on its own sequence alone.
 ///
 /// Lengths above the capacity are cut to it: check them with [`CacheView::validate`].
 pub fn decode<'a>(q: &'a AnyTensor, cache: CacheView<'a>, cache_seqlens: &'a AnyTensor) -> Decode<'a> {
@@ -77,15 +103,34 @@ pub fn decode<'a>(q: &'a AnyTensor, cache: CacheView<'a>, cache_seqlens: &'a Any
         cache,
         lengths: cache_seqlens,
         new: None,
+        fused: None,
         options: DecodeOptions::default(),
         stream: None,
     }
+}
+
+/// Strides of a cache in units of 16 bytes, which 32 bits count.
+fn steps(argument: &'static str, cache: &AnyTensor, strides: [u64; 3]) -> Result<[u32; 3]> {
+    let size = cache.dtype().size();
+    if cache.span() * size / 16 >= u64::from(u32::MAX) {
+        return Err(Error::shape(argument, cache.shape(), "at most 64 GiB are allowed"));
+    }
+    // An axis of one entry may have any stride.
+    Ok(strides.map(|stride| (stride * size / 16) as u32))
 }
 
 impl<'a> Decode<'a> {
     /// Appends `k [batch, seq_q, heads_kv, dim]` and `v` to the cache first.
     pub fn append(mut self, k: &'a AnyTensor, v: &'a AnyTensor) -> Self {
         self.new = Some((k, v));
+        self
+    }
+
+    /// Whether new tokens are rotated, appended and attended in one launch (`true`), or in two: the bits are the same. In one where
+    /// that is possible, unless told: up to 8 tokens a sequence, on tiers from sm_80 on, without left padding, where rows
+    /// start at multiples of four elements, head dims are multiples of 8 (up to 128 in f32) and pairs of 4.
+    pub fn fused(mut self, fused: bool) -> Self {
+        self.fused = Some(fused);
         self
     }
 
@@ -125,8 +170,12 @@ impl<'a> Decode<'a> {
         check_float("q", &q)?;
         let (batch, seq_q, heads_q, dim) = (q.extent(0), q.extent(1), q.extent(2), q.extent(3));
         let cache = self.cache.check(Some(batch))?;
-        if self.cache.k().dtype() != q.dtype() {
-            let allowed = format!("the dtype of q, {}, is needed", q.dtype());
+        let e4m3 = self.cache.k().dtype() == DType::E4M3 && q.dtype() != DType::F32;
+        if self.cache.k().dtype() != q.dtype() && !e4m3 {
+            let allowed = format!(
+                "the dtype of q, {}, is needed, or e4m3 with q of f16 or bf16",
+                q.dtype()
+            );
             return Err(Error::Dtype {
                 argument: "k_cache",
                 dtype: self.cache.k().dtype(),
@@ -156,15 +205,14 @@ impl<'a> Decode<'a> {
                 format!("as many tokens as q, {seq_q}, are needed"),
             ));
         }
-        let size = q.dtype().size();
-        let padded = [64, 128, 256]
-            .into_iter()
-            .find(|&padded| dim.max(cache.value_dim) <= padded);
-        let Some(padded) =
-            padded.filter(|_| dim > 0 && [dim, cache.value_dim].iter().all(|dim| (dim * size).is_multiple_of(16)))
-        else {
+        let (size, cache_size) = (q.dtype().size(), self.cache.k().dtype().size());
+        let dims = if e4m3 { &[64, 128][..] } else { &[64, 128, 256] };
+        let padded = dims.iter().find(|&&padded| dim.max(cache.value_dim) <= padded);
+        let whole = |dim: &u64| (dim * cache_size).is_multiple_of(16);
+        let Some(&padded) = padded.filter(|_| dim > 0 && [dim, cache.value_dim].iter().all(whole)) else {
+            let most = if e4m3 { 128 } else { 256 };
             let what = format!(
-                "head dims {dim} and {} (up to 256, rows in multiples of 16 bytes)",
+                "head dims {dim} and {} (up to {most}, rows of the cache in multiples of 16 bytes)",
                 cache.value_dim
             );
             return Err(Error::unsupported(format!("decode attention with {what}")));
@@ -177,24 +225,48 @@ impl<'a> Decode<'a> {
                 ));
             }
         }
+        let (k_steps, v_steps) = (
+            steps("k_cache", self.cache.k(), cache.strides[0])?,
+            steps("v_cache", self.cache.v(), cache.strides[1])?,
+        );
         let device = q.device();
         let out = AnyTensor::empty(device, q.dtype(), &[batch, seq_q, heads_q, cache.value_dim])?;
         let lse = AnyTensor::empty(device, DType::F32, &[batch, heads_q, seq_q])?;
-        let q = self.prepare_tokens(&q)?;
-        if out.elements() == 0 && lse.elements() == 0 {
-            return Ok(Decoded { out, lse });
-        }
-        if !q.rows_aligned_to(4) {
-            return Err(Error::layout("q", "every row must start at a multiple of 4 bytes"));
-        }
         let tier = match device.tier() {
             Tier::Sm75 => 75,
             Tier::Sm80 => 80,
             Tier::Sm90a => 90,
         };
-        let shape = Shape::new(tier, size as u32, size as u32, padded as u32);
         let group = heads_q / cache.heads;
         let tile_rows = group * seq_q;
+        let few = tier == 90 && size == 2 && padded <= 128 && tile_rows <= FEW_ROWS;
+        let shape = if few {
+            Shape::few(cache_size as u32, padded as u32)
+        } else {
+            Shape::new(tier, size as u32, cache_size as u32, padded as u32)
+        };
+        let empty = out.elements() == 0 && lse.elements() == 0;
+        let fresh = if empty || self.fused == Some(false) || !shape.appends(tier) {
+            None
+        } else {
+            self.fresh(&q, &cache)?
+        };
+        if self.fused == Some(true) && fresh.is_none() && !empty {
+            return Err(Error::unsupported(
+                "rotation, append and attention in one launch of such tokens; see Decode::fused",
+            ));
+        }
+        let q = if fresh.is_some() {
+            q.clone()
+        } else {
+            self.prepare_tokens(&q)?
+        };
+        if empty {
+            return Ok(Decoded { out, lse });
+        }
+        if !q.rows_aligned_to(4) {
+            return Err(Error::layout("q", "every row must start at a multiple of 4 bytes"));
+        }
         let tiles = tile_rows.div_ceil(ROWS.into());
         // These follow from the sequence's own problem, never from the batch: they decide how its sums are ordered.
         let most = (WANTED_BLOCKS / (cache.heads * tiles)).clamp(1, MAX_SPLITS);
@@ -202,13 +274,53 @@ impl<'a> Decode<'a> {
         let all_tiles = batch * cache.heads * tiles;
         let rows = tile_rows.min(ROWS.into());
         // This may follow from the batch: both ways give the same bits.
-        let shared = u64::from(shape.shared_bytes(rows as u32));
-        let resident = (SHARED_MEMORY / (shared + 1024)).clamp(1, MAX_RESIDENT);
-        let slots = resident * u64::from(device.properties().multiprocessors);
-        let full = all_tiles * 100 >= all_tiles.div_ceil(slots) * slots * FULL_ROUNDS;
+        let fresh_tokens = if fresh.is_some() { seq_q as u32 } else { 0 };
+        let shared = u64::from(shape.shared_bytes(rows as u32) + shape.fresh_bytes(fresh_tokens));
+        let resident = (SHARED_MEMORY / (shared + 1024)).clamp(1, if few { FEW_RESIDENT } else { MAX_RESIDENT });
+        let multiprocessors = u64::from(device.properties().multiprocessors);
+        let slots = resident * multiprocessors;
+        let fills = |slots: u64| all_tiles * 100 >= all_tiles.div_ceil(slots) * slots * FULL_ROUNDS;
+        // Measured: where two blocks of few rows on each multiprocessor have a tile each, a third would only cut them up.
+        let two = MAX_RESIDENT * multiprocessors;
+        let pairs = few && cache_size == 2 && all_tiles <= two && fills(two);
+        let full = fills(slots) || pairs;
         let fold = splits == 1 || (shape.folds() && (full || all_tiles >= ENOUGH_TILES * slots));
-        let apart = !fold;
-        let blocks = if fold { all_tiles } else { slots.min(all_tiles * splits) };
+        let lone = tier == 90 && !fold && shape.folds() && batch == 1 && cache.capacity <= LONE_CAPACITY;
+        let gathered = |cluster: u64| u64::from(shape.gather_bytes(rows as u32, splits as u32, cluster as u32));
+        let fits = |cluster: u64| {
+            let shared = shared + gathered(cluster);
+            all_tiles * cluster <= slots
+                && splits <= 2 * cluster
+                && shared <= u64::from(device.properties().shared_per_block)
+        };
+        let cluster = [16, 8, 4, 2]
+            .into_iter()
+            // No more blocks than there are pieces.
+            .find(|cluster| lone && cluster / 2 < splits && fits(*cluster))
+            .unwrap_or(1);
+        let apart = !fold && cluster == 1;
+        let blocks = if fold {
+            all_tiles
+        } else if cluster > 1 {
+            all_tiles * cluster
+        } else if few && shape.row_bytes >= WIDE_ROW && all_tiles >= slots {
+            all_tiles / all_tiles.div_ceil(slots)
+        } else {
+            slots.min(all_tiles * splits)
+        };
+        // Heads side by side, as many as leave few blocks over.
+        let leaves_few =
+            |side: u64| cache.heads.is_multiple_of(side) && blocks / side * side * 100 >= blocks * FULL_ROUNDS;
+        let side = (1..=cache.heads)
+            .rev()
+            .find(|side| apart && leaves_few(*side))
+            .unwrap_or(1);
+        let blocks = if apart { blocks / side * side } else { blocks };
+        let shared = if cluster > 1 {
+            shared + gathered(cluster)
+        } else {
+            shared
+        };
         let partial_rows = if apart { all_tiles * splits * rows } else { 0 };
         let partial = AnyTensor::empty(device, DType::F32, &[partial_rows, cache.value_dim])?;
         let statistics = AnyTensor::empty(device, DType::F32, &[partial_rows, 2])?;
@@ -221,6 +333,7 @@ impl<'a> Decode<'a> {
         let bound = |window: Option<u32>| window.map_or(UNBOUNDED, |tokens| tokens.min(UNBOUNDED - 1));
         let right = if options.causal { Some(0) } else { options.window_right };
         let slopes = options.alibi_slopes;
+        let [k_scale, v_scale] = self.cache.factors();
         let params = DecodeParams {
             paging: cache.paging,
             q: q.address(),
@@ -234,11 +347,16 @@ impl<'a> Decode<'a> {
             left_padding: address(options.left_padding),
             alibi_slopes: address(slopes),
             sinks: address(options.sinks),
-            k_scale: 0,
-            v_scale: 0,
+            k_scale: address(k_scale),
+            v_scale: address(v_scale),
+            k_new: address(fresh.as_ref().map(|fresh| &fresh.k)),
+            v_new: address(fresh.as_ref().map(|fresh| &fresh.v)),
+            k_new_strides: fresh.as_ref().map_or([0; 3], |fresh| strides(&fresh.k)),
+            v_new_strides: fresh.as_ref().map_or([0; 3], |fresh| strides(&fresh.v)),
+            rotation: fresh.as_ref().map_or(Rotation::NONE, |fresh| fresh.rotation),
             q_strides: strides(&q),
-            k_strides: cache.strides[0],
-            v_strides: cache.strides[1],
+            k_steps,
+            v_steps,
             out_strides: strides(&out),
             alibi_batch_stride: if slopes.is_some_and(|slopes| slopes.rank() == 2) {
                 heads_q
@@ -262,28 +380,51 @@ impl<'a> Decode<'a> {
             window_right: bound(right),
             scale: options.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
             softcap: options.softcap.unwrap_or(0.0),
-            whole: u32::from(fold || blocks < 2 * all_tiles),
+            whole: u32::from(fold || (apart && blocks < 2 * all_tiles)),
+            side: side as u32,
+            cluster: cluster as u32,
         };
         let dtype = q.dtype().name();
-        let entry = format!("decode_{dtype}_d{padded}");
-        let contract = Contract::new(device, &entry)
+        let entry = format!(
+            "decode_{}{}{dtype}_d{padded}",
+            if few { "few_" } else { "" },
+            if e4m3 { "e4m3_" } else { "" }
+        );
+        let caches = [("k_cache", self.cache.k()), ("v_cache", self.cache.v())];
+        let mut contract = Contract::new(device, &entry)
             .grid([blocks, 1, 1])
             .shared(shared)
+            .cluster(cluster as u32)
             .on(self.stream)
             .programmatic()
             .reads("q", &q)
-            .reads("k_cache", self.cache.k())
-            .reads("v_cache", self.cache.v())
             .reads("cache_seqlens", self.lengths)
             .reads_if("block_table", self.cache.table())
             .reads_if("batch_index", self.cache.rows())
             .reads_if("left_padding", options.left_padding)
             .reads_if("alibi_slopes", slopes)
             .reads_if("sinks", options.sinks)
+            .reads_if("k_scale", k_scale)
+            .reads_if("v_scale", v_scale)
             .writes("out", &out)
             .writes("lse", &lse)
             .writes_if("partial", apart.then_some(&partial))
             .writes_if("statistics", apart.then_some(&statistics));
+        for (argument, tensor) in caches {
+            contract = if fresh.is_some() {
+                contract.writes(argument, tensor)
+            } else {
+                contract.reads(argument, tensor)
+            };
+        }
+        if let Some(fresh) = &fresh {
+            contract = contract.reads("k", &fresh.k).reads("v", &fresh.v);
+            if let Some((_, angles)) = options.rotary {
+                for (argument, tensor) in angles.tensors() {
+                    contract = contract.reads_if(argument, tensor);
+                }
+            }
+        }
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above.
         unsafe { contract.prepare()?.launch(&params)? };
         if apart {
@@ -297,12 +438,41 @@ impl<'a> Decode<'a> {
                 .reads("cache_seqlens", self.lengths)
                 .reads_if("left_padding", options.left_padding)
                 .reads_if("sinks", options.sinks)
+                .reads_if("v_scale", v_scale)
                 .writes("out", &out)
                 .writes("lse", &lse);
             // SAFETY: as above; the decode kernel before it in the stream has filled the workspace.
             unsafe { contract.prepare()?.launch(&params)? };
         }
         Ok(Decoded { out, lse })
+    }
+
+    /// The new tokens, where one launch can rotate, append and attend; nothing where it cannot, or where something is wrong that
+    /// the other way says better.
+    fn fresh(&self, q: &AnyTensor, cache: &CheckedCache) -> Result<Option<Fresh>> {
+        let Some((k, v)) = self.new else {
+            return Ok(None);
+        };
+        let (k, v) = (tokens_of("k", k)?, tokens_of("v", v)?);
+        let mut rotation = Rotation::NONE;
+        if let Some((pairing, angles)) = self.options.rotary {
+            rotation = rope(q, pairing, angles).rotation(q.extent(3), q.dtype())?;
+        }
+        let fits = |tensor: &AnyTensor, pool: (&'static str, &AnyTensor), dim| {
+            tensor.dtype() == q.dtype()
+                && tensor.shape()[..2] == q.shape()[..2]
+                && expect_tokens("k", tensor, pool, cache.heads, dim).is_ok()
+        };
+        let aligned = |tensor: &AnyTensor| tensor.rows_aligned_to(4 * tensor.dtype().size());
+        let possible = q.extent(1) <= MAX_FRESH
+            && self.options.left_padding.is_none()
+            && fits(&k, ("k_cache", self.cache.k()), cache.head_dim)
+            && fits(&v, ("v_cache", self.cache.v()), cache.value_dim)
+            && [q, &k, &v].into_iter().all(aligned)
+            && cache.head_dim.is_multiple_of(8)
+            && cache.value_dim.is_multiple_of(8)
+            && rotation.pairs.is_multiple_of(4);
+        Ok(possible.then_some(Fresh { k, v, rotation }))
     }
 
     /// Rotates and appends; returns the queries to attend with.

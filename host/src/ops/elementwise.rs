@@ -2,7 +2,9 @@
 
 use kernels_gpu::{
     activation::{GELU_ERF, GELU_TANH, IDENTITY, RELU, SILU},
-    elementwise::{AXES, CopyParams, ElementwiseParams, THREADS, TILE, TransposeParams, tile_pitch},
+    elementwise::{
+        AT_ONCE, AXES, CopyParams, ElementwiseParams, THREADS, TILE, TransposeParams, VECTOR_TILE, tile_pitch,
+    },
     row::WIDTH,
 };
 
@@ -10,7 +12,7 @@ use super::rows::{Rows, check_dtype, check_float, check_like};
 use crate::{AnyTensor, DType, Error, Result, launch::Contract, reference::activation::Activation};
 
 /// Elements that a block takes at a time.
-const BLOCK: u64 = THREADS as u64 * WIDTH as u64;
+const BLOCK: u64 = THREADS as u64 * WIDTH as u64 * AT_ONCE as u64;
 
 /// The kernels' number of an activation.
 fn number(activation: Activation) -> u32 {
@@ -382,14 +384,19 @@ pub fn copy(x: &AnyTensor, out: &AnyTensor) -> Result<()> {
     }
     let bits = 8 * x.dtype().size();
     if let Some(params) = as_transpose(x, out) {
-        let entry = format!("transpose_b{bits}");
+        let vectors = bits == 16 && by_vectors(&params);
+        let (kind, tile, shared) = match vectors {
+            true => ("_vectors", VECTOR_TILE, 0),
+            false => ("", TILE, TILE * tile_pitch(x.dtype().size()) * x.dtype().size()),
+        };
+        let entry = format!("transpose{kind}_b{bits}");
         let launch = Contract::new(x.device(), &entry)
             .grid([
-                params.columns.div_ceil(TILE),
-                params.rows.div_ceil(TILE),
+                params.columns.div_ceil(tile),
+                params.rows.div_ceil(tile),
                 params.batch.min(65_535),
             ])
-            .shared(TILE * tile_pitch(x.dtype().size()) * x.dtype().size())
+            .shared(shared)
             .reads("x", x)
             .writes("out", out)
             .prepare()?;
@@ -416,6 +423,19 @@ pub fn copy(x: &AnyTensor, out: &AnyTensor) -> Result<()> {
         .prepare()?;
     // SAFETY: as above.
     unsafe { launch.launch(&params) }
+}
+
+/// Whether matrices of 16-bit elements are whole vectors at multiples of 16 bytes both ways.
+fn by_vectors(p: &TransposeParams) -> bool {
+    let strides = [
+        p.x_batch_stride,
+        p.x_stride,
+        p.out_batch_stride,
+        p.out_stride,
+        p.rows,
+        p.columns,
+    ];
+    p.x.is_multiple_of(16) && p.out.is_multiple_of(16) && strides.iter().all(|stride| stride.is_multiple_of(8))
 }
 
 /// The copy as a batch of transposes, when it is one: `x` is dense along its last axis but one, `out` along its last.

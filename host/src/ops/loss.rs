@@ -1,11 +1,11 @@
 //! Cross-entropy of logits against target indices.
 
-use kernels_gpu::loss::CrossEntropyParams;
+use kernels_gpu::{loss::CrossEntropyParams, row::LARGE_COLUMNS};
 
 use super::{
     contiguous,
     embedding::indices_of,
-    rows::{Rows, Width, check_dtype, check_float},
+    rows::{Rows, Slices, Width, check_dtype, check_float},
 };
 use crate::{AnyTensor, DType, Error, Result, Stream, launch::Contract};
 
@@ -183,15 +183,19 @@ impl<'a> CrossEntropy<'a> {
             return Err(Error::shape("logits", self.logits.shape(), "a vocabulary is needed"));
         }
         let dlogits = wanted.dlogits.map(|out| Rows::written("dlogits", out)).transpose()?;
-        // Two kernels: rows that 256 threads hold, and all longer ones.
+        // Three kernels: rows that 256 threads hold, those that a cluster holds, and all longer ones.
         let width = match Width::of(logits.columns) {
             Width::Warp | Width::Block | Width::Large => Width::Block,
             _ => Width::Long,
         };
-        let entry = format!("cross_entropy_{}_{}", width.name(), self.logits.dtype());
-        let mut contract = Contract::new(self.logits.device(), &entry)
-            .grid(width.grid(logits.rows))
-            .shared(width.shared())
+        let (device, dtype) = (self.logits.device(), self.logits.dtype());
+        let slices = Slices::of(device, dtype, logits.columns, 1, LARGE_COLUMNS, 2);
+        let kind = slices.map_or(width.name(), |_| "slices");
+        let entry = format!("cross_entropy_{kind}_{dtype}");
+        let mut contract = Contract::new(device, &entry)
+            .grid(slices.map_or(width.grid(logits.rows), |slices| slices.grid(logits.rows)))
+            .shared(slices.map_or(width.shared(), |slices| slices.shared))
+            .cluster(slices.map_or(1, |slices| slices.blocks))
             .on(self.stream)
             .reads("targets", &targets)
             .reads_if("grad", wanted.grad)

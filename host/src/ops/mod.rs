@@ -22,7 +22,9 @@ pub use attention::{
     Attention, AttentionBackward, AttentionCall, AttentionContext, AttentionGradients, AttentionOptions, Causal,
     Dropout, Layout, attention, attention_backward, flash_attn, flash_attn_varlen,
 };
-pub use cache::{CacheView, PoolLayout, cache_append, cache_append_at, cache_read, copy_pages, swap_pages};
+pub use cache::{
+    CacheView, PoolLayout, cache_append, cache_append_at, cache_read, cache_read_as, copy_pages, swap_pages,
+};
 pub use decode::{Decode, DecodeOptions, Decoded, decode};
 pub use elementwise::{
     activation, activation_backward, add, add_into, add_scaled, cast, contiguous, copy, gated, gated_backward, gelu,
@@ -36,6 +38,6 @@ pub use norm::{Norm, NormGradients, Normed, layer_norm, rms_norm};
 pub use optimizer::{AdamW, AdamWState};
 pub use reduce::{ReduceAxis, ReduceKind, reduce};
 pub use rope::{Rope, RopeAngles, RopeFrequencies, RopePairing, rope, rope_table};
-pub use sampling::{Sample, argmax, sample};
+pub use sampling::{Sample, argmax, argmax_and_copy, sample};
 pub use softmax::{Softmax, log_softmax, softmax};
 pub use vector_add::vector_add;

@@ -4,9 +4,9 @@ mod backward;
 
 pub use backward::NormGradients;
 
-use kernels_gpu::norm::NormParams;
+use kernels_gpu::{norm::NormParams, row::WIDE_COLUMNS};
 
-use super::rows::{Rows, Width, address, check_float, check_like, column_vector};
+use super::rows::{Rows, Slices, Width, address, check_float, check_like, column_vector};
 use crate::{AnyTensor, Error, Result, Stream, launch::Contract};
 
 /// RMSNorm or LayerNorm of rows, to be [run](Norm::run). Made by [`rms_norm`] and [`layer_norm`].
@@ -119,10 +119,14 @@ impl<'a> Norm<'a> {
             return Ok(Normed { y, sum });
         }
         let width = Width::of(x.columns);
-        let entry = format!("norm_{}_{dtype}", width.name());
+        // Registers of one block hold shorter rows at less cost: weights stay in L1.
+        let slices = Slices::of(device, dtype, x.columns, 1 + residual.is_some() as u32, WIDE_COLUMNS, 4);
+        let kind = slices.map_or(width.name(), |_| "slices");
+        let entry = format!("norm_{kind}_{dtype}");
         let launch = Contract::new(device, &entry)
-            .grid(width.grid(x.rows))
-            .shared(width.shared())
+            .grid(slices.map_or(width.grid(x.rows), |slices| slices.grid(x.rows)))
+            .shared(slices.map_or(width.shared(), |slices| slices.shared))
+            .cluster(slices.map_or(1, |slices| slices.blocks))
             .on(self.stream)
             .reads("x", &x.view)
             .reads_if("residual", residual.as_ref().map(|r| &r.view))

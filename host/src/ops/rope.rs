@@ -1,11 +1,12 @@
 //! Rotary position embedding.
 
 use kernels_gpu::{
+    angles::{INTERLEAVED, Rotation, TABLE_F32},
     paging::Paging,
     rope::{RopeParams, THREADS, flags},
 };
 
-use super::cache::{CacheView, expect_extent, expect_integers, expect_tokens, tokens_of};
+use super::cache::{CacheView, converts, expect_extent, expect_integers, expect_tokens, tokens_of};
 use crate::{
     AnyTensor, DType, Device, Error, Result, launch::Contract, reference::rope_scaling::Scaling, stream::Stream,
 };
@@ -93,6 +94,17 @@ pub enum RopeAngles<'a> {
     },
 }
 
+impl<'a> RopeAngles<'a> {
+    /// What a kernel reads of it.
+    pub(super) fn tensors(self) -> [(&'static str, Option<&'a AnyTensor>); 3] {
+        let (cos, sin, frequencies) = match self {
+            RopeAngles::Frequencies(f) => (None, None, Some(&f.inverse)),
+            RopeAngles::Table { cos, sin } => (Some(cos), Some(sin), None),
+        };
+        [("cos", cos), ("sin", sin), ("frequencies", frequencies)]
+    }
+}
+
 /// A rotation to be run; made by [`rope`].
 #[must_use = "nothing happens before run()"]
 pub struct Rope<'a> {
@@ -108,6 +120,9 @@ pub struct Rope<'a> {
     lengths: Option<&'a AnyTensor>,
     stream: Option<&'a Stream>,
 }
+
+/// Tokens whose threads fill every GPU even with eight heads each.
+const MANY_TOKENS: u64 = 16_384;
 
 /// Where appended tokens go.
 #[derive(Clone, Copy)]
@@ -251,6 +266,14 @@ impl<'a> Rope<'a> {
             };
             expect_tokens("k", k, ("k_cache", cache.k()), checked.heads, checked.head_dim)?;
             expect_tokens("v", v, ("v_cache", cache.v()), checked.heads, checked.value_dim)?;
+            if v.dtype() != q.dtype() {
+                let allowed = format!("the dtype of q, {}, is needed", q.dtype());
+                return Err(Error::Dtype {
+                    argument: "v",
+                    dtype: v.dtype(),
+                    allowed,
+                });
+            }
             if v.shape()[..2] != q.shape()[..2] {
                 return Err(Error::shape(
                     "v",
@@ -311,13 +334,27 @@ impl<'a> Rope<'a> {
             (output_strides[1], output_strides[2]) = (cache_strides[0], cache_strides[1]);
         }
         let size = q.dtype().size();
+        let e4m3 = cache_view.is_some_and(|cache| converts(q.dtype(), cache.k().dtype()));
+        // Half a vector of 16-bit elements where 8 bits are stored.
+        let stored = |tensor: usize| if e4m3 && tensor > 0 { 2 } else { size };
+        let factors = cache_view.map_or([None; 2], |cache| cache.factors());
         let address = |t: Option<&AnyTensor>| t.map_or(0, AnyTensor::address);
         let vector = (inputs.iter().chain(&outputs)).all(|t| address(*t).is_multiple_of(16))
-            && (input_strides.iter().chain(&output_strides).flatten()).all(|stride| (stride * size).is_multiple_of(16))
+            && input_strides
+                .iter()
+                .flatten()
+                .all(|stride| (stride * size).is_multiple_of(16))
+            && (output_strides.iter().enumerate()).all(|(tensor, strides)| {
+                strides
+                    .iter()
+                    .all(|stride| (stride * stored(tensor)).is_multiple_of(16))
+            })
             && dims.iter().chain([&pairs]).all(|extent| extent.is_multiple_of(8));
         let width = if vector { 8 } else { 1 };
         let copied = (dim - 2 * pairs).div_ceil(2 * width);
-        let lanes = total_heads.div_ceil(4);
+        // More heads a thread share its angles; fewer make more threads.
+        let share = if tokens >= MANY_TOKENS { 8 } else { 4 };
+        let lanes = total_heads.div_ceil(share);
         let mut chunks = pairs / width;
         if !self.in_place || cache_view.is_some() {
             chunks = (chunks + copied).max(dims[2].div_ceil(2 * width));
@@ -351,6 +388,7 @@ impl<'a> Rope<'a> {
             outputs: outputs.map(address),
             input_strides,
             output_strides,
+            scales: factors.map(address),
             positions: address(self.positions),
             lengths: address(self.lengths),
             slots: address(slots),
@@ -374,27 +412,25 @@ impl<'a> Rope<'a> {
             lanes: lanes as u32,
             flags: bits.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum(),
         };
-        let entry = format!("rope_{}", q.dtype().name());
-        let (cos, sin, frequencies) = match self.angles {
-            RopeAngles::Frequencies(f) => (None, None, Some(&f.inverse)),
-            RopeAngles::Table { cos, sin } => (Some(cos), Some(sin), None),
-        };
+        let entry = format!("rope_{}{}", if e4m3 { "e4m3_" } else { "" }, q.dtype().name());
         let mut contract = Contract::new(q.device(), &entry)
             .grid([(tokens * lanes * chunks).div_ceil(THREADS.into()), 1, 1])
             .on(self.stream)
             .reads_if("positions", self.positions)
             .reads_if("lengths", self.lengths)
             .reads_if("slots", slots)
-            .reads_if("cos", cos)
-            .reads_if("sin", sin)
-            .reads_if("frequencies", frequencies)
             .reads_if("v", v.as_ref())
+            .reads_if("k_scale", factors[0])
+            .reads_if("v_scale", factors[1])
             .reads_if("block_table", cache_view.and_then(|cache| cache.table()))
             .reads_if("batch_index", cache_view.and_then(|cache| cache.rows()))
             .writes("q", &q_out)
             .writes_if("k", k_out.as_ref())
             .writes_if("k_cache", cache_view.map(|cache| cache.k()))
             .writes_if("v_cache", cache_view.map(|cache| cache.v()));
+        for (argument, tensor) in self.angles.tensors() {
+            contract = contract.reads_if(argument, tensor);
+        }
         if !self.in_place {
             contract = contract.reads("q", &q);
         }
@@ -404,6 +440,33 @@ impl<'a> Rope<'a> {
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above.
         unsafe { contract.prepare()?.launch(&params)? };
         Ok(result)
+    }
+
+    /// The rotation of heads of `dim` elements, for another kernel.
+    pub(super) fn rotation(&self, dim: u64, dtype: DType) -> Result<Rotation> {
+        let pairs = self.pairs(dim, dtype)? as u32;
+        let interleaved = if self.pairing == RopePairing::Interleaved {
+            INTERLEAVED
+        } else {
+            0
+        };
+        Ok(match self.angles {
+            RopeAngles::Frequencies(f) => Rotation {
+                frequencies: f.inverse.address(),
+                pairs,
+                magnitude: f.magnitude,
+                flags: interleaved,
+                ..Rotation::NONE
+            },
+            RopeAngles::Table { cos, sin } => Rotation {
+                cos: cos.address(),
+                sin: sin.address(),
+                pairs,
+                table_rows: cos.extent(0).min(u32::MAX.into()) as u32,
+                flags: interleaved | if cos.dtype() == DType::F32 { TABLE_F32 } else { 0 },
+                ..Rotation::NONE
+            },
+        })
     }
 
     /// Rotated pairs of a head of `dim` elements.

@@ -1,12 +1,12 @@
 //! What the row ops share: a tensor as a matrix of rows, and which kernel takes rows of a length.
 
 use kernels_gpu::row::{
-    BLOCK_COLUMNS, EXCHANGE_BYTES, LARGE_COLUMNS, PAIR_BLOCK_COLUMNS, PAIR_WARP_COLUMNS, WARP_COLUMNS, WARP_ROWS,
-    WIDE_COLUMNS,
+    BLOCK_COLUMNS, EXCHANGE_BYTES, LARGE_COLUMNS, PAIR_BLOCK_COLUMNS, PAIR_LARGE_COLUMNS, PAIR_WARP_COLUMNS,
+    WARP_COLUMNS, WARP_ROWS, WIDE_COLUMNS, slices_bytes,
 };
 
 use super::contiguous;
-use crate::{AnyTensor, DType, Device, Error, Result};
+use crate::{AnyTensor, DType, Device, Error, Result, Tier};
 
 /// A tensor viewed as rows: its last axis, and all others together.
 pub(crate) struct Rows {
@@ -108,6 +108,8 @@ impl Width {
             Width::Warp
         } else if columns <= PAIR_BLOCK_COLUMNS {
             Width::Block
+        } else if columns <= PAIR_LARGE_COLUMNS {
+            Width::Large
         } else {
             Width::Long
         }
@@ -136,9 +138,9 @@ impl Width {
     /// How many rows later those come that start when a row's team ends, about: L2 is asked for them meanwhile.
     pub fn ahead(self, device: &Device) -> u32 {
         let teams = match self {
-            Width::Warp => 20,
-            Width::Block => 5,
-            Width::Large => 2,
+            Width::Warp => 28,
+            Width::Block => 7,
+            Width::Large => 4,
             Width::Wide | Width::Long => 1,
         };
         device.properties().multiprocessors * teams
@@ -152,6 +154,39 @@ impl Width {
         }
     }
 }
+
+/// A cluster whose blocks hold a row in their shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slices {
+    /// Blocks of the cluster.
+    pub blocks: u32,
+    /// Dynamic shared memory of each.
+    pub shared: u64,
+}
+
+impl Slices {
+    /// Of rows of more than `least` columns, `rows` of them together: the smallest cluster of which a multiprocessor holds
+    /// `several` blocks. None where the tier has no clusters, and for rows that are too long.
+    pub fn of(device: &Device, dtype: DType, columns: u64, rows: u32, least: u64, several: u64) -> Option<Slices> {
+        if device.tier() != Tier::Sm90a || columns <= least || columns > u32::MAX as u64 {
+            return None;
+        }
+        // A kilobyte of each block is the system's.
+        let limit = SHARED_PER_MULTIPROCESSOR / several - 1024;
+        [1, 2, 4, 8].into_iter().find_map(|blocks| {
+            let shared = slices_bytes(rows, columns as u32, blocks, dtype.size() as u32);
+            (shared <= limit).then_some(Slices { blocks, shared })
+        })
+    }
+
+    /// Blocks for so many rows.
+    pub fn grid(self, rows: u64) -> [u64; 3] {
+        [rows.saturating_mul(self.blocks as u64), 1, 1]
+    }
+}
+
+/// Shared memory of a multiprocessor of sm_90; fixed, so that a row's bits do not depend on the device.
+const SHARED_PER_MULTIPROCESSOR: u64 = 228 * 1024;
 
 /// Checks that a tensor has one of the dtypes that row kernels compute in.
 pub(crate) fn check_float(argument: &'static str, tensor: &AnyTensor) -> Result<()> {

@@ -1,12 +1,15 @@
 //! Choosing the next token from logits.
 
-use kernels_gpu::sampling::{SHARED_BYTES, SamplingParams, TOP_P_ONE};
+use kernels_gpu::sampling::{SHARED_BYTES, SamplingParams, TOP_P_ONE, greedy};
 
 use super::{
     ReduceAxis, ReduceKind, reduce,
     rows::{Rows, check_dtype, check_float},
 };
-use crate::{AnyTensor, DType, Error, Result, Stream, launch::Contract};
+use crate::{AnyTensor, DType, Error, Result, Stream, Tier, launch::Contract};
+
+/// Columns from which on a cluster has work for a row.
+const GREEDY_COLUMNS: u64 = 4096;
 
 /// Sampling of tokens, to be [run](Sample::run). Made by [`sample`].
 #[derive(Clone, Copy)]
@@ -28,10 +31,57 @@ pub struct Sample<'a> {
 /// # Errors
 /// [`Error::Dtype`], [`Error::Shape`].
 pub fn argmax(logits: &AnyTensor) -> Result<AnyTensor> {
+    argmax_and_copy(logits, None)
+}
+
+/// [`argmax`], whose result is written to `copy` (i64, dense, as many elements) too: where the next step of a recorded graph
+/// looks for it.
+///
+/// # Errors
+/// [`Error::Dtype`], [`Error::Shape`] naming the argument; [`Error::Layout`] when `copy` is not dense.
+pub fn argmax_and_copy(logits: &AnyTensor, copy: Option<&AnyTensor>) -> Result<AnyTensor> {
     check_float("logits", logits)?;
     let rows = Rows::of("logits", logits)?;
-    let found = reduce(&rows.view, ReduceKind::Argmax, ReduceAxis::Last)?;
-    found.reshape(&logits.shape()[..logits.rank() - 1])
+    if let Some(copy) = copy {
+        check_dtype("copy", copy, DType::I64)?;
+        if copy.elements() != rows.rows || !copy.is_contiguous() {
+            return Err(Error::shape(
+                "copy",
+                copy.shape(),
+                format!("{} dense elements are needed", rows.rows),
+            ));
+        }
+    }
+    let shape = &logits.shape()[..logits.rank() - 1];
+    let clusters = logits.device().tier() == Tier::Sm90a && logits.dtype() == DType::F32;
+    let fits = (1..=i32::MAX as u64 / u64::from(greedy::CLUSTER)).contains(&rows.rows);
+    if !(clusters && fits && rows.columns >= GREEDY_COLUMNS) {
+        let found = reduce(&rows.view, ReduceKind::Argmax, ReduceAxis::Last)?.reshape(shape)?;
+        if let Some(copy) = copy {
+            super::copy(&found.reshape(copy.shape())?, copy)?;
+        }
+        return Ok(found);
+    }
+    let out = AnyTensor::empty(logits.device(), DType::I64, shape)?;
+    let launch = Contract::new(logits.device(), "greedy_f32")
+        .grid([rows.rows * u64::from(greedy::CLUSTER), 1, 1])
+        .shared(greedy::SHARED_BYTES.into())
+        .programmatic()
+        .reads("logits", &rows.view)
+        .writes("out", &out)
+        .writes_if("copy", copy)
+        .prepare()?;
+    let params = greedy::GreedyParams {
+        x: rows.address(),
+        x_stride: rows.stride,
+        out: out.address(),
+        copy: copy.map_or(0, AnyTensor::address),
+        columns: rows.columns as u32,
+        aligned: rows.aligned().into(),
+    };
+    // SAFETY: the argument struct of this kernel; extents and strides are those of the tensors named above.
+    unsafe { launch.launch(&params)? };
+    Ok(out)
 }
 
 /// Draws a token for each row of `logits`, at temperature 1 from the whole vocabulary unless told otherwise.

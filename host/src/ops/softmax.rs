@@ -1,8 +1,11 @@
 //! Softmax and log-softmax of rows, and their gradients.
 
-use kernels_gpu::softmax::SoftmaxParams;
+use kernels_gpu::{
+    row::{LARGE_COLUMNS, SLICE_PAIR_LEAST},
+    softmax::SoftmaxParams,
+};
 
-use super::rows::{Rows, Width, check_dtype, check_float, check_like};
+use super::rows::{Rows, Slices, Width, check_dtype, check_float, check_like};
 use crate::{AnyTensor, Error, Result, Stream, launch::Contract};
 
 /// Softmax of rows, to be [run](Softmax::run). Made by [`softmax`] and [`log_softmax`].
@@ -121,10 +124,19 @@ impl<'a> Softmax<'a> {
             Width::of(x.columns)
         };
         let direction = if dy.is_some() { "_backward" } else { "" };
-        let entry = format!("softmax_{}{direction}_{dtype}", width.name());
+        // A mask is read as often as it is used, and rows that see a part of themselves only are not worth a cluster.
+        let plain = self.mask.is_none() && !self.causal && self.scale > 0.0 && !(self.log && dy.is_some());
+        let slices = match plain {
+            true if dy.is_some() => Slices::of(device, dtype, x.columns, 2, SLICE_PAIR_LEAST - 1, 2),
+            true => Slices::of(device, dtype, x.columns, 1, LARGE_COLUMNS, 2),
+            false => None,
+        };
+        let kind = slices.map_or(width.name(), |_| "slices");
+        let entry = format!("softmax_{kind}{direction}_{dtype}");
         let launch = Contract::new(device, &entry)
-            .grid(width.grid(x.rows))
-            .shared(width.shared())
+            .grid(slices.map_or(width.grid(x.rows), |slices| slices.grid(x.rows)))
+            .shared(slices.map_or(width.shared(), |slices| slices.shared))
+            .cluster(slices.map_or(1, |slices| slices.blocks))
             .on(self.stream)
             .reads("x", &x.view)
             .reads_if("mask", mask.as_ref().map(|mask| &mask.view))

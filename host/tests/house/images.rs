@@ -59,6 +59,8 @@ fn a_whole_archive() {
     let error = images.load(Tier::Sm75, "k").unwrap_err();
     assert_eq!(error.to_string(), "kernel k is not supported on tier sm_75");
     assert!(images.info(Tier::Sm80, "other").is_none());
+    // What Hopper has no kernel of its own for, it runs as sm_80 does.
+    assert_eq!(images.load(Tier::Sm90a, "k").unwrap().info.tier, Tier::Sm80);
 }
 
 #[test]

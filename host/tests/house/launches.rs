@@ -1,6 +1,9 @@
 //! What a contract refuses, and what happens after a fault.
 
-use host::{AnyTensor, DType, Device, Error, Tensor, launch::Contract, ops::vector_add};
+use host::{
+    AnyTensor, DType, Device, DeviceKind, DeviceOptions, EmulatorOptions, Error, Tensor, Tier, launch::Contract,
+    ops::vector_add,
+};
 use kernels_gpu::{params::VectorAddParams, reduce::ReduceParams};
 
 fn floats(device: &Device, len: u64) -> AnyTensor {
@@ -11,6 +14,37 @@ fn refusal(contract: Contract<'_>) -> Error {
     match contract.prepare() {
         Ok(_) => panic!("the launch was accepted"),
         Err(error) => error,
+    }
+}
+
+#[test]
+fn an_emulated_gpu_has_the_shared_memory_it_was_given() {
+    let open = |bytes| {
+        let emulator = EmulatorOptions {
+            shared_per_block: Some(bytes),
+            ..EmulatorOptions::default()
+        };
+        let options = DeviceOptions {
+            tier: Some(Tier::Sm80),
+            emulator,
+            ..DeviceOptions::default()
+        };
+        Device::with_options(Some(DeviceKind::Emulator), options)
+    };
+    for bytes in [48 << 10, 99 << 10, 227 << 10] {
+        let device = open(bytes).unwrap();
+        assert_eq!(device.properties().shared_per_block, bytes);
+        let contract = || Contract::new(&device, "vector_add").grid([1, 1, 1]);
+        assert!(contract().shared(bytes.into()).prepare().is_ok());
+        let error = refusal(contract().shared(u64::from(bytes) + 1));
+        assert!(matches!(error, Error::Range { .. }), "{error}");
+    }
+    for bytes in [0, (48 << 10) - 1, (227 << 10) + 1] {
+        let error = open(bytes).err().unwrap().to_string();
+        assert!(
+            error.contains("emulator.shared_per_block") && error.contains(&bytes.to_string()),
+            "{error}"
+        );
     }
 }
 

@@ -4,5 +4,4 @@ mod bugs;
 mod machine;
 mod model;
 mod prefix;
-mod schedule;
 mod tables;

@@ -1,88 +1,36 @@
-//! Attention backward in f32 by fused multiply-adds, on every tier: no rounding below f32 anywhere.
+//! Attention backward in f32 by fused multiply-adds, on sm_75, whose tensor cores know no TF32: no rounding below f32
+//! anywhere.
 //!
-//! The same two kernels as with tensor cores, see [`gradient`](super::gradient). Scores have the layout of the tensor
-//! cores' accumulators; `P` and `dS` go through a warp's own shared memory to the lanes that need them. `SPLIT` warps
-//! compute the same rows and a part of the columns each, four in all. Rows in shared memory are padded by 16 bytes.
+//! The same two kernels as with tensor cores, see [`gradient`](super::gradient). `SPLIT` warps compute the same rows and a
+//! part of the columns each, four in all. Tiles and products are those of [`fma`](super::fma).
 
 use super::{
     dropout::Kept,
+    fma::{self, PAD, add_weighted, product, put_weights, store_row},
     gradient::{Work, of_columns, weigh},
     params::BackwardParams,
     rows::{Rows, forget},
 };
-use cuda_std::{
-    barrier, global, kernel,
-    math::fma,
-    shared::{dynamic_base, ld, st},
-    thread,
-};
+use cuda_std::{barrier, kernel, shared::dynamic_base, thread};
 
-/// Floats that pad a row.
-const PAD: u32 = 4;
 /// Warps of a block.
 const WARPS: u32 = 4;
 const THREADS: u32 = 32 * WARPS;
 
-/// Copies rows `first..first + height` of `DIM` floats to `to`; zeros stand for what is not there.
+/// Copies rows of a plane, as [`fma::copy`] has it.
 #[inline(always)]
 unsafe fn copy<const DIM: u32>(
     to: u32,
     (address, strides, place): (u64, &[u64; 3], (u64, u64, u64)),
-    (first, rows, columns): (i32, i32, u32),
+    there: (i32, i32, u32),
     height: u32,
 ) {
     let from = address + 4 * (place.0 * strides[0] + place.1 * strides[1] + place.2 * strides[2]);
-    let mut chunk = thread::thread_idx_x();
-    while chunk < height * (DIM / 4) {
-        let (row, column) = (chunk / (DIM / 4), chunk % (DIM / 4) * 4);
-        let at = first + row as i32;
-        // SAFETY: this thread's chunk; the source is read only where there is one.
-        unsafe {
-            let values = if at < rows && column < columns {
-                global::ld_nc((from + 4 * (at as u64 * strides[1] + column as u64)) as *const [f32; 4])
-            } else {
-                [0.0; 4]
-            };
-            st(to + 4 * (row * (DIM + PAD) + column), values);
-        }
-        chunk += THREADS;
-    }
+    // SAFETY: forwarded to the caller.
+    unsafe { fma::copy::<DIM>(to, (from, strides[1]), there, (height, THREADS)) };
 }
 
-/// `own · otherᵀ` of a warp's 16 rows, of which this lane's first is at `own`.
-#[inline(always)]
-unsafe fn product<const DIM: u32, const S: usize>(own: u32, other: u32) -> [f32; S] {
-    let mut sum = [0.0f32; S];
-    // A loop that the compiler cannot unroll as a whole: it would keep too many loads in the air.
-    let (mut at, end) = (0, forget(DIM));
-    while at < end {
-        // SAFETY: the tiles are there.
-        unsafe {
-            let a: [f32; 4] = ld(own + 4 * at);
-            let b: [f32; 4] = ld(own + 4 * (8 * (DIM + PAD) + at));
-            let mut i = 0;
-            while i < S / 4 {
-                let mut j = 0;
-                while j < 2 {
-                    let row: [f32; 4] = ld(other + 4 * ((8 * i + j) as u32 * (DIM + PAD) + at));
-                    let mut c = 0;
-                    while c < 4 {
-                        sum[4 * i + j] = fma(a[c], row[c], sum[4 * i + j]);
-                        sum[4 * i + 2 + j] = fma(b[c], row[c], sum[4 * i + 2 + j]);
-                        c += 1;
-                    }
-                    j += 1;
-                }
-                i += 1;
-            }
-        }
-        at += 4;
-    }
-    sum
-}
-
-/// `sum += weights · other`. Register `8i + 4h + j` of the sum is column `16i + 4·(lane % 4) + j` from `other` on of
-/// row `lane / 4 + 8h`.
+/// `sum += weights · other`, as [`add_weighted`] has it.
 #[inline(always)]
 unsafe fn weighted<const DIM: u32, const S: usize, const O: usize>(
     sum: &mut [f32; O],
@@ -90,50 +38,13 @@ unsafe fn weighted<const DIM: u32, const S: usize, const O: usize>(
     exchange: u32,
     other: u32,
 ) {
-    let columns = 2 * S as u32;
-    let lane = thread::lane_id();
-    let (group, pair) = (lane / 4, lane % 4);
     // SAFETY: the exchange is the warp's own, and all its lanes are here.
     unsafe {
         // The weights before these have been read.
         barrier::syncwarp(u32::MAX);
-        let mut i = 0;
-        while i < S / 4 {
-            let mut h = 0;
-            while h < 2 {
-                let place = (group + 8 * h as u32) * (columns + PAD) + 8 * i as u32 + 2 * pair;
-                st(
-                    exchange + 4 * place,
-                    [weights[4 * i + 2 * h], weights[4 * i + 2 * h + 1]],
-                );
-                h += 1;
-            }
-            i += 1;
-        }
+        put_weights(weights, exchange);
         barrier::syncwarp(u32::MAX);
-        let (mut row, end) = (0, forget(columns));
-        while row < end {
-            let from = exchange + 4 * (group * (columns + PAD) + row);
-            let a: [f32; 4] = ld(from);
-            let b: [f32; 4] = ld(from + 4 * 8 * (columns + PAD));
-            let mut c = 0;
-            while c < 4 {
-                let mut i = 0;
-                while i < O / 8 {
-                    let place = (row + c as u32) * (DIM + PAD) + 16 * i as u32 + 4 * pair;
-                    let value: [f32; 4] = ld(other + 4 * place);
-                    let mut j = 0;
-                    while j < 4 {
-                        sum[8 * i + j] = fma(a[c], value[j], sum[8 * i + j]);
-                        sum[8 * i + 4 + j] = fma(b[c], value[j], sum[8 * i + 4 + j]);
-                        j += 1;
-                    }
-                    i += 1;
-                }
-                c += 1;
-            }
-            row += 4;
-        }
+        add_weighted::<DIM, S, O>(sum, exchange, other);
     }
 }
 
@@ -142,32 +53,17 @@ unsafe fn weighted<const DIM: u32, const S: usize, const O: usize>(
 unsafe fn store<const O: usize>(
     (address, strides, place): (u64, &[u64; 3], (u64, u64, u64)),
     (first, rows): (u32, u32),
-    (first_column, columns): (u32, u32),
+    columns: (u32, u32),
     sum: &[f32; O],
     factor: f32,
 ) {
-    let lane = thread::lane_id();
     let mut h = 0;
     while h < 2 {
-        let row = first + lane / 4 + 8 * h as u32;
+        let row = first + thread::lane_id() / 4 + 8 * h as u32;
         if row < rows {
             let at = place.0 * strides[0] + (place.1 + row as u64) * strides[1] + place.2 * strides[2];
-            let mut i = 0;
-            while i < O / 8 {
-                let column = first_column + 16 * i as u32 + 4 * (lane % 4);
-                if column < columns {
-                    let o = 8 * i + 4 * h;
-                    let values = [
-                        sum[o] * factor,
-                        sum[o + 1] * factor,
-                        sum[o + 2] * factor,
-                        sum[o + 3] * factor,
-                    ];
-                    // SAFETY: elements that exist; head dims are multiples of 4.
-                    unsafe { global::st((address + 4 * (at + column as u64)) as *mut [f32; 4], values) };
-                }
-                i += 1;
-            }
+            // SAFETY: elements that exist; head dims are multiples of 4.
+            unsafe { store_row::<O>(address + 4 * at, columns, sum, h, factor) };
         }
         h += 1;
     }
@@ -328,7 +224,7 @@ macro_rules! kernels {
     };
 }
 
-// The same tiles as `params::BACKWARD_F32`.
+// The same tiles as `params::BACKWARD_F32_SM75`.
 kernels! {
     64 dim, 1 parts, 16 streamed: attention_backward_kv_f32_d64 attention_backward_kv_extended_f32_d64
         attention_backward_q_f32_d64 attention_backward_q_extended_f32_d64;

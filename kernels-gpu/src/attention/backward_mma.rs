@@ -9,107 +9,24 @@
 //! gradients once at the end. What lies beyond a sequence or a head dim is never read: zeros stand in its place.
 
 use super::{
+    backward_products::{product, store, weighted},
     dropout::Kept,
     gradient::{Work, of_columns, weigh},
-    mma::{Half, Panels, Source, accumulate, arrived, commit},
+    mma::{Panels, Source, arrived, commit},
     params::BackwardParams,
     rows::{Rows, forget},
 };
-use crate::tile::{element::F16, fragment::a_from_accumulator};
-use cuda_std::{barrier, global, kernel, matrix, shared::dynamic_base, thread};
+use crate::tile::{element::F16, fragment::a_from_accumulator, mma::Mma};
+use cuda_std::{barrier, kernel, shared::dynamic_base, thread};
 
 #[cfg(not(tier = "sm_75"))]
 use crate::tile::element::Bf16;
-
-/// `own · otherᵀ` of a warp's 16 rows.
-#[inline(always)]
-unsafe fn product<E: Half, const DIM: u32, const S: usize>(
-    (own, own_height, own_row): (u32, u32, u32),
-    other: u32,
-    (a_lane, b_lane): (u32, u32),
-) -> [f32; S] {
-    let columns = 2 * S as u32;
-    let mut sum = [0.0f32; S];
-    let mut step = 0;
-    while step < DIM / 16 {
-        // SAFETY: the whole warp is here, the tiles are there.
-        unsafe {
-            let a = matrix::ldmatrix_x4(own + Panels::<DIM>::at(a_lane, step, own_row, own_height));
-            let mut c = 0;
-            while c < columns / 16 {
-                let b = matrix::ldmatrix_x4(other + Panels::<DIM>::at(b_lane, step, 16 * c, columns));
-                accumulate::<E, S>(&mut sum, 8 * c as usize, a, [b[0], b[1]]);
-                accumulate::<E, S>(&mut sum, 8 * c as usize + 4, a, [b[2], b[3]]);
-                c += 1;
-            }
-        }
-        step += 1;
-    }
-    sum
-}
-
-/// `sum += weights · other`, a part of the columns.
-#[inline(always)]
-unsafe fn weighted<E: Half, const DIM: u32, const S: usize, const O: usize>(
-    sum: &mut [f32; O],
-    weights: &[f32; S],
-    other: u32,
-    a_lane: u32,
-) {
-    let columns = 2 * S as u32;
-    let mut step = 0;
-    while step < columns / 16 {
-        let a = a_from_accumulator(weights, step as usize, E::pack);
-        let mut c = 0;
-        while c < O / 8 {
-            // SAFETY: the whole warp is here, the tile is there.
-            unsafe {
-                let b = matrix::ldmatrix_x4_trans(other + Panels::<DIM>::at(a_lane, c as u32, 16 * step, columns));
-                accumulate::<E, O>(sum, 8 * c, a, [b[0], b[1]]);
-                accumulate::<E, O>(sum, 8 * c + 4, a, [b[2], b[3]]);
-            }
-            c += 1;
-        }
-        step += 1;
-    }
-}
-
-/// Writes a warp's 16 rows, or a part of their columns.
-#[inline(always)]
-unsafe fn store<E: Half, const O: usize>(
-    (address, strides, place): (u64, &[u64; 3], (u64, u64, u64)),
-    (first, rows): (u32, u32),
-    (first_column, columns): (u32, u32),
-    sum: &[f32; O],
-    factor: f32,
-) {
-    let lane = thread::lane_id();
-    let (batch, start, head) = place;
-    let mut h = 0;
-    while h < 2 {
-        let row = first + lane / 4 + 8 * h as u32;
-        if row < rows {
-            let at = batch * strides[0] + (start + row as u64) * strides[1] + head * strides[2];
-            let mut i = 0;
-            while i < O / 4 {
-                let column = first_column + 8 * i as u32 + lane % 4 * 2;
-                if column < columns {
-                    let word = E::pack(sum[4 * i + 2 * h] * factor, sum[4 * i + 2 * h + 1] * factor);
-                    // SAFETY: an element that exists; head dims are even.
-                    unsafe { global::st((address + 2 * (at + column as u64)) as *mut u32, word) };
-                }
-                i += 1;
-            }
-        }
-        h += 1;
-    }
-}
 
 /// The whole kernel: `WARPS` warps, `SPLIT` of them for the same rows; `S` registers of scores (streamed rows of a tile
 /// / 2), `O` of a gradient (`DIM / 2 / SPLIT`). `KEYS` for dK and dV, else dQ; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn backward<
-    E: Half,
+    E: Mma,
     const DIM: u32,
     const WARPS: u32,
     const SPLIT: u32,
@@ -139,8 +56,8 @@ unsafe fn backward<
         let first = work.first + own_row;
 
         // Of Q or K; and of V, for keys only.
-        let mut sum = [0.0f32; O];
-        let mut values = [0.0f32; O];
+        let mut sum = [[0.0f32; O]];
+        let mut values = [[0.0f32; O]];
         if begin < end && work.turns > 0 {
             let (head_dim, value_dim) = (forward.head_dim, forward.value_dim);
             let (own_len, other_len) = (work.own_len as i32, work.mask.seq_kv);
@@ -219,8 +136,9 @@ unsafe fn backward<
                 let (a_lane, b_lane, own_row) = (forget(a_lane), forget(b_lane), forget(own_row));
                 let tile = other + stage * 2 * other_bytes;
                 let lanes = (a_lane, b_lane);
-                let mut scores = product::<E, DIM, S>((own[0], rows, own_row), tile, lanes);
-                let mut gradients = product::<E, DIM, S>((own[1], rows, own_row), tile + other_bytes, lanes);
+                let mut scores = product::<E, DIM, 1, S>((own[0], rows, own_row), (tile, columns), lanes)[0];
+                let mut gradients =
+                    product::<E, DIM, 1, S>((own[1], rows, own_row), (tile + other_bytes, columns), lanes)[0];
 
                 let own_rows = Rows::of_plane::<EXTENDED>(forward, (work.batch, work.head + turn), work.mask, first);
                 let place = (n * columns as i32, n >= whole_end || n < whole_begin);
@@ -244,9 +162,13 @@ unsafe fn backward<
                 }
                 let (a_lane, tile) = (forget(a_lane), tile + part_offset);
                 if KEYS {
-                    weighted::<E, DIM, S, O>(&mut values, &scores, tile + other_bytes, a_lane);
+                    weighted::<E, DIM, 1, O>(&mut values, (tile + other_bytes, columns), a_lane, |_, step| {
+                        a_from_accumulator(&scores, step as usize, E::pack)
+                    });
                 }
-                weighted::<E, DIM, S, O>(&mut sum, &gradients, tile, a_lane);
+                weighted::<E, DIM, 1, O>(&mut sum, (tile, columns), a_lane, |_, step| {
+                    a_from_accumulator(&gradients, step as usize, E::pack)
+                });
 
                 if !more {
                     break;
@@ -270,13 +192,13 @@ unsafe fn backward<
         if KEYS {
             let place = work.keys(params);
             let dk = (params.dk, &params.dk_strides, place);
-            store::<E, O>(dk, own, (first_column, forward.head_dim), &sum, forward.scale);
+            store::<E, O>(dk, own, (first_column, forward.head_dim), &sum[0], forward.scale);
             let dv = (params.dv, &params.dv_strides, place);
             let factor = if EXTENDED { forward.dropout_factor } else { 1.0 };
-            store::<E, O>(dv, own, (first_column, forward.value_dim), &values, factor);
+            store::<E, O>(dv, own, (first_column, forward.value_dim), &values[0], factor);
         } else {
             let dq = (params.dq, &params.dq_strides, work.queries(params, 0));
-            store::<E, O>(dq, own, (first_column, forward.head_dim), &sum, forward.scale);
+            store::<E, O>(dq, own, (first_column, forward.head_dim), &sum[0], forward.scale);
         }
     }
 }

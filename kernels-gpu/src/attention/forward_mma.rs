@@ -9,13 +9,13 @@
 
 use super::{
     dropout::Kept,
-    mma::{Half, Panels, Source, accumulate, arrived, commit},
+    mma::{Panels, Source, accumulate, arrived, commit},
     params::{AttentionParams, flags},
     rows::{Rows, forget, store_row},
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
-use crate::tile::{element::F16, fragment::a_from_accumulator};
+use crate::tile::{element::F16, fragment::a_from_accumulator, mma::Mma};
 use cuda_std::{global, kernel, matrix, shared::dynamic_base, thread};
 
 #[cfg(not(tier = "sm_75"))]
@@ -25,7 +25,7 @@ use crate::tile::element::Bf16;
 /// (`DIM / 2`) for each 16 rows; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn forward<
-    E: Half,
+    E: Mma,
     const DIM: u32,
     const WARPS: u32,
     const M: usize,
@@ -127,7 +127,7 @@ unsafe fn forward<
                             own.extend(&mut scores[m], n * keys as i32);
                         }
                         if partial {
-                            own.mask(&mut scores[m], n * keys as i32);
+                            own.mask_tile(&mut scores[m], n * keys as i32);
                         }
                         m += 1;
                     }
@@ -218,13 +218,8 @@ unsafe fn forward<
 }
 
 macro_rules! kernels {
-    ($($tier:literal $unit:literal $element:ident: $dim:literal dim, $warps:literal warps of $m:literal,
-        $keys:literal keys and $warps_extended:literal of $m_extended:literal: $name:ident $extended:ident;)*) => {$(
-        kernels! { @one $tier $unit $element $dim $warps $m $keys $name false }
-        kernels! { @one $tier $unit $element $dim $warps_extended $m_extended $keys $extended true }
-    )*};
-    (@one $tier:literal $unit:literal $element:ident $dim:literal $warps:literal $m:literal $keys:literal $name:ident
-        $extended:literal) => {
+    ($($tier:literal $unit:literal $element:ident: $dim:literal dim, $warps:literal warps of $m:literal, $keys:literal keys,
+        extended $extended:literal: $name:ident;)*) => {$(
         kernel! {
             /// Attention forward; see [`AttentionParams`].
             ///
@@ -237,39 +232,52 @@ macro_rules! kernels {
                 forward::<$element, $dim, $warps, $m, { $keys / 2 }, { $dim / 2 }, $extended>(&params)
             }
         }
-    };
+    )*};
 }
 
-// The same tiles as `params::MMA_SM80` and `params::MMA_SM75`; then the warps of the extended kernels.
+// The same tiles as `params::MMA_SM80`, `MMA_SM80_EXTENDED` and `MMA_SM75`. On sm_75 most kernels are plain and extended in
+// one: fewer to carry, for a branch or two a tile of keys.
 kernels! {
-    "sm_80" "attention_forward_d64" F16: 64 dim, 4 warps of 2, 64 keys and 4 of 2:
-        attention_forward_f16_d64 attention_forward_extended_f16_d64;
-    "sm_80" "attention_forward_d64" Bf16: 64 dim, 4 warps of 2, 64 keys and 4 of 2:
-        attention_forward_bf16_d64 attention_forward_extended_bf16_d64;
-    "sm_80" "attention_forward_d96" F16: 96 dim, 4 warps of 2, 48 keys and 8 of 1:
-        attention_forward_f16_d96 attention_forward_extended_f16_d96;
-    "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 48 keys and 8 of 1:
-        attention_forward_bf16_d96 attention_forward_extended_bf16_d96;
-    "sm_80" "attention_forward_d128" F16: 128 dim, 4 warps of 2, 48 keys and 8 of 1:
-        attention_forward_f16_d128 attention_forward_extended_f16_d128;
-    "sm_80" "attention_forward_d128" Bf16: 128 dim, 4 warps of 2, 48 keys and 8 of 1:
-        attention_forward_bf16_d128 attention_forward_extended_bf16_d128;
-    "sm_80" "attention_forward_d192" F16: 192 dim, 8 warps of 1, 64 keys and 8 of 1:
-        attention_forward_f16_d192 attention_forward_extended_f16_d192;
-    "sm_80" "attention_forward_d192" Bf16: 192 dim, 8 warps of 1, 64 keys and 8 of 1:
-        attention_forward_bf16_d192 attention_forward_extended_bf16_d192;
-    "sm_80" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 64 keys and 4 of 1:
-        attention_forward_f16_d256 attention_forward_extended_f16_d256;
-    "sm_80" "attention_forward_d256" Bf16: 256 dim, 4 warps of 1, 64 keys and 4 of 1:
-        attention_forward_bf16_d256 attention_forward_extended_bf16_d256;
-    "sm_75" "attention_forward_d64" F16: 64 dim, 4 warps of 1, 64 keys and 4 of 1:
-        attention_forward_f16_d64 attention_forward_extended_f16_d64;
-    "sm_75" "attention_forward_d96" F16: 96 dim, 4 warps of 1, 64 keys and 4 of 1:
-        attention_forward_f16_d96 attention_forward_extended_f16_d96;
-    "sm_75" "attention_forward_d128" F16: 128 dim, 4 warps of 1, 64 keys and 4 of 1:
-        attention_forward_f16_d128 attention_forward_extended_f16_d128;
-    "sm_75" "attention_forward_d192" F16: 192 dim, 4 warps of 1, 32 keys and 4 of 1:
-        attention_forward_f16_d192 attention_forward_extended_f16_d192;
-    "sm_75" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 16 keys and 4 of 1:
-        attention_forward_f16_d256 attention_forward_extended_f16_d256;
+    "sm_80" "attention_forward_d64" F16: 64 dim, 4 warps of 2, 64 keys, extended false:
+        attention_forward_f16_d64;
+    "sm_80" "attention_forward_d64" F16: 64 dim, 4 warps of 2, 64 keys, extended true:
+        attention_forward_extended_f16_d64;
+    "sm_80" "attention_forward_d64" Bf16: 64 dim, 4 warps of 2, 64 keys, extended false:
+        attention_forward_bf16_d64;
+    "sm_80" "attention_forward_d64" Bf16: 64 dim, 4 warps of 2, 64 keys, extended true:
+        attention_forward_extended_bf16_d64;
+    "sm_80" "attention_forward_d96" F16: 96 dim, 4 warps of 2, 48 keys, extended false:
+        attention_forward_f16_d96;
+    "sm_80" "attention_forward_d96" Bf16: 96 dim, 4 warps of 2, 48 keys, extended false:
+        attention_forward_bf16_d96;
+    "sm_80" "attention_forward_d128" F16: 128 dim, 4 warps of 2, 48 keys, extended false:
+        attention_forward_f16_d128;
+    "sm_80" "attention_forward_d128" F16: 128 dim, 8 warps of 1, 48 keys, extended true:
+        attention_forward_extended_f16_d128;
+    "sm_80" "attention_forward_d128" Bf16: 128 dim, 4 warps of 2, 48 keys, extended false:
+        attention_forward_bf16_d128;
+    "sm_80" "attention_forward_d128" Bf16: 128 dim, 8 warps of 1, 48 keys, extended true:
+        attention_forward_extended_bf16_d128;
+    "sm_80" "attention_forward_d192" F16: 192 dim, 8 warps of 1, 64 keys, extended false:
+        attention_forward_f16_d192;
+    "sm_80" "attention_forward_d192" Bf16: 192 dim, 8 warps of 1, 64 keys, extended false:
+        attention_forward_bf16_d192;
+    "sm_80" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 64 keys, extended false:
+        attention_forward_f16_d256;
+    "sm_80" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 64 keys, extended true:
+        attention_forward_extended_f16_d256;
+    "sm_80" "attention_forward_d256" Bf16: 256 dim, 4 warps of 1, 64 keys, extended false:
+        attention_forward_bf16_d256;
+    "sm_80" "attention_forward_d256" Bf16: 256 dim, 4 warps of 1, 64 keys, extended true:
+        attention_forward_extended_bf16_d256;
+    "sm_75" "attention_forward_d64" F16: 64 dim, 4 warps of 1, 64 keys, extended true:
+        attention_forward_f16_d64;
+    "sm_75" "attention_forward_d96" F16: 96 dim, 4 warps of 1, 64 keys, extended false:
+        attention_forward_f16_d96;
+    "sm_75" "attention_forward_d128" F16: 128 dim, 4 warps of 1, 64 keys, extended true:
+        attention_forward_f16_d128;
+    "sm_75" "attention_forward_d192" F16: 192 dim, 4 warps of 1, 32 keys, extended false:
+        attention_forward_f16_d192;
+    "sm_75" "attention_forward_d256" F16: 256 dim, 4 warps of 1, 16 keys, extended true:
+        attention_forward_f16_d256;
 }

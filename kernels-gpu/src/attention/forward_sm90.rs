@@ -5,258 +5,112 @@
 //! `P·V` where they are. The product `Q·Kᵀ` of the next tile is issued before `P·V` of the last one, so that the
 //! tensor cores work while the exponentials of a tile are computed; two warpgroups also take turns in issuing.
 //!
+//! The loading thread finds the tiles and hands them out; it runs ahead into the next tile, whose queries have a
+//! stage of their own where shared memory allows it.
+//!
 //! Numerics: scores, statistics and sums in f32, weights rounded to the element type, output rounded once. A row's
 //! bits depend on its own sequence only. Keys beyond a sequence are never multiplied: TMA fills zeros beyond the
 //! tensor, and the tail of a packed sequence is cleared in shared memory.
 
+mod produce;
+mod queue;
+mod shared;
+
+use self::{produce::produce, shared::Shared};
 use super::{
     dropout::Kept,
-    hopper::{Half, PANEL_BYTES, round},
-    params::{AttentionParams, PANEL, flags},
+    hopper::{Half, PANEL_BYTES, clear_rows, issue_scores, issue_weighted, round},
+    params::{AttentionParams, flags},
     rows::{Rows, forget, store_row},
-    schedule::{self, Tile},
     softmax::OnlineSoftmax,
 };
-use crate::pipeline::{Cursor, OneThread, Participants, Ring, Warps, ring_bytes};
-use core::{marker::PhantomData, mem::offset_of};
+use crate::pipeline::{Cursor, Participants, Warps};
 use cuda_std::{
-    barrier, global, kernel,
+    barrier, global, grid_dependency, kernel,
     launch::ParamAddress,
     mbarrier, register,
-    shared::{dynamic_base, st},
-    thread, tma,
-    wgmma::{Acc, Bf16, Descriptor, F16, InFlight, MmaShape, Swizzle, commit_group},
+    shared::dynamic_base,
+    thread, warp,
+    wgmma::{Acc, Bf16, F16, InFlight, MmaShape},
 };
 
-/// Stages of K and of V.
-const STAGES: u32 = 2;
 /// Named barriers: one a computing warpgroup for its turn, one for all of them.
 const TURN: u32 = 1;
 const TOGETHER: u32 = 4;
 
-/// Where the operands lie in shared memory, and the rings that guard them.
-struct Shared<C, const S: usize, const O: usize, const W: u32> {
-    base: u32,
-    consumers: PhantomData<C>,
-}
-
-impl<C: Participants, const S: usize, const O: usize, const W: u32> Shared<C, S, O, W> {
-    const ROWS: u32 = 64 * W;
-    const KEYS: u32 = 2 * S as u32;
-    const DIM: u32 = 2 * O as u32;
-    const PANELS: u32 = Self::DIM.div_ceil(PANEL);
-    const Q_PANEL: u32 = Self::ROWS * PANEL_BYTES;
-    const KV_PANEL: u32 = Self::KEYS * PANEL_BYTES;
-    const Q_BYTES: u32 = Self::PANELS * Self::Q_PANEL;
-    const KV_BYTES: u32 = Self::PANELS * Self::KV_PANEL;
-    const K_OFFSET: u32 = Self::Q_BYTES;
-    const V_OFFSET: u32 = Self::K_OFFSET + STAGES * Self::KV_BYTES;
-    const BARRIERS: u32 = Self::V_OFFSET + STAGES * Self::KV_BYTES;
-
-    #[inline(always)]
-    fn q_ring(&self) -> Ring<1, OneThread, C> {
-        Ring::new(self.base + Self::BARRIERS)
-    }
-    #[inline(always)]
-    fn k_ring(&self) -> Ring<STAGES, OneThread, C> {
-        Ring::new(self.base + Self::BARRIERS + ring_bytes(1))
-    }
-    #[inline(always)]
-    fn v_ring(&self) -> Ring<STAGES, OneThread, C> {
-        Ring::new(self.base + Self::BARRIERS + ring_bytes(1) + ring_bytes(STAGES))
-    }
-    #[inline(always)]
-    fn k_stage(&self, at: Cursor<STAGES>) -> u32 {
-        self.base + Self::K_OFFSET + at.stage() * Self::KV_BYTES
-    }
-    #[inline(always)]
-    fn v_stage(&self, at: Cursor<STAGES>) -> u32 {
-        self.base + Self::V_OFFSET + at.stage() * Self::KV_BYTES
-    }
-}
-
 /// The whole kernel. `S` registers of scores (keys of a tile / 2), `O` of output (padded head dim / 2), `W` computing
-/// warpgroups whose warps are `C`; `EXTENDED` adds softcap, ALiBi and dropout.
+/// warpgroups whose warps are `C`; `Q` stages of queries, `K` of keys and values; `TURNS` for two that take turns;
+/// `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
-unsafe fn forward<E: Half, C: Participants, const S: usize, const O: usize, const W: u32, const EXTENDED: bool>(
+unsafe fn forward<
+    E: Half,
+    C: Participants,
+    const S: usize,
+    const O: usize,
+    const W: u32,
+    const Q: u32,
+    const K: u32,
+    const TURNS: bool,
+    const EXTENDED: bool,
+>(
     params: &AttentionParams,
     address: ParamAddress,
 ) where
     InFlight<S>: MmaShape,
     InFlight<O>: MmaShape,
 {
-    let shared = Shared::<C, S, O, W> {
-        base: dynamic_base(),
-        consumers: PhantomData,
-    };
+    let shared = Shared::<C, S, O, W, Q, K>::new(dynamic_base());
     // SAFETY: one thread initialises before all meet.
     unsafe {
         if thread::thread_idx_x() == 0 {
+            shared.tile_ring().init();
             shared.q_ring().init();
             shared.k_ring().init();
             shared.v_ring().init();
             mbarrier::fence_init();
         }
         barrier::syncthreads();
+        // What comes next in the stream may set itself up beside this; this waits for what came before.
+        grid_dependency::launch_dependents();
+        grid_dependency::wait();
     }
     let warpgroup = thread::thread_idx_x() / 128;
     // SAFETY: whole warpgroups take each arm; register counts add up to the block's.
     unsafe {
         if warpgroup == 0 {
             if W == 2 {
-                register::setmaxnreg_dec::<24>()
-            } else {
                 register::setmaxnreg_dec::<40>()
+            } else {
+                register::setmaxnreg_dec::<32>()
             }
             if thread::thread_idx_x() == 0 {
                 produce(&shared, params, address);
             }
         } else {
             if W == 2 {
-                register::setmaxnreg_inc::<240>()
+                register::setmaxnreg_inc::<232>()
             } else {
-                register::setmaxnreg_inc::<152>()
+                register::setmaxnreg_inc::<160>()
             }
-            consume::<E, C, S, O, W, EXTENDED>(&shared, params, warpgroup - 1);
+            consume::<E, C, S, O, W, Q, K, TURNS, EXTENDED>(&shared, params, warpgroup - 1);
         }
-    }
-}
-
-/// Loads Q, K and V of all tiles of this block; K runs one tile ahead of V, as the products do.
-#[inline(always)]
-unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: u32>(
-    shared: &Shared<C, S, O, W>,
-    params: &AttentionParams,
-    address: ParamAddress,
-) {
-    let q_map = address.tensor_map(offset_of!(AttentionParams, q_map));
-    let k_map = address.tensor_map(offset_of!(AttentionParams, k_map));
-    let v_map = address.tensor_map(offset_of!(AttentionParams, v_map));
-    let (mut q, mut k, mut v) = (Cursor::start(), Cursor::start(), Cursor::start());
-    let (rows, keys) = (64 * W, 2 * S as u32);
-    let mut turn = 0;
-    while schedule::index(params, turn) < schedule::tiles(params) {
-        let index = schedule::index(params, turn);
-        // SAFETY: one thread; rings as initialised; boxes have the size that is expected.
-        unsafe {
-            let tile = Tile::at(index, params, rows);
-            let (begin, end) = tile.key_tiles(rows, keys);
-            core::hint::assert_unchecked(params.group != 0);
-            let kv_head = (tile.head / params.group) as i32;
-            let sequence = if params.flags & flags::VARLEN != 0 {
-                0
-            } else {
-                tile.batch as i32
-            };
-            let load_k = |n: i32, k: Cursor<STAGES>| {
-                shared.k_ring().wait_empty(k);
-                shared.k_ring().expect(k, Shared::<C, S, O, W>::KV_BYTES);
-                let row = tile.start_k as i32 + n * keys as i32;
-                let mut panel = 0;
-                while panel < Shared::<C, S, O, W>::PANELS {
-                    let to = shared.k_stage(k) + panel * Shared::<C, S, O, W>::KV_PANEL;
-                    let at = [(panel * PANEL) as i32, row, kv_head, sequence];
-                    tma::load_4d(to, k_map, at, shared.k_ring().full(k));
-                    panel += 1;
-                }
-            };
-            let load_v = |n: i32, v: Cursor<STAGES>| {
-                shared.v_ring().wait_empty(v);
-                shared.v_ring().expect(v, Shared::<C, S, O, W>::KV_BYTES);
-                let row = tile.start_k as i32 + n * keys as i32;
-                let mut panel = 0;
-                while panel < Shared::<C, S, O, W>::PANELS {
-                    let to = shared.v_stage(v) + panel * Shared::<C, S, O, W>::KV_PANEL;
-                    let at = [(panel * PANEL) as i32, row, kv_head, sequence];
-                    tma::load_4d(to, v_map, at, shared.v_ring().full(v));
-                    panel += 1;
-                }
-            };
-            if begin < end {
-                shared.q_ring().wait_empty(q);
-                shared.q_ring().expect(q, Shared::<C, S, O, W>::Q_BYTES);
-                let row = (tile.start_q + tile.row) as i32;
-                let mut panel = 0;
-                while panel < Shared::<C, S, O, W>::PANELS {
-                    let to = shared.base + panel * Shared::<C, S, O, W>::Q_PANEL;
-                    let at = [(panel * PANEL) as i32, row, tile.head as i32, sequence];
-                    tma::load_4d(to, q_map, at, shared.q_ring().full(q));
-                    panel += 1;
-                }
-                q = q.next();
-                let mut n = end - 1;
-                load_k(n, k);
-                k = k.next();
-                while n > begin {
-                    load_k(n - 1, k);
-                    k = k.next();
-                    load_v(n, v);
-                    v = v.next();
-                    n -= 1;
-                }
-                load_v(n, v);
-                v = v.next();
-            }
-        }
-        turn += 1;
-    }
-}
-
-/// `Q·Kᵀ` of this warpgroup's 64 rows with a tile of keys, issued and committed.
-#[inline(always)]
-unsafe fn issue_qk<E: Half, C: Participants, const S: usize, const O: usize, const W: u32>(
-    q: u32,
-    k: u32,
-) -> InFlight<S>
-where
-    InFlight<S>: MmaShape,
-{
-    // SAFETY: the caller waited for both operands; the whole warpgroup is here.
-    unsafe {
-        let mut scores = Acc::<S>::ZERO.start();
-        let mut step = 0;
-        while step < Shared::<C, S, O, W>::DIM / 16 {
-            let (panel, within) = (step / 4, step % 4 * 32);
-            let a = Descriptor::new(q + panel * Shared::<C, S, O, W>::Q_PANEL, 16, 1024, Swizzle::B128);
-            let b = Descriptor::new(k + panel * Shared::<C, S, O, W>::KV_PANEL, 16, 1024, Swizzle::B128);
-            scores = scores.mma_shared::<E, false, false>(a.advance(within), b.advance(within), step > 0);
-            step += 1;
-        }
-        commit_group();
-        scores
-    }
-}
-
-/// `O + P·V` with a tile of values, issued and committed.
-#[inline(always)]
-unsafe fn issue_pv<E: Half, C: Participants, const S: usize, const O: usize, const W: u32>(
-    out: Acc<O>,
-    weights: &[u32; S],
-    v: u32,
-) -> InFlight<O>
-where
-    InFlight<O>: MmaShape,
-{
-    // SAFETY: the caller waited for the operand and keeps `weights` until the wait; the whole warpgroup is here.
-    unsafe {
-        let mut out = out.start();
-        let b = Descriptor::new(v, Shared::<C, S, O, W>::KV_PANEL, 1024, Swizzle::B128);
-        let mut step = 0;
-        while step < S / 8 {
-            let at = 4 * step;
-            let a = [weights[at], weights[at + 1], weights[at + 2], weights[at + 3]];
-            out = out.mma_registers::<E, true>(a, b.advance(16 * PANEL_BYTES * step as u32), true);
-            step += 1;
-        }
-        commit_group();
-        out
     }
 }
 
 /// Computes all tiles of this block's rows that belong to computing warpgroup `group`.
 #[inline(always)]
-unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, const W: u32, const EXTENDED: bool>(
-    shared: &Shared<C, S, O, W>,
+unsafe fn consume<
+    E: Half,
+    C: Participants,
+    const S: usize,
+    const O: usize,
+    const W: u32,
+    const Q: u32,
+    const K: u32,
+    const TURNS: bool,
+    const EXTENDED: bool,
+>(
+    shared: &Shared<C, S, O, W, Q, K>,
     params: &AttentionParams,
     group: u32,
 ) where
@@ -270,41 +124,42 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
     } else {
         params.scale_log2
     };
-    let q_rows = shared.base + group * 64 * PANEL_BYTES;
-    let (mut q, mut k) = (Cursor::start(), Cursor::<STAGES>::start());
+    let (mut given, mut q, mut k) = (Cursor::start(), Cursor::<Q>::start(), Cursor::<K>::start());
     // SAFETY: rings as initialised; all warpgroups run the same tiles, so turns and arrivals match.
     unsafe {
-        if W == 2 && group == 1 {
+        if TURNS && group == 1 {
             barrier::arrive(TURN, 256);
         }
-        let mut turn = 0;
-        while schedule::index(params, turn) < schedule::tiles(params) {
-            let index = schedule::index(params, turn);
-            let tile = Tile::at(index, params, rows);
+        while let Some(tile) = shared.next_tile(given, params) {
             let (begin, end) = tile.key_tiles(rows, keys);
             let first = tile.row + group * 64;
             let own = Rows::new::<EXTENDED>(params, &tile, first + warp * 16);
             // Found again, as below: the loops over keys have no registers for it.
             let drop = |scores: &mut [f32; S], n: i32| {
-                let tile = Tile::at(forget(index), params, rows);
+                let tile = shared.tile(given, params);
                 let own = Rows::new::<false>(params, &tile, tile.row + group * 64 + warp * 16);
                 Kept::new::<S, false>(params, &own, n * keys as i32).keep(scores, 1.0);
             };
             let mut out = Acc::<O>::ZERO;
             let mut softmax = OnlineSoftmax::new();
+            shared.q_ring().wait_full(q);
             if begin < end {
                 let last = tile.last_row(first, 64);
                 let (whole_begin, whole_end) = tile.mask.whole_tiles(first as i32, last, keys as i32);
                 let mut n = end - 1;
 
                 // The first tile of keys: nothing to overlap with yet.
-                shared.q_ring().wait_full(q);
+                let q_rows = shared.q_stage(q) + group * 64 * PANEL_BYTES;
                 shared.k_ring().wait_full(k);
-                if W == 2 {
+                if TURNS {
                     barrier::sync(TURN + group, 256);
                 }
-                let scores = issue_qk::<E, C, S, O, W>(q_rows, shared.k_stage(k));
-                if W == 2 {
+                let scores = issue_scores::<E, S>(
+                    Shared::<C, S, O, W, Q, K>::DIM,
+                    (q_rows, Shared::<C, S, O, W, Q, K>::Q_PANEL),
+                    shared.keys(k),
+                );
+                if TURNS {
                     barrier::arrive(TURN + 1 - group, 256);
                 }
                 let mut scores = scores.wait::<0>();
@@ -314,9 +169,12 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                     own.extend(&mut scores.0, n * keys as i32);
                 }
                 if n >= whole_end || n < whole_begin {
-                    own.mask(&mut scores.0, n * keys as i32);
+                    own.mask_end(&mut scores.0, n * keys as i32);
                 }
-                softmax.update(&mut scores.0, scale);
+                if n < whole_begin {
+                    own.mask_begin(&mut scores.0, n * keys as i32);
+                }
+                softmax.update_lazily(&mut scores.0, scale);
                 if EXTENDED && params.dropout_threshold != 0 {
                     drop(&mut scores.0, n);
                 }
@@ -325,37 +183,48 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                     clear_tail(shared, k.previous(), tile.mask.seq_kv - n * keys as i32);
                 }
 
-                // One tile of keys: scores of this one while the last one's weights meet its values.
+                // Scores of this tile of keys while the last one's weights meet its values.
                 macro_rules! key_tile {
-                    ($masked:expr) => {{
+                    ($scores:ident, $mask:expr) => {{
                         shared.k_ring().wait_full(k);
-                        if W == 2 {
+                        if TURNS {
                             barrier::sync(TURN + group, 256);
                         }
-                        let scores = issue_qk::<E, C, S, O, W>(q_rows, shared.k_stage(k));
+                        let scores = issue_scores::<E, S>(
+                            Shared::<C, S, O, W, Q, K>::DIM,
+                            (q_rows, Shared::<C, S, O, W, Q, K>::Q_PANEL),
+                            shared.keys(k),
+                        );
                         // V is one tile behind K: its cursor need not be kept.
                         let v = k.previous();
                         shared.v_ring().wait_full(v);
-                        let sums = issue_pv::<E, C, S, O, W>(out, &weights, shared.v_stage(v));
-                        if W == 2 {
+                        let sums = issue_weighted::<E, S, O>(out, &weights, shared.values(v));
+                        let mut scores = scores.wait::<1>();
+                        if TURNS {
                             barrier::arrive(TURN + 1 - group, 256);
                         }
-                        let mut scores = scores.wait::<1>();
                         shared.k_ring().release(k);
                         if EXTENDED {
                             own.extend(&mut scores.0, n * keys as i32);
                         }
-                        if $masked {
-                            own.mask(&mut scores.0, n * keys as i32);
+                        let $scores = &mut scores.0;
+                        $mask;
+                        let shrink = softmax.update_lazily(&mut scores.0, scale);
+                        if W == 2 {
+                            // The assembler moves the next wait up as far as it can: not above a loop. The exponentials
+                            // belong before it, beside the products. With three warpgroups others have work for them.
+                            settle(&mut scores.0);
+                            shared.v_ring().wait_full(k.previous());
                         }
-                        let shrink = softmax.update(&mut scores.0, scale);
                         out = sums.wait::<0>();
                         shared.v_ring().release(k.previous());
                         k = k.next();
-                        let mut i = 0;
-                        while i < O {
-                            out.0[i] *= shrink[i / 2 % 2];
-                            i += 1;
+                        if W == 3 || warp::vote_any(warp::FULL, shrink[0] != 1.0 || shrink[1] != 1.0) {
+                            let mut i = 0;
+                            while i < O {
+                                out.0[i] *= shrink[i / 2 % 2];
+                                i += 1;
+                            }
                         }
                         if EXTENDED && params.dropout_threshold != 0 {
                             drop(&mut scores.0, n);
@@ -365,33 +234,49 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                     }};
                 }
                 n -= 1;
-                if EXTENDED && O <= 64 {
-                    // One copy of the loop keeps the image small where registers allow it: scores are worked on anyway.
-                    while n >= begin {
-                        key_tile!(n >= whole_end || n < whole_begin);
-                    }
-                } else {
+                // Where tiles of keys are whole for all rows nothing is masked. After the last of them no row begins;
+                // before the first both bounds may cut.
+                if W == 3 {
+                    // Loops apart are faster here.
                     while n >= begin && n >= whole_end {
-                        key_tile!(true);
+                        key_tile!(scores, own.mask_end(scores, n * keys as i32));
                     }
                     while n >= begin && n >= whole_begin {
-                        key_tile!(false);
+                        key_tile!(_scores, ());
                     }
                     while n >= begin {
-                        key_tile!(true);
+                        key_tile!(scores, {
+                            own.mask_end(scores, n * keys as i32);
+                            own.mask_begin(scores, n * keys as i32);
+                        });
+                    }
+                } else {
+                    while n >= begin {
+                        key_tile!(scores, {
+                            if n >= whole_end || n < whole_begin {
+                                own.mask_end(scores, n * keys as i32);
+                            }
+                            if n < whole_begin {
+                                own.mask_begin(scores, n * keys as i32);
+                            }
+                        });
                     }
                 }
 
                 // Q may be replaced once every warp has read it for the last time.
                 shared.q_ring().release(q);
-                q = q.next();
                 let v = k.previous();
                 shared.v_ring().wait_full(v);
-                out = issue_pv::<E, C, S, O, W>(out, &weights, shared.v_stage(v)).wait::<0>();
+                out = issue_weighted::<E, S, O>(out, &weights, shared.values(v)).wait::<0>();
                 shared.v_ring().release(k.previous());
+            } else {
+                shared.q_ring().release(q);
             }
+            q = q.next();
             // The tile is found again rather than kept in registers all the way.
-            let tile = Tile::at(forget(index), params, rows);
+            let tile = shared.last_look(given, params);
+            shared.tile_ring().release(given);
+            given = given.next();
             let first_row = tile.row + group * 64 + warp * 16 + lane / 4;
             let sink = if params.sinks != 0 {
                 global::ld_nc((params.sinks + tile.head as u64 * 4) as *const f32)
@@ -421,51 +306,53 @@ unsafe fn consume<E: Half, C: Participants, const S: usize, const O: usize, cons
                 );
                 h += 1;
             }
-            turn += 1;
         }
-        if W == 2 && group == 0 {
+        if TURNS && group == 0 {
             barrier::sync(TURN, 256);
         }
     }
 }
 
+/// The values, computed here and not later.
+#[inline(always)]
+fn settle<const S: usize>(values: &mut [f32; S]) {
+    let mut i = 0;
+    while i < S {
+        values[i] = f32::from_bits(forget(values[i].to_bits()));
+        i += 1;
+    }
+}
+
 /// Clears the rows of a packed V tile that belong to the next sequence: a weight of zero does not silence a NaN.
 #[inline(always)]
-unsafe fn clear_tail<C: Participants, const S: usize, const O: usize, const W: u32>(
-    shared: &Shared<C, S, O, W>,
-    v: Cursor<STAGES>,
+unsafe fn clear_tail<C: Participants, const S: usize, const O: usize, const W: u32, const Q: u32, const K: u32>(
+    shared: &Shared<C, S, O, W, Q, K>,
+    v: Cursor<K>,
     valid: i32,
 ) {
-    if valid >= Shared::<C, S, O, W>::KEYS as i32 {
+    if valid >= Shared::<C, S, O, W, Q, K>::KEYS as i32 {
         return;
     }
-    const CHUNKS: u32 = PANEL_BYTES / 16;
-    let chunks = (Shared::<C, S, O, W>::KEYS as i32 - valid) as u32 * CHUNKS;
     // SAFETY: the tile has arrived; each chunk is written by one thread, and all meet before any product reads it.
     unsafe {
         shared.v_ring().wait_full(v);
-        let mut panel = 0;
-        while panel < Shared::<C, S, O, W>::PANELS {
-            let start = shared.v_stage(v) + panel * Shared::<C, S, O, W>::KV_PANEL + valid as u32 * PANEL_BYTES;
-            let mut chunk = thread::thread_idx_x() - 128;
-            while chunk < chunks {
-                st(start + chunk * 16, [0u32; 4]);
-                chunk += 128 * W;
-            }
-            panel += 1;
-        }
-        barrier::fence_proxy_async_shared();
+        clear_rows(
+            shared.v_stage(v),
+            Shared::<C, S, O, W, Q, K>::PANELS,
+            (valid as u32, Shared::<C, S, O, W, Q, K>::KEYS),
+            (thread::thread_idx_x() - 128, 128 * W),
+        );
         barrier::sync(TOGETHER, 128 * W);
     }
 }
 
 macro_rules! kernels {
     ($($unit:literal: $keys:literal keys, $dim:literal dim, $warpgroups:literal warpgroups, $threads:literal threads, $warps:literal warps,
-        extended $extended:literal: $f16:ident $bf16:ident;)*) => {$(
-        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $f16 F16 $extended }
-        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $bf16 Bf16 $extended }
+        stages $q:literal $k:literal, turns $turns:literal, extended $extended:literal: $f16:ident $bf16:ident;)*) => {$(
+        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $q $k $turns $f16 F16 $extended }
+        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $q $k $turns $bf16 Bf16 $extended }
     )*};
-    (@one $unit:literal $keys:literal $dim:literal $warpgroups:literal $threads:literal $warps:literal $name:ident $element:ident $extended:literal) => {
+    (@one $unit:literal $keys:literal $dim:literal $warpgroups:literal $threads:literal $warps:literal $q:literal $k:literal $turns:literal $name:ident $element:ident $extended:literal) => {
         kernel! {
             /// Attention forward; see [`AttentionParams`].
             ///
@@ -475,7 +362,7 @@ macro_rules! kernels {
             #[launch(threads = $threads, min_blocks = 1, tensor_core = 1, param_align = 64)]
             #[cfg(unit = $unit)]
             pub fn $name(params: AttentionParams, address: ParamAddress) {
-                forward::<$element, Warps<$warps>, { $keys / 2 }, { $dim / 2 }, $warpgroups, $extended>(&params, address)
+                forward::<$element, Warps<$warps>, { $keys / 2 }, { $dim / 2 }, $warpgroups, $q, $k, $turns, $extended>(&params, address)
             }
         }
     };
@@ -483,26 +370,22 @@ macro_rules! kernels {
 
 // The same tiles as `params::SM90` and `params::SM90_EXTENDED`.
 kernels! {
-    "attention_forward_d64": 112 keys, 64 dim, 3 warpgroups, 512 threads, 12 warps, extended false:
+    "attention_forward_d64": 112 keys, 64 dim, 3 warpgroups, 512 threads, 12 warps, stages 2 3, turns false, extended false:
         attention_forward_f16_d64 attention_forward_bf16_d64;
-    "attention_forward_d64": 128 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+    "attention_forward_d64": 128 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 3, turns true, extended false:
         attention_forward_f16_d64_k128 attention_forward_bf16_d64_k128;
-    "attention_forward_d64": 128 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
+    "attention_forward_d64": 112 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 3, turns true, extended true:
         attention_forward_extended_f16_d64 attention_forward_extended_bf16_d64;
-    "attention_forward_d96": 128 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+    "attention_forward_d96": 128 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, turns true, extended false:
         attention_forward_f16_d96 attention_forward_bf16_d96;
-    "attention_forward_d96": 80 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
-        attention_forward_extended_f16_d96 attention_forward_extended_bf16_d96;
-    "attention_forward_d128": 128 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+    "attention_forward_d128": 128 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, turns true, extended false:
         attention_forward_f16_d128 attention_forward_bf16_d128;
-    "attention_forward_d128": 80 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
+    "attention_forward_d128": 80 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, turns true, extended true:
         attention_forward_extended_f16_d128 attention_forward_extended_bf16_d128;
-    "attention_forward_d192": 112 keys, 192 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+    "attention_forward_d192": 112 keys, 192 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, turns true, extended false:
         attention_forward_f16_d192 attention_forward_bf16_d192;
-    "attention_forward_d192": 64 keys, 192 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
-        attention_forward_extended_f16_d192 attention_forward_extended_bf16_d192;
-    "attention_forward_d256": 80 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended false:
+    "attention_forward_d256": 80 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, turns true, extended false:
         attention_forward_f16_d256 attention_forward_bf16_d256;
-    "attention_forward_d256": 32 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, extended true:
+    "attention_forward_d256": 32 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, turns true, extended true:
         attention_forward_extended_f16_d256 attention_forward_extended_bf16_d256;
 }

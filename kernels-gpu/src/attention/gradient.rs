@@ -58,20 +58,7 @@ impl Work {
             if KEYS {
                 let planes = forward.batch * params.heads_kv;
                 core::hint::assert_unchecked(planes != 0 && params.heads_kv != 0);
-                let plane = index % planes;
-                let (batch, kv_head) = (plane / params.heads_kv, plane % params.heads_kv);
-                let sequence = Sequence::at(forward, batch);
-                Work {
-                    batch,
-                    head: kv_head * forward.group,
-                    kv_head,
-                    turns: forward.group,
-                    first: index / planes * rows,
-                    own_len: sequence.mask.seq_kv as u32,
-                    start_q: sequence.start_q,
-                    start_k: sequence.start_k,
-                    mask: sequence.mask.transposed(sequence.seq_q as i32),
-                }
+                Work::of_keys(params, forward.flags, index % planes, index / planes * rows)
             } else {
                 let tile = Tile::at(index, forward, rows);
                 core::hint::assert_unchecked(forward.group != 0);
@@ -86,6 +73,32 @@ impl Work {
                     start_k: tile.start_k,
                     mask: tile.mask,
                 }
+            }
+        }
+    }
+
+    /// The tile of keys `first` on of a key head, counted over all sequences; flags apart as in [`Mask::by_flags`].
+    ///
+    /// # Safety
+    /// - As for [`Work::at`].
+    #[inline(always)]
+    pub unsafe fn of_keys(params: &BackwardParams, all: u32, plane: u32, first: u32) -> Work {
+        let forward = &params.attention;
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            core::hint::assert_unchecked(params.heads_kv != 0);
+            let (batch, kv_head) = (plane / params.heads_kv, plane % params.heads_kv);
+            let sequence = Sequence::by_flags(forward, all, batch);
+            Work {
+                batch,
+                head: kv_head * forward.group,
+                kv_head,
+                turns: forward.group,
+                first,
+                own_len: sequence.mask.seq_kv as u32,
+                start_q: sequence.start_q,
+                start_k: sequence.start_k,
+                mask: sequence.mask.transposed(sequence.seq_q as i32),
             }
         }
     }

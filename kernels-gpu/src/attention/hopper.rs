@@ -3,7 +3,7 @@
 use super::{params::PANEL, rows::transpose_quad};
 use core::arch::asm;
 use cuda_std::{
-    barrier, global,
+    barrier, global, half,
     shared::st,
     thread, tma,
     wgmma::{Acc, Bf16, Descriptor, Element, F16, InFlight, MmaShape, Swizzle, commit_group},
@@ -17,10 +17,13 @@ pub trait Half: Element {
     /// Two values as one word, `low` in the low half. Executed where it stands: its result may be the operand of a
     /// product whose predecessor still reads the same register.
     fn pack(low: f32, high: f32) -> u32;
+
+    /// The two values of a word.
+    fn unpack(word: u32) -> [f32; 2];
 }
 
 macro_rules! half {
-    ($type:ty, $instruction:literal) => {
+    ($type:ty, $instruction:literal, $unpack:path) => {
         impl Half for $type {
             #[inline(always)]
             fn pack(low: f32, high: f32) -> u32 {
@@ -31,11 +34,16 @@ macro_rules! half {
                 }
                 word
             }
+
+            #[inline(always)]
+            fn unpack(word: u32) -> [f32; 2] {
+                $unpack(word)
+            }
         }
     };
 }
-half!(F16, "cvt.rn.f16x2.f32");
-half!(Bf16, "cvt.rn.bf16x2.f32");
+half!(F16, "cvt.rn.f16x2.f32", half::f32_from_f16x2);
+half!(Bf16, "cvt.rn.bf16x2.f32", half::f32_from_bf16x2);
 
 /// Accumulators rounded to the A operand of the next product; the upper half of the array is not used.
 #[inline(always)]

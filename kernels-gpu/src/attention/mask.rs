@@ -4,6 +4,8 @@
 //! key (flash-attn), 0 the first at the first (PyTorch). It sees key `j` when
 //! `position − left ≤ j ≤ position + right` and `j < seq_kv`.
 
+use super::params::{AttentionParams, flags};
+
 /// No bound on this side. Far from overflow when positions are added.
 pub const UNBOUNDED: i32 = 1 << 29;
 
@@ -21,6 +23,30 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// The bounds that a launch's options give a sequence of `seq_q` queries and `seq_kv` keys.
+    #[inline(always)]
+    pub const fn new(params: &AttentionParams, seq_q: u32, seq_kv: u32) -> Mask {
+        Mask::by_flags(params, params.flags, seq_q, seq_kv)
+    }
+
+    /// The same with the flags of `params` given apart, for kernels that shall not keep what follows from them.
+    #[inline(always)]
+    pub const fn by_flags(params: &AttentionParams, all: u32, seq_q: u32, seq_kv: u32) -> Mask {
+        const fn bound(all: u32, flag: u32, keys: u32) -> i32 {
+            if all & flag != 0 { keys as i32 } else { UNBOUNDED }
+        }
+        Mask {
+            seq_kv: seq_kv as i32,
+            shift: if all & flags::TOP_LEFT != 0 {
+                0
+            } else {
+                seq_kv as i32 - seq_q as i32
+            },
+            left: bound(all, flags::LEFT, params.window_left),
+            right: bound(all, flags::RIGHT, params.window_right),
+        }
+    }
+
     /// The same bounds seen from the keys, `seq_q` queries: its rows are keys and its columns queries.
     #[inline(always)]
     pub const fn transposed(self, seq_q: i32) -> Mask {

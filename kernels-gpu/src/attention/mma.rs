@@ -4,56 +4,20 @@
 //! Rows of the tiles are cut into panels with swizzled 16-byte chunks, so that `ldmatrix` meets no bank twice.
 
 use super::rows::forget;
-use crate::tile::{
-    element::{Element, F16},
-    layout::Swizzle,
-};
-use cuda_std::{barrier, matrix, thread};
+use crate::tile::{layout::Swizzle, mma::Mma};
+use cuda_std::{barrier, thread};
 
-#[cfg(not(tier = "sm_75"))]
-use crate::tile::element::Bf16;
 #[cfg(not(tier = "sm_75"))]
 use cuda_std::cp_async;
 #[cfg(tier = "sm_75")]
 use cuda_std::global;
-
-/// 16-bit element types of the tensor cores.
-pub trait Half: Element {
-    /// `A·B + C` of 16×16 by 16×8.
-    ///
-    /// # Safety
-    /// - All lanes of the warp execute this together.
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4];
-}
-
-impl Half for F16 {
-    #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            #[cfg(tier = "sm_75")]
-            return matrix::mma_m16n8k8_f16([a[2], a[3]], [b[1]], matrix::mma_m16n8k8_f16([a[0], a[1]], [b[0]], c));
-            #[cfg(not(tier = "sm_75"))]
-            return matrix::mma_m16n8k16_f16(a, b, c);
-        }
-    }
-}
-
-#[cfg(not(tier = "sm_75"))]
-impl Half for Bf16 {
-    #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-        // SAFETY: forwarded to the caller.
-        unsafe { matrix::mma_m16n8k16_bf16(a, b, c) }
-    }
-}
 
 /// `D += A·B` where the accumulator of 8 columns lies at register `at`.
 ///
 /// # Safety
 /// - All lanes of the warp execute this together.
 #[inline(always)]
-pub unsafe fn accumulate<E: Half, const R: usize>(d: &mut [f32; R], at: usize, a: [u32; 4], b: [u32; 2]) {
+pub unsafe fn accumulate<E: Mma, const R: usize>(d: &mut [f32; R], at: usize, a: [u32; 4], b: [u32; 2]) {
     // SAFETY: forwarded to the caller.
     let sum = unsafe { E::mma(a, b, [d[at], d[at + 1], d[at + 2], d[at + 3]]) };
     d[at] = sum[0];

@@ -36,6 +36,8 @@ kernel_params! {
         pub out: u64,
         /// LSE, f32, `lse_batch` and `lse_head` apart; 0 when it is not wanted.
         pub lse: u64,
+        /// Where the blocks of a packed launch take their tiles: a u32 that is 0 when they begin; Hopper only.
+        pub next: u64,
         /// `batch + 1` offsets of packed sequences, i32.
         pub cu_seqlens_q: u64,
         /// `batch + 1` offsets of packed keys, i32.
@@ -117,6 +119,14 @@ kernel_params! {
         pub dv: u64,
         /// Gradients of sinks, f32, a query head each.
         pub dsinks: u64,
+        /// Base-2 LSE and Δ of each tile of queries, where all gradients come from one kernel; else 0, as the next three.
+        pub statistics: u64,
+        /// dQ before it is scaled and rounded, f32, tile by tile.
+        pub dq_sum: u64,
+        /// How many tiles of keys have added their part, a u32 for each tile of queries of each sequence and head.
+        pub turns: u64,
+        /// The next tile of keys that nobody has taken, a u32.
+        pub next: u64,
         /// Strides of dO: batch, row, head.
         pub grad_out_strides: [u64; 3],
         /// Strides of dQ: batch, row, head.
@@ -129,6 +139,18 @@ kernel_params! {
         pub heads_kv: u32,
         /// Rows of the longest sequence.
         pub rows: u32,
+        /// Rows of a tile of queries.
+        pub query_tile: u32,
+        /// Tiles of queries in the longest sequence.
+        pub query_tiles: u32,
+        /// Tiles of queries of a head in `statistics` and `dq_sum`: all its sequences where they are packed.
+        pub plane_tiles: u32,
+        /// Tiles of keys in the longest sequence.
+        pub key_tiles: u32,
+        /// Key heads whose tiles follow each other.
+        pub section: u32,
+        /// Whether a tile of queries takes tiles of keys from the last to the first.
+        pub descending: u32,
     }
 }
 
@@ -159,10 +181,20 @@ impl Tiles {
         Tiles { price, ..self }
     }
 
-    /// Dynamic shared memory of a Hopper kernel: Q, two stages of K and of V, barriers.
+    /// Stages of Q and, each, of K and V in a Hopper kernel: what shared memory has room for.
+    pub const fn stages(self) -> (u32, u32) {
+        match self.dim {
+            ..=64 => (2, 3),
+            65..=128 => (2, 2),
+            _ => (1, 2),
+        }
+    }
+
+    /// Dynamic shared memory of a Hopper kernel: stages of Q, K and V, tiles handed out, barriers.
     pub const fn shared_bytes(self) -> u32 {
         let width = self.dim.div_ceil(PANEL) * PANEL * 2;
-        width * (self.rows + 4 * self.keys) + 128
+        let (q, kv) = self.stages();
+        width * (q * self.rows + 2 * kv * self.keys) + 256
     }
 
     /// Dynamic shared memory of a kernel of 16-bit elements on sm_75 and sm_80: Q, K and V.
@@ -170,13 +202,18 @@ impl Tiles {
         2 * self.dim * (self.rows + 2 * self.keys)
     }
 
-    /// Dynamic shared memory of an f32 kernel: Q, K or V, weights; rows are padded.
+    /// Dynamic shared memory of an f32 kernel on sm_80 and later: Q, K and V.
+    pub const fn shared_bytes_tf32(self) -> u32 {
+        4 * self.dim * (self.rows + 2 * self.keys)
+    }
+
+    /// Dynamic shared memory of an f32 kernel on sm_75: Q, K or V, weights; rows are padded.
     pub const fn shared_bytes_f32(self) -> u32 {
         4 * ((self.dim + 4) * (self.rows + self.keys) + self.rows * (self.keys + 4))
     }
 }
 
-/// The sm_80 kernels for f16 and bf16, plain and extended.
+/// The sm_80 kernels for f16 and bf16.
 pub const MMA_SM80: [Tiles; 5] = [
     Tiles::new(64, 128, 64),
     Tiles::new(96, 128, 48),
@@ -185,7 +222,10 @@ pub const MMA_SM80: [Tiles; 5] = [
     Tiles::new(256, 64, 64),
 ];
 
-/// The sm_75 kernels for f16, plain and extended: 64 KB of shared memory is all there is.
+/// Those of them that have an extended kernel too: other head dims take the next larger one.
+pub const MMA_SM80_EXTENDED: [Tiles; 3] = [MMA_SM80[0], MMA_SM80[2], MMA_SM80[4]];
+
+/// The sm_75 kernels for f16: 64 KB of shared memory is all there is.
 pub const MMA_SM75: [Tiles; 5] = [
     Tiles::new(64, 64, 64),
     Tiles::new(96, 64, 64),
@@ -194,8 +234,14 @@ pub const MMA_SM75: [Tiles; 5] = [
     Tiles::new(256, 64, 16),
 ];
 
-/// The f32 kernels of all tiers, plain and extended.
-pub const F32: [Tiles; 3] = [Tiles::new(64, 64, 32), Tiles::new(128, 64, 32), Tiles::new(256, 32, 16)];
+/// Those of them that are plain and extended in one.
+pub const MMA_SM75_EXTENDED: [Tiles; 3] = [MMA_SM75[0], MMA_SM75[2], MMA_SM75[4]];
+
+/// The f32 kernels of sm_75, which are plain and extended in one.
+pub const F32_SM75: [Tiles; 3] = [Tiles::new(64, 64, 32), Tiles::new(128, 64, 32), Tiles::new(256, 32, 16)];
+
+/// The f32 kernels of sm_80 and later, plain and extended.
+pub const TF32: [Tiles; 3] = [Tiles::new(64, 64, 64), Tiles::new(128, 64, 32), Tiles::new(256, 64, 16)];
 
 /// The Hopper kernels `attention_forward_*`, by head dim. Of several the host takes the one with the least work for
 /// the lengths at hand; all but the first have names that end in `_k` and their keys.
@@ -208,12 +254,11 @@ pub const SM90: [Tiles; 6] = [
     Tiles::new(256, 128, 80),
 ];
 
-/// The Hopper kernels `attention_forward_extended_*`, which need registers for softcap and ALiBi.
-pub const SM90_EXTENDED: [Tiles; 5] = [
-    Tiles::new(64, 128, 128),
-    Tiles::new(96, 128, 80),
+/// The Hopper kernels `attention_forward_extended_*`, which need registers for softcap and ALiBi. Head dims between
+/// take the next larger one.
+pub const SM90_EXTENDED: [Tiles; 3] = [
+    Tiles::new(64, 128, 112),
     Tiles::new(128, 128, 80),
-    Tiles::new(192, 128, 64),
     Tiles::new(256, 128, 32),
 ];
 
@@ -253,7 +298,26 @@ impl BackwardTiles {
         self.shared_bytes_mma() + 128
     }
 
-    /// Dynamic shared memory of an f32 kernel of four warps; rows are padded.
+    /// Dynamic shared memory of a Hopper kernel of all gradients: K and V, `stages` of Q and two of dO, dS, two of dQ in
+    /// f32, statistics, barriers.
+    pub const fn shared_bytes_once(self) -> u32 {
+        let streamed = (self.stages + 2) * 2 * self.dim + 2 * self.own + 8 * self.dim + self.stages * 8;
+        4 * self.dim * self.own + self.other * streamed + 256
+    }
+
+    /// Dynamic shared memory of a kernel of all gradients on sm_80: K and V, `stages` of Q, dO and statistics, dS and, where
+    /// warps share their keys, P; the place of a tile.
+    pub const fn shared_bytes_turns(self, shared: bool) -> u32 {
+        let exchanged = if shared { 2 } else { 1 };
+        self.shared_bytes_mma() + 2 * exchanged * self.own * self.other + 16
+    }
+
+    /// Dynamic shared memory of an f32 kernel on sm_80 and later: two own and two streamed matrices, LSE and Δ.
+    pub const fn shared_bytes_tf32(self) -> u32 {
+        8 * self.dim * (self.own + self.other) + 8 * self.other
+    }
+
+    /// Dynamic shared memory of an f32 kernel of four warps on sm_75; rows are padded.
     pub const fn shared_bytes_f32(self) -> u32 {
         4 * (2 * (self.dim + 4) * (self.own + self.other) + 2 * self.other + 64 * (self.other + 4))
     }
@@ -272,6 +336,20 @@ pub const BACKWARD_SM90: [[BackwardTiles; 3]; 2] = [
         BackwardTiles::new(128, 128, 128, 2),
         BackwardTiles::new(256, 128, 32, 2),
     ],
+];
+
+/// `attention_backward_qkv_*`, all gradients at once, for f16 and bf16 on sm_90a: own keys, streamed queries.
+pub const BACKWARD_ONCE: [BackwardTiles; 2] =
+    [BackwardTiles::new(64, 128, 128, 3), BackwardTiles::new(128, 128, 64, 3)];
+
+/// `attention_backward_qkv_*` for f16 and bf16 on sm_80: own keys, streamed queries; whether warps share their keys. Of
+/// several for a head dim the host takes the first that fits the GPU's shared memory; those of one stage are named
+/// `attention_backward_qkv_lean_*`.
+pub const BACKWARD_TURNS: [(BackwardTiles, bool); 4] = [
+    (BackwardTiles::new(64, 128, 32, 2), false),
+    (BackwardTiles::new(128, 128, 64, 2), true),
+    (BackwardTiles::new(256, 64, 64, 2), true),
+    (BackwardTiles::new(256, 64, 64, 1), true),
 ];
 
 /// `attention_backward_kv_*` and `attention_backward_q_*` for f16 and bf16 on sm_80 and later.
@@ -302,8 +380,22 @@ pub const BACKWARD_MMA_SM75: [[BackwardTiles; 3]; 2] = [
     ],
 ];
 
-/// The f32 kernels of both kinds on all tiers.
-pub const BACKWARD_F32: [BackwardTiles; 3] = [
+/// `attention_backward_kv_*` and `attention_backward_q_*` for f32 on sm_80 and later.
+pub const BACKWARD_TF32: [[BackwardTiles; 3]; 2] = [
+    [
+        BackwardTiles::new(64, 64, 32, 1),
+        BackwardTiles::new(128, 64, 16, 1),
+        BackwardTiles::new(256, 32, 8, 1),
+    ],
+    [
+        BackwardTiles::new(64, 64, 64, 1),
+        BackwardTiles::new(128, 64, 32, 1),
+        BackwardTiles::new(256, 32, 16, 1),
+    ],
+];
+
+/// The f32 kernels of both kinds on sm_75.
+pub const BACKWARD_F32_SM75: [BackwardTiles; 3] = [
     BackwardTiles::new(64, 64, 16, 1),
     BackwardTiles::new(128, 32, 16, 1),
     BackwardTiles::new(256, 16, 8, 1),
@@ -312,7 +404,10 @@ pub const BACKWARD_F32: [BackwardTiles; 3] = [
 /// Threads of the kernels `attention_backward_delta_*` and `attention_backward_sinks`.
 pub const DELTA_THREADS: u32 = 256;
 
+/// Rows of a thread of `attention_backward_delta_*`.
+pub const DELTA_ROWS: u32 = 4;
+
 /// Rows of a block of `attention_backward_delta_*`, of which a thread takes 8 columns.
 pub const fn delta_rows(dim: u32) -> u32 {
-    DELTA_THREADS * 8 / dim
+    DELTA_ROWS * DELTA_THREADS * 8 / dim
 }

@@ -9,7 +9,7 @@ use super::{
 use core::arch::asm;
 use cuda_std::{
     global,
-    math::{ex2, rcp},
+    math::{ex2, fma, rcp},
     thread, warp,
 };
 
@@ -91,14 +91,33 @@ impl Rows {
         (self.plane, self.first as u32)
     }
 
-    /// Softcap and ALiBi: raw scores become natural logits.
+    /// Softcap and ALiBi: raw scores become natural logits. Each is a loop of its own, so that one branch serves all.
     #[inline(always)]
     pub fn extend<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
-        let position = self.position(first_key);
         let mut i = 0;
-        while i < S {
-            scores[i] = self.biased(self.bent(scores[i]), position, i);
-            i += 1;
+        if self.softcap > 0.0 {
+            // As in `bent`, with `c · (1 − 2r)` in one step.
+            let steepness = self.scale * (2.0 * core::f32::consts::LOG2_E) / self.softcap;
+            let twice = -2.0 * self.softcap;
+            while i < S {
+                scores[i] = fma(twice, rcp(1.0 + ex2(scores[i] * steepness)), self.softcap);
+                i += 1;
+            }
+        } else {
+            while i < S {
+                scores[i] *= self.scale;
+                i += 1;
+            }
+        }
+        if self.slope != 0.0 {
+            // Distances as floats: exact, or as near as a float is.
+            let position = self.position(first_key) as f32;
+            let mut i = 0;
+            while i < S {
+                let ahead = position + ((i as i32 / 2 % 2) * 8 - (i as i32 / 4 * 8 + i as i32 % 2)) as f32;
+                scores[i] = fma(-self.slope, ahead.abs(), scores[i]);
+                i += 1;
+            }
         }
     }
 
@@ -140,14 +159,58 @@ impl Rows {
         }
     }
 
-    /// Masked scores become −∞.
+    /// Scores of keys beyond each row's last become −∞.
     #[inline(always)]
-    pub fn mask<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
+    pub fn mask_end<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
+        let bounds = [0, 8].map(|below| self.mask.end(self.first + below) - first_key - self.column);
+        mask_columns(scores, |h, column| column < bounds[h]);
+    }
+
+    /// Scores of keys before each row's first become −∞.
+    #[inline(always)]
+    pub fn mask_begin<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
+        let bounds = [0, 8].map(|below| self.mask.begin(self.first + below) - first_key - self.column);
+        mask_columns(scores, |h, column| column >= bounds[h]);
+    }
+
+    /// As [`mask`](Self::mask), in fewer instructions and one more register: what the forward kernels can afford.
+    #[inline(always)]
+    pub fn mask_tile<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
         let mut h = 0;
         while h < 2 {
             let row = self.first + 8 * h as i32;
             let (begin, end) = (self.mask.begin(row), self.mask.end(row));
-            let width = if end > begin { (end - begin) as u32 } else { 0 };
+            // Forgotten, or the compiler asks for each score whether the row has keys at all.
+            let width = forget(if end > begin { (end - begin) as u32 } else { 0 });
+            let origin = (first_key + self.column - begin) as u32;
+            let mut i = 2 * h;
+            while i < S {
+                let inside = origin.wrapping_add((i / 4 * 8 + i % 2) as u32) < width;
+                scores[i] = if inside { scores[i] } else { f32::NEG_INFINITY };
+                i += if i % 2 == 0 { 1 } else { 3 };
+            }
+            h += 1;
+        }
+    }
+
+    /// Masked scores become −∞.
+    #[inline(always)]
+    pub fn mask<const S: usize>(&self, scores: &mut [f32; S], first_key: i32) {
+        self.mask_within(scores, first_key, i32::MAX);
+    }
+
+    /// The same, and all scores of rows from `rows` on, which do not exist.
+    #[inline(always)]
+    pub fn mask_within<const S: usize>(&self, scores: &mut [f32; S], first_key: i32, rows: i32) {
+        let mut h = 0;
+        while h < 2 {
+            let row = self.first + 8 * h as i32;
+            let (begin, end) = (self.mask.begin(row), self.mask.end(row));
+            let width = if end > begin && row < rows {
+                (end - begin) as u32
+            } else {
+                0
+            };
             let origin = first_key + self.column - begin;
             let mut i = 0;
             while i < S / 4 {
@@ -162,6 +225,21 @@ impl Rows {
             }
             h += 1;
         }
+    }
+}
+
+/// Scores whose column, counted from the thread's first, is not `seen` by its row 0 or 1 become −∞.
+#[inline(always)]
+fn mask_columns<const S: usize>(scores: &mut [f32; S], seen: impl Fn(usize, i32) -> bool) {
+    let mut i = 0;
+    while i < S {
+        let column = (i / 4 * 8 + i % 2) as i32;
+        scores[i] = if seen(i / 2 % 2, column) {
+            scores[i]
+        } else {
+            f32::NEG_INFINITY
+        };
+        i += 1;
     }
 }
 

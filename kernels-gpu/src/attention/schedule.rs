@@ -6,7 +6,7 @@
 //! middling length, so that all places are alike. Elsewhere a block is one tile.
 
 use super::{
-    mask::{Mask, UNBOUNDED},
+    mask::Mask,
     params::{AttentionParams, flags},
 };
 use cuda_std::{global, thread};
@@ -50,8 +50,18 @@ impl Sequence {
     /// - `params` are those of the launch.
     #[inline(always)]
     pub unsafe fn at(params: &AttentionParams, batch: u32) -> Sequence {
+        // SAFETY: forwarded to the caller.
+        unsafe { Sequence::by_flags(params, params.flags, batch) }
+    }
+
+    /// Sequence `batch`, with the flags of `params` given apart; see [`Mask::by_flags`].
+    ///
+    /// # Safety
+    /// - As for [`Sequence::at`].
+    #[inline(always)]
+    pub unsafe fn by_flags(params: &AttentionParams, all: u32, batch: u32) -> Sequence {
         let (mut seq_q, mut seq_kv, mut start_q, mut start_k) = (params.seq_q, params.seq_kv, 0, 0);
-        if params.flags & flags::VARLEN != 0 {
+        if all & flags::VARLEN != 0 {
             // SAFETY: both arrays have `batch + 1` entries.
             unsafe {
                 let at = |array: u64, index: u32, tokens: u32| {
@@ -69,23 +79,7 @@ impl Sequence {
                 seq_kv = if end_k > start_k { end_k - start_k } else { 0 };
             }
         }
-        let bound = |flag: u32, keys: u32| {
-            if params.flags & flag != 0 {
-                keys as i32
-            } else {
-                UNBOUNDED
-            }
-        };
-        let mask = Mask {
-            seq_kv: seq_kv as i32,
-            shift: if params.flags & flags::TOP_LEFT != 0 {
-                0
-            } else {
-                seq_kv as i32 - seq_q as i32
-            },
-            left: bound(flags::LEFT, params.window_left),
-            right: bound(flags::RIGHT, params.window_right),
-        };
+        let mask = Mask::by_flags(params, all, seq_q, seq_kv);
         Sequence {
             seq_q,
             start_q,

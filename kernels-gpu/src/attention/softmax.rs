@@ -6,7 +6,7 @@
 //! that its exponentials are 0 and not NaN. A NaN score makes its row NaN.
 
 use cuda_std::{
-    math::{ex2, fma, fmax, lg2},
+    math::{ex2, fma, fmax, lg2, rcp},
     warp,
 };
 
@@ -14,6 +14,9 @@ use cuda_std::{
 const LN_2: f32 = core::f32::consts::LN_2;
 /// log₂ e.
 const LOG2_E: f32 = core::f32::consts::LOG2_E;
+
+/// Powers of two by which a lazy maximum may stay behind: weights stay far from the ends of f16, and as exact.
+const SLACK: f32 = 8.0;
 
 /// Statistics of a thread's two rows.
 #[derive(Clone, Copy)]
@@ -48,6 +51,23 @@ impl OnlineSoftmax {
     /// - All lanes of the warp execute this together.
     #[inline(always)]
     pub unsafe fn update<const R: usize>(&mut self, scores: &mut [f32; R], scale: f32) -> [f32; 2] {
+        // SAFETY: forwarded to the caller.
+        unsafe { self.step::<R, false>(scores, scale) }
+    }
+
+    /// The same with a maximum that follows the row's only when that is [`SLACK`] powers of two ahead, so that weights
+    /// reach `2^SLACK`: what was accumulated hardly ever shrinks after the first tile. `scale` is positive.
+    ///
+    /// # Safety
+    /// - All lanes of the warp execute this together.
+    #[inline(always)]
+    pub unsafe fn update_lazily<const R: usize>(&mut self, scores: &mut [f32; R], scale: f32) -> [f32; 2] {
+        // SAFETY: forwarded to the caller.
+        unsafe { self.step::<R, true>(scores, scale) }
+    }
+
+    #[inline(always)]
+    unsafe fn step<const R: usize, const LAZY: bool>(&mut self, scores: &mut [f32; R], scale: f32) -> [f32; 2] {
         let mut maximum = self.maximum;
         let mut i = 0;
         while i < R / 4 {
@@ -59,6 +79,16 @@ impl OnlineSoftmax {
         unsafe {
             maximum[0] = warp::reduce_max::<4>(maximum[0]);
             maximum[1] = warp::reduce_max::<4>(maximum[1]);
+        }
+        if LAZY {
+            let mut row = 0;
+            while row < 2 {
+                // A row's own decision: its bits do not depend on its neighbours.
+                if maximum[row] * scale <= fma(self.maximum[row], scale, SLACK) {
+                    maximum[row] = self.maximum[row];
+                }
+                row += 1;
+            }
         }
         let base = [scaled(maximum[0], scale), scaled(maximum[1], scale)];
         // From rounded exponent to rounded exponent, as the weights before were taken: an unchanged maximum gives 1.
@@ -106,7 +136,7 @@ impl OnlineSoftmax {
             let total = fma(sum, keys, ex2(sink - top));
             // A row without keys: nothing to average, and the LSE is that of the sink alone. NaN is not 0 and stays.
             let empty = sum == 0.0;
-            finished.factor[row] = if empty { 0.0 } else { keys / total };
+            finished.factor[row] = if empty { 0.0 } else { keys * rcp(total) };
             finished.lse[row] = (top + lg2(total)) * LN_2;
             row += 1;
         }

@@ -25,18 +25,25 @@ const FOLD_AT: u32 = FACTORS_AT + 4 * ROWS * 4;
 const TOTAL_AT: u32 = FOLD_AT + ROWS * 8;
 /// Factor that finishes each row.
 const FINAL_AT: u32 = TOTAL_AT + ROWS * 8;
+/// The keys that all rows see, and whose scores have no cap and no bias: first, one past the last; 16 bytes.
+const INNER_AT: u32 = FINAL_AT + ROWS * 4;
+/// Address of each row's output.
+const OUT_AT: u32 = INNER_AT + 16;
+/// Address of each row's query; 0 for rows that do not exist.
+const QUERY_AT: u32 = OUT_AT + ROWS * 8;
 /// What [`plan`](super::plan) says: the cost of each warp's tiles, then a place, 64 bytes.
-pub const PLAN_AT: u32 = FINAL_AT + ROWS * 4;
-const _: () = assert!(PLAN_AT % 16 == 0 && PLAN_AT + 64 + 16 * 32 <= super::HEADER_BYTES);
+pub const PLAN_AT: u32 = QUERY_AT + ROWS * 8;
+const _: () = assert!(PLAN_AT % 16 == 0 && PLAN_AT + 64 + 18 * 32 <= super::HEADER_BYTES);
 
 /// Bounds of the rows for engines that want them in shared memory, and the empty totals. A barrier follows.
 ///
 /// # Safety
 /// - All threads of the block call this together.
 #[inline(always)]
-pub unsafe fn begin(params: &DecodeParams, work: &Work) {
+pub unsafe fn begin<O: Element>(params: &DecodeParams, work: &Work) {
     unsafe {
-        let row = thread::thread_idx_x();
+        // Nothing of this is kept from tile to tile.
+        let row = opaque(thread::thread_idx_x());
         if row < ROWS {
             let base = shared::dynamic_base();
             let bounds = work.row(params, row);
@@ -48,8 +55,45 @@ pub unsafe fn begin(params: &DecodeParams, work: &Work) {
             ];
             shared::st(base + ROWS_AT + row * 16, words);
             shared::st(base + TOTAL_AT + row * 8, [f32::NEG_INFINITY, 0.0]);
+            let mut query = 0;
+            if row < work.rows {
+                shared::st(base + OUT_AT + row * 8, output_address::<O>(params, work, row));
+                let strides = &params.q_strides;
+                let (index, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
+                let at = work.batch as u64 * strides[0] + index * strides[1] + head * strides[2];
+                query = params.q + at * size_of::<O>() as u64;
+            }
+            shared::st(base + QUERY_AT + row * 8, query);
+            // Later queries see no earlier first key and no earlier last one.
+            let plain = params.softcap == 0.0 && params.alibi_slopes == 0;
+            if row == 0 {
+                shared::st(base + INNER_AT + 4, if plain { bounds.end } else { 0 });
+            }
+            if row == work.rows - 1 {
+                shared::st(base + INNER_AT, bounds.begin);
+            }
         }
     }
+}
+
+/// Address of a row's query, 0 for rows that do not exist.
+///
+/// # Safety
+/// - A barrier lies behind [`begin`].
+#[inline(always)]
+pub unsafe fn query(row: u32) -> u64 {
+    // SAFETY: forwarded to the caller.
+    unsafe { shared::ld(shared::dynamic_base() + QUERY_AT + row * 8) }
+}
+
+/// Whether all rows see the 16 keys from token `first`, and scores are products times a factor.
+///
+/// # Safety
+/// - A barrier lies behind [`begin`].
+#[inline(always)]
+pub unsafe fn is_inner(first: i32) -> bool {
+    let [begin, end]: [u32; 2] = unsafe { shared::ld(shared::dynamic_base() + INNER_AT) };
+    first >= begin as i32 && first + super::KEYS as i32 <= end as i32
 }
 
 /// Bounds of a row, from shared memory.
@@ -110,8 +154,11 @@ fn fold(total: f32, factors: [f32; 2], part: f32) -> f32 {
 }
 
 /// Factor that finishes a row with maximum and sum `total`, and its natural LSE.
+///
+/// # Safety
+/// - `params` are those of the launch; the tile has that row.
 #[inline(always)]
-unsafe fn finished(params: &DecodeParams, work: &Work, row: u32, total: [f32; 2]) -> (f32, f32) {
+pub unsafe fn finished(params: &DecodeParams, work: &Work, row: u32, total: [f32; 2]) -> (f32, f32) {
     unsafe {
         let head = work.query_head(params, row) as u64;
         let mut sink = f32::NEG_INFINITY;
@@ -133,17 +180,37 @@ unsafe fn finished(params: &DecodeParams, work: &Work, row: u32, total: [f32; 2]
     }
 }
 
-/// Writes one element of a row's output.
+/// Address of a row's output.
+///
+/// # Safety
+/// - As for [`finished`].
 #[inline(always)]
-unsafe fn write_output<O: Element>(params: &DecodeParams, work: &Work, row: u32, column: u32, value: f32) {
+pub unsafe fn output_address<O: Element>(params: &DecodeParams, work: &Work, row: u32) -> u64 {
     let strides = &params.out_strides;
     let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
-    let at = work.batch as u64 * strides[0] + query * strides[1] + head * strides[2] + column as u64;
-    unsafe { global::st((params.out + at * size_of::<O>() as u64) as *mut O, O::from_f32(value)) }
+    params.out + (work.batch as u64 * strides[0] + query * strides[1] + head * strides[2]) * size_of::<O>() as u64
 }
 
+/// Writes an element of a row's output.
+///
+/// # Safety
+/// - The row's output is at `row`; no other thread writes it.
 #[inline(always)]
-unsafe fn write_lse(params: &DecodeParams, work: &Work, row: u32, lse: f32) {
+pub unsafe fn write_output<O: Element>(row: u64, column: u32, value: f32) {
+    unsafe {
+        global::st(
+            (row + column as u64 * size_of::<O>() as u64) as *mut O,
+            O::from_f32(value),
+        )
+    }
+}
+
+/// Writes a row's log-sum-exp.
+///
+/// # Safety
+/// - As for [`write_output`].
+#[inline(always)]
+pub unsafe fn write_lse(params: &DecodeParams, work: &Work, row: u32, lse: f32) {
     let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
     let heads = params.heads_kv as u64 * params.group as u64;
     let at = (work.batch as u64 * heads + head) * params.seq_q as u64 + query;
@@ -187,7 +254,7 @@ impl<O: Element, const N: usize> Fold<O, N> {
         split: u32,
         last: bool,
     ) {
-        const { assert!(!E::SHAPE.folds() || N as u32 * E::SHAPE.warps * 32 == ROWS * E::SHAPE.dim) };
+        const { assert!(!E::SHAPE.folds() || N as u32 * E::SHAPE.warps * 32 == E::ROWS * E::SHAPE.dim) };
         unsafe {
             let base = shared::dynamic_base();
             let thread = thread::thread_idx_x();
@@ -213,7 +280,10 @@ impl<O: Element, const N: usize> Fold<O, N> {
                     sum = fma(part[1], factor, sum);
                     warp += 1;
                 }
-                if apart {
+                if apart && clustered::<E>(params) {
+                    #[cfg(tier = "sm_90a")]
+                    super::cluster::put_statistics::<E>(params, split, thread, [maximum, sum]);
+                } else if apart {
                     global::st(
                         (params.statistics + (place + thread as u64) * 8) as *mut [f32; 2],
                         [maximum, sum],
@@ -227,7 +297,7 @@ impl<O: Element, const N: usize> Fold<O, N> {
                         let (factor, lse) = finished(params, work, thread, total);
                         shared::st(base + FINAL_AT + thread * 4, factor);
                         write_lse(params, work, thread, lse);
-                        if params.fold == 0 && work.pieces > 1 {
+                        if params.whole != 0 && params.fold == 0 && work.pieces > 1 {
                             let first = tile_number(params, work) * params.splits as u64 * params.rows as u64;
                             global::st(
                                 (params.statistics + (first + thread as u64) * 8) as *mut [f32; 2],
@@ -240,7 +310,7 @@ impl<O: Element, const N: usize> Fold<O, N> {
             syncthreads();
             let threads = const { E::SHAPE.warps * 32 };
             let mut turn = 0;
-            while turn < (ROWS / JOIN_ROWS) as usize {
+            while turn < (E::ROWS / JOIN_ROWS) as usize {
                 let first = turn as u32 * JOIN_ROWS;
                 if first < work.rows {
                     if turn > 0 {
@@ -248,7 +318,7 @@ impl<O: Element, const N: usize> Fold<O, N> {
                         syncthreads();
                     }
                     let count = if E::SHAPE.folds() {
-                        N as u32 / (ROWS / JOIN_ROWS)
+                        N as u32 / (E::ROWS / JOIN_ROWS)
                     } else {
                         opaque((JOIN_ROWS * E::SHAPE.dim).div_ceil(threads))
                     };
@@ -266,13 +336,16 @@ impl<O: Element, const N: usize> Fold<O, N> {
                                 warp += 1;
                             }
                             if apart {
-                                if column < params.value_dim {
+                                if clustered::<E>(params) {
+                                    #[cfg(tier = "sm_90a")]
+                                    super::cluster::put_part::<E>(params, split, row, column, piece);
+                                } else if column < params.value_dim {
                                     let at = (place + row as u64) * params.value_dim as u64 + column as u64;
                                     global::st((params.partial + at * 4) as *mut f32, piece);
                                 }
                             } else {
                                 let factors: [f32; 2] = shared::ld(base + FOLD_AT + row * 8);
-                                let own = turn * (N / (ROWS / JOIN_ROWS) as usize) + i as usize;
+                                let own = turn * (N / (E::ROWS / JOIN_ROWS) as usize) + i as usize;
                                 let before = if E::SHAPE.folds() { self.total[own] } else { 0.0 };
                                 let total = fold(before, factors, piece);
                                 if E::SHAPE.folds() {
@@ -280,7 +353,8 @@ impl<O: Element, const N: usize> Fold<O, N> {
                                 }
                                 if last && column < params.value_dim {
                                     let factor: f32 = shared::ld(base + FINAL_AT + row * 4);
-                                    write_output::<O>(params, work, row, column, total * factor);
+                                    let to = shared::ld(base + OUT_AT + row * 8);
+                                    write_output::<O>(to, column, total * factor);
                                 }
                             }
                         }
@@ -300,6 +374,52 @@ const FOLDED: f32 = -1.0;
 /// Pieces whose loads the merging kernel has under way at a time.
 const AHEAD: u32 = 16;
 
+/// Whether the blocks of a cluster share a tile.
+#[inline(always)]
+fn clustered<E: Engine>(params: &DecodeParams) -> bool {
+    cfg!(tier = "sm_90a") && E::SHAPE.folds() && params.cluster > 1
+}
+
+/// The left fold of a row's pieces, whose maximum and sum and `W` elements of the output `load` gives.
+///
+/// # Safety
+/// - `load` may be called for all pieces.
+#[inline(always)]
+pub unsafe fn fold_pieces<const W: usize>(
+    pieces: u32,
+    load: impl Fn(u32) -> ([f32; 2], [f32; W]),
+) -> ([f32; 2], [f32; W]) {
+    let mut total = [f32::NEG_INFINITY, 0.0];
+    let mut out = [0.0; W];
+    let mut first = 0;
+    while first < pieces {
+        let mut parts = [([0.0f32; 2], [0.0f32; W]); AHEAD as usize];
+        let mut u = 0;
+        while u < AHEAD {
+            if first + u < pieces {
+                parts[u as usize] = load(first + u);
+            }
+            u += 1;
+        }
+        u = 0;
+        while u < AHEAD {
+            if first + u < pieces {
+                let (statistics, part) = parts[u as usize];
+                let (joined, factors) = join(total, statistics);
+                total = joined;
+                let mut w = 0;
+                while w < W {
+                    out[w] = fold(out[w], factors, part[w]);
+                    w += 1;
+                }
+            }
+            u += 1;
+        }
+        first += AHEAD;
+    }
+    (total, out)
+}
+
 /// Folds the pieces of one row, one block each, where they were computed apart.
 ///
 /// # Safety
@@ -315,6 +435,8 @@ pub unsafe fn merge<O: Element>(params: &DecodeParams) {
         let (rest, row) = (block / rows, block % rows);
         let (rest, tile) = (rest / tiles, rest % tiles);
         let (batch, head) = (rest / heads, rest % heads);
+        // Lengths stand since before the decode kernel began: they need not wait for its end.
+        let work = Work::new(params, batch, head, tile);
         // Every block waits, so that this launch does not end before the one it follows; what follows this one may be
         // set up, and waits itself.
         #[cfg(tier = "sm_90a")]
@@ -322,62 +444,42 @@ pub unsafe fn merge<O: Element>(params: &DecodeParams) {
             cuda_std::grid_dependency::launch_dependents();
             cuda_std::grid_dependency::wait();
         }
-        let work = Work::new(params, batch, head, tile);
         if row >= work.rows || work.pieces == 1 {
             return;
         }
         let thread = thread::thread_idx_x();
-        let mut place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
+        let place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
         if params.whole != 0 {
             let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
             if part[1] == FOLDED {
                 return;
             }
         }
-        let mut total = [f32::NEG_INFINITY, 0.0];
-        let mut out = [0.0; 2];
-        let mut piece = 0;
-        while piece < work.pieces {
-            let (mut sums, mut parts) = ([[0.0f32; 2]; AHEAD as usize], [[0.0f32; 2]; AHEAD as usize]);
-            let mut u = 0;
-            while u < AHEAD {
-                if piece + u < work.pieces {
-                    let at = place + (u * rows) as u64;
-                    sums[u as usize] = global::ld((params.statistics + at * 8) as *const [f32; 2]);
-                    let mut i = 0;
-                    while i < 2 {
-                        let column = i * super::MERGE_THREADS + thread;
-                        if column < params.value_dim {
-                            let at = at * params.value_dim as u64 + column as u64;
-                            parts[u as usize][i as usize] = global::ld((params.partial + at * 4) as *const f32);
-                        }
-                        i += 1;
-                    }
+        let (total, out) = fold_pieces::<2>(work.pieces, |piece| {
+            let at = place + piece as u64 * rows as u64;
+            let statistics = global::ld((params.statistics + at * 8) as *const [f32; 2]);
+            let mut parts = [0.0; 2];
+            let mut i = 0;
+            while i < 2 {
+                let column = i * super::MERGE_THREADS + thread;
+                if column < params.value_dim {
+                    let at = at * params.value_dim as u64 + column as u64;
+                    parts[i as usize] = global::ld((params.partial + at * 4) as *const f32);
                 }
-                u += 1;
+                i += 1;
             }
-            u = 0;
-            while u < AHEAD {
-                if piece + u < work.pieces {
-                    let (joined, factors) = join(total, sums[u as usize]);
-                    total = joined;
-                    out[0] = fold(out[0], factors, parts[u as usize][0]);
-                    out[1] = fold(out[1], factors, parts[u as usize][1]);
-                }
-                u += 1;
-            }
-            place += (AHEAD * rows) as u64;
-            piece += AHEAD;
-        }
+            (statistics, parts)
+        });
         let (factor, lse) = finished(params, &work, row, total);
         if thread == 0 {
             write_lse(params, &work, row, lse);
         }
+        let to = output_address::<O>(params, &work, row);
         let mut i = 0;
         while i < 2 {
             let column = i as u32 * super::MERGE_THREADS + thread;
             if column < params.value_dim {
-                write_output::<O>(params, &work, row, column, out[i] * factor);
+                write_output::<O>(to, column, out[i] * factor);
             }
             i += 1;
         }

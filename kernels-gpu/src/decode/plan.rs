@@ -6,9 +6,12 @@
 //! takes many keeps its copies running from piece to piece and from tile to tile.
 //!
 //! # How
-//! The tiles stand in a line, by batch, tile and head, each as long as its pieces cost. The line is cut into as many equal
-//! parts as there are blocks, and a piece belongs to the part that it begins in. A block's part is therefore a few
-//! *segments*: pieces of one tile that follow each other. Which block attends a piece changes no bit of it.
+//! The tiles stand in a line, by batch, tile and head, each as long as its pieces cost. The line is cut into equal parts, and
+//! a piece belongs to the part that it begins in. A block's part is therefore a few *segments*: pieces of one tile that
+//! follow each other. Which block attends a piece changes no bit of it. Heads go side by side, a line for each of `side` of
+//! them, so that blocks which follow each other read the keys of the same tokens, which lie together, at the same time.
+//!
+//! In a cluster (a lone sequence) each block has an equal share of one tile's pieces.
 
 use super::{
     DecodeParams, KEYS, MIN_SPLIT,
@@ -65,17 +68,42 @@ impl Segment {
     #[inline(always)]
     pub unsafe fn save<E: Engine>(&self, params: &DecodeParams, at: u32) {
         let work = &self.work;
+        let steps = if cfg!(tier = "sm_75") { self.steps } else { 0 };
         if thread::lane_id() == 0 {
             // SAFETY: forwarded to the caller.
             unsafe {
                 shared::st(at, [work.batch, work.head, work.tile, work.first_row]);
                 shared::st(at + 16, [work.rows, work.length as u32, work.low, work.high]);
-                shared::st(at + 32, [work.size, work.pieces, self.whole::<E>(params).into(), 0]);
+                shared::st(at + 32, [work.size, work.pieces, self.whole::<E>(params).into(), steps]);
+                if super::fresh::is_on::<E>(params) {
+                    shared::st(at + 48, [self.begin, self.end, work.fresh, 0]);
+                }
             }
         }
     }
 
-    /// The tile, and whether the block folds all its pieces, from shared memory.
+    /// Tokens of a piece, from shared memory.
+    ///
+    /// # Safety
+    /// - As for [`load`](Segment::load).
+    #[inline(always)]
+    pub unsafe fn size(at: u32) -> u32 {
+        // SAFETY: forwarded to the caller.
+        unsafe { shared::ld(at + 32) }
+    }
+
+    /// First key, one past the last, and the first key of this step, from shared memory.
+    ///
+    /// # Safety
+    /// - As for [`load`](Segment::load), where there are keys of this step.
+    #[inline(always)]
+    pub unsafe fn tokens(at: u32) -> [u32; 3] {
+        // SAFETY: forwarded to the caller.
+        let [begin, end, fresh, _]: [u32; 4] = unsafe { shared::ld(at + 48) };
+        [begin, end, fresh]
+    }
+
+    /// The tile, and whether the block folds all its pieces, from shared memory. Its first key of this step is not there.
     ///
     /// # Safety
     /// - [`save`](Segment::save) and `syncwarp` lie before.
@@ -95,6 +123,7 @@ impl Segment {
             first_row,
             rows,
             length: length as i32,
+            fresh: 0,
             low,
             high,
             size,
@@ -108,6 +137,12 @@ impl Segment {
 #[inline(always)]
 pub fn place(index: u32) -> u32 {
     shared::dynamic_base() + PLAN_AT + 64 + index * 32
+}
+
+/// Where warp `warp` keeps what it knows of its loader's segment: 16 bytes.
+#[inline(always)]
+pub fn span(warp: u32) -> u32 {
+    place(16) + warp * 16
 }
 
 /// What a piece of `size` tokens costs: its keys, and what its joining takes as long as.
@@ -177,9 +212,9 @@ impl Cursor {
                 self.piece += count;
                 if self.piece == work.pieces {
                     self.piece = 0;
-                    self.head += 1;
-                    if self.head == params.heads_kv {
-                        self.head = 0;
+                    self.head += params.side;
+                    if self.head >= params.heads_kv {
+                        self.head -= params.heads_kv;
                         self.tile += 1;
                         if self.tile == params.tiles {
                             self.tile = 0;
@@ -241,8 +276,31 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
                 left: 1,
             });
         }
+        #[cfg(tier = "sm_90a")]
+        if super::cluster::is_on::<E>(params) {
+            let work = super::cluster::work(params);
+            let share = super::cluster::share(params, work.pieces);
+            let piece = share * thread::cluster_block_rank();
+            let behind = if piece + share < work.pieces {
+                piece + share
+            } else {
+                work.pieces
+            };
+            return Some(Cursor {
+                batch: work.batch,
+                tile: work.tile,
+                head: work.head,
+                piece,
+                // One tile, and nothing of the next.
+                left: (behind as i64 - piece as i64) * unit(work.size) as i64,
+            });
+        }
         let at = shared::dynamic_base() + PLAN_AT;
         let threads = const { E::SHAPE.warps * 32 };
+        // Blocks that follow each other have the same part of neighbouring heads.
+        let side = params.side;
+        core::hint::assert_unchecked(side != 0);
+        let (heads, beside, block) = (heads / side, block % side, block / side);
         let (index, lane, own_warp) = (thread::thread_idx_x(), thread::lane_id(), thread::uniform_warp_idx());
         // Each thread has a stretch of the tiles of one head.
         let entries = params.batch * tiles;
@@ -283,7 +341,7 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
             total += sum;
             other += 1;
         }
-        let blocks = thread::grid_dim_x() as u64;
+        let blocks = (thread::grid_dim_x() / side) as u64;
         core::hint::assert_unchecked(blocks != 0);
         let part = (total + blocks - 1) / blocks;
         let begin = block as u64 * part;
@@ -294,12 +352,14 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
             // This thread's stretch has the first piece at or behind `begin`, or the end of the tile before it.
             let mut rest = begin - before;
             entry = first;
-            let (mut all, mut work) = cost(entry);
-            while rest >= all * heads as u64 {
+            let (all, work) = loop {
+                let (all, work) = cost(entry);
+                if rest < all * heads as u64 {
+                    break (all, work);
+                }
                 rest -= all * heads as u64;
                 entry += 1;
-                (all, work) = cost(entry);
-            }
+            };
             core::hint::assert_unchecked(all != 0);
             let head = (rest / all) as u32;
             // Below 128 pieces' cost.
@@ -316,7 +376,7 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
         Some(Cursor {
             batch: entry / tiles,
             tile: entry % tiles,
-            head,
+            head: head * side + beside,
             piece,
             left: left as i64,
         })

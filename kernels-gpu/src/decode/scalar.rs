@@ -7,11 +7,12 @@
 use super::{
     DecodeParams, JOIN_ROWS, KEYS, ROWS, Shape, finish,
     stream::{Engine, SM, Work, opaque},
+    tensor::{Scoring, finished},
 };
 use cuda_std::{
     barrier::syncwarp,
     global,
-    math::{ex2, fma, fmax, rcp},
+    math::{ex2, fma, fmax},
     shared, thread, warp,
 };
 
@@ -31,21 +32,19 @@ const HALF: usize = ROWS as usize / 2;
 impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
     const SHAPE: Shape = Shape::new(SM, 4, 4, DIM);
     const CACHE_BYTES: u32 = 4;
-    const SWIZZLE: u32 = 7;
 
     #[inline(always)]
-    unsafe fn stage_queries(params: &DecodeParams, work: &Work) {
+    unsafe fn stage_queries(params: &DecodeParams) {
         unsafe {
             let base = shared::dynamic_base() + super::HEADER_BYTES;
-            let mut index = thread::thread_idx_x();
+            // Nothing of this is kept from tile to tile.
+            let mut index = super::stream::opaque(thread::thread_idx_x());
             while index < ROWS * DIM {
                 let (row, column) = (index / DIM, index % DIM);
                 let mut value = 0.0;
-                if row < work.rows && column < params.head_dim {
-                    let strides = &params.q_strides;
-                    let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
-                    let at = work.batch as u64 * strides[0] + query * strides[1] + head * strides[2] + column as u64;
-                    value = global::ld_nc((params.q + at * 4) as *const f32);
+                let at = finish::query(row);
+                if at != 0 && column < params.head_dim {
+                    value = global::ld_nc((at + column as u64 * 4) as *const f32);
                 }
                 shared::st(base + index * 4, value);
                 index += Self::SHAPE.warps * 32;
@@ -54,7 +53,12 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
     }
 
     #[inline(always)]
-    unsafe fn new(_: &DecodeParams, _: &Work) -> Self {
+    fn query_at(_: &DecodeParams, row: u32, column: u32) -> u32 {
+        shared::dynamic_base() + super::HEADER_BYTES + (row * DIM + column) * 4
+    }
+
+    #[inline(always)]
+    unsafe fn new(_: &DecodeParams, _: &Work, _: bool) -> Self {
         const { assert!(W as u32 * 32 == DIM) };
         Scalar {
             out: [[0.0; W]; ROWS as usize],
@@ -74,7 +78,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
             let mut chunk = 0;
             let chunks = opaque(DIM / 4);
             while chunk < chunks {
-                let k: [f32; 4] = shared::ld(keys + key * DIM * 4 + (chunk ^ (key & Self::SWIZZLE)) * 16);
+                let k: [f32; 4] = shared::ld(keys + key * DIM * 4 + (chunk ^ Self::swizzle(key)) * 16);
                 let mut r = 0;
                 while r < HALF {
                     let q: [f32; 4] = shared::ld(queries + (r as u32 * DIM + chunk * 4) * 4);
@@ -85,34 +89,12 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
             }
             let token = first + key as i32;
             // Not kept from step to step either.
-            let mut scale = f32::from_bits(opaque(params.scale.to_bits()));
-            let mut cap = 0.0;
-            if params.softcap != 0.0 {
-                cap = params.softcap * core::f32::consts::LOG2_E;
-                scale /= params.softcap;
-            } else {
-                scale *= core::f32::consts::LOG2_E;
-            }
+            let scoring = Scoring::of(f32::from_bits(opaque(params.scale.to_bits())), params.softcap);
             let mut shrinks = [0.0f32; HALF];
             let mut r = 0;
             while r < HALF {
                 let bounds = finish::row(half * HALF as u32 + r as u32);
-                let mut y = x[r] * scale;
-                if cap != 0.0 {
-                    // tanh y = 1 − 2 / (e^2y + 1)
-                    let e = ex2(y * (2.0 * core::f32::consts::LOG2_E));
-                    y = cap * fma(-2.0, rcp(e + 1.0), 1.0);
-                }
-                if params.alibi_slopes != 0 {
-                    let distance = bounds.position - token;
-                    let distance = if distance < 0 { -distance } else { distance };
-                    y = fma(-bounds.slope, distance as f32, y);
-                }
-                y = if token >= bounds.begin && token < bounds.end {
-                    y
-                } else {
-                    f32::NEG_INFINITY
-                };
+                let y = finished(x[r] * scoring.scale, scoring.cap, params, &bounds, token);
                 let maximum = fmax(self.maximum[r], warp::reduce_max::<16>(y));
                 let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
                 shrinks[r] = ex2(self.maximum[r] - shift);
@@ -151,9 +133,8 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                 let mut w = 0;
                 while w < W {
                     let column = lane * W as u32 + w as u32;
-                    v[w] = shared::ld(
-                        values + key * DIM * 4 + ((column / 4) ^ (key & Self::SWIZZLE)) * 16 + column % 4 * 4,
-                    );
+                    v[w] =
+                        shared::ld(values + key * DIM * 4 + ((column / 4) ^ Self::swizzle(key)) * 16 + column % 4 * 4);
                     w += 1;
                 }
                 r = 0;

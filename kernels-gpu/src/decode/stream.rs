@@ -2,6 +2,7 @@
 
 use super::{
     DecodeParams, KEYS, ROWS, Shape, UNBOUNDED, finish,
+    fresh::{self, Quad},
     plan::{self, Cursor, Segment},
     split_tokens,
 };
@@ -35,6 +36,8 @@ pub struct Work {
     pub rows: u32,
     /// Tokens of the sequence.
     pub length: i32,
+    /// Tokens before this step, where it appends some.
+    pub fresh: u32,
     /// First key that a row of the tile sees.
     pub low: u32,
     /// One past the last.
@@ -67,7 +70,9 @@ impl Work {
     pub unsafe fn new(params: &DecodeParams, batch: u32, head: u32, tile: u32) -> Work {
         unsafe {
             let mut length = global::ld_nc((params.lengths + batch as u64 * 4) as *const i32);
-            length = (if length < 0 { 0 } else { length }) + params.appended as i32;
+            length = if length < 0 { 0 } else { length };
+            let fresh = length as u32;
+            length += params.appended as i32;
             if length > params.capacity as i32 {
                 length = params.capacity as i32;
             }
@@ -109,6 +114,7 @@ impl Work {
                 first_row,
                 rows,
                 length,
+                fresh,
                 low,
                 high,
                 size,
@@ -186,20 +192,33 @@ pub trait Engine: Sized {
     const SHAPE: Shape;
     /// Bytes of a cache element.
     const CACHE_BYTES: u32;
-    /// Bytes of a row's 16-byte chunks are permuted by XOR with this many low bits of the key's number.
-    const SWIZZLE: u32;
+    /// Most rows of a tile.
+    const ROWS: u32 = ROWS;
+    /// What a row's 16-byte chunks are permuted by: their number is XORed with this for key number `key`.
+    #[inline(always)]
+    fn swizzle(key: u32) -> u32 {
+        if Self::SHAPE.row_bytes == 64 {
+            key / 2 % 4
+        } else {
+            key % 8
+        }
+    }
 
-    /// Puts queries into shared memory; all threads call it, a barrier follows.
+    /// Puts queries into shared memory, where the shape has room for them; barriers lie around it.
     ///
     /// # Safety
     /// - All threads of the block call this together.
-    unsafe fn stage_queries(params: &DecodeParams, work: &Work);
+    unsafe fn stage_queries(params: &DecodeParams);
 
-    /// Takes the queries.
+    /// Where [`fresh`](super::fresh) puts four elements of a row's query in shared memory: on the stages of nobody, where the
+    /// shape has no room of its own for queries.
+    fn query_at(params: &DecodeParams, row: u32, column: u32) -> u32;
+
+    /// Takes the queries: from where [`fresh`](super::fresh) put them, when `staged`.
     ///
     /// # Safety
     /// - All threads of the block call this together, behind the barrier.
-    unsafe fn new(params: &DecodeParams, work: &Work) -> Self;
+    unsafe fn new(params: &DecodeParams, work: &Work, staged: bool) -> Self;
 
     /// Attends to 16 keys from token `first`.
     ///
@@ -260,106 +279,136 @@ impl Loader<'_> {
                 self.token = segment.token::<E>(0, warp) + thread::lane_id() % KEYS;
                 self.begin = segment.begin;
                 self.end = segment.end;
+                // What this step appends is not read from the cache.
+                if fresh::is_on::<E>(self.params) && segment.work.fresh < self.end {
+                    self.end = segment.work.fresh;
+                }
                 self.steps = segment.steps;
             }
             cursor.save(at);
+            if !(E::SHAPE.folds() && SM != 75) && thread::lane_id() == 0 {
+                shared::st(plan::span(warp), [self.batch, self.head, self.begin, self.end]);
+            }
             syncwarp(warp::FULL);
+        }
+    }
+
+    /// Sequence, head, first token and one past the last of the segment: from shared memory where registers are few.
+    #[inline(always)]
+    unsafe fn span<E: Engine>(&self) -> [u32; 4] {
+        if E::SHAPE.folds() && SM != 75 {
+            [self.batch, self.head, self.begin, self.end]
+        } else {
+            // SAFETY: the warp has put it there.
+            unsafe { shared::ld(plan::span(opaque(thread::thread_idx_x()) / 32)) }
         }
     }
 
     /// Looks up the keys of the next step.
     #[inline(always)]
-    unsafe fn look_up(&mut self) {
+    unsafe fn look_up<E: Engine>(&mut self) {
         self.next = Place::NONE;
-        if self.token >= self.begin && self.token < self.end {
+        // SAFETY: of the segment.
+        let [batch, _, begin, end] = unsafe { self.span::<E>() };
+        if self.token >= begin && self.token < end {
             // SAFETY: the sequence has that token.
-            self.next = unsafe { self.params.paging.place(self.batch, self.token) };
+            self.next = unsafe { self.params.paging.place(batch, self.token) };
         }
     }
 
-    /// Starts the copies of the step that was looked up into the stage at `stage`, and looks up the next.
+    /// Starts the copies of the step that was looked up into the stage at `stage`, and looks up the next. Copies nothing the
+    /// first time.
     #[inline(always)]
     unsafe fn load<E: Engine>(&mut self, stage: u32) {
         unsafe {
             let params = self.params;
             if self.steps != 0 {
-                let chunks = E::SHAPE.row_bytes / 16;
-                let (k_bytes, v_bytes) = (params.head_dim * E::CACHE_BYTES, params.value_dim * E::CACHE_BYTES);
-                let size = E::CACHE_BYTES as u64;
-                let head = self.head as u64;
-                let k_head = params.k + head * params.k_strides[2] * size;
-                let v_head = params.v + head * params.v_strides[2] * size;
-                let place = self.next;
-                let lane = if E::SHAPE.folds() {
+                let chunks = const { E::SHAPE.row_bytes / 16 };
+                let lane = if E::SHAPE.folds() && SM != 75 {
                     thread::lane_id()
                 } else {
                     opaque(thread::lane_id())
                 };
-                let (mut k_own, mut v_own) = (NOWHERE, NOWHERE);
-                if place.exists() {
-                    k_own = place.offset(&params.k_strides) * size;
-                    v_own = place.offset(&params.v_strides) * size;
-                }
-                let mut i = 0;
-                // Four at a time, so that their shuffles overlap, where that many addresses fit the registers.
-                let unroll = const { if E::SHAPE.folds() { 4 } else { 1 } };
-                let count = opaque(KEYS * chunks / 32);
-                while i < count {
-                    let mut u = 0;
-                    while u < unroll {
-                        let index = (i + u) * 32 + lane;
-                        let (key, chunk) = (index / chunks, index % chunks);
-                        let k_offset = shuffle(k_own, key);
-                        let v_offset = shuffle(v_own, key);
-                        let to = stage + key * E::SHAPE.row_bytes + ((chunk ^ (key & E::SWIZZLE)) * 16);
-                        let at = chunk * 16;
-                        let live = k_offset != NOWHERE;
-                        // What is not there is zero: nothing of the cache is read for it.
-                        let (k_live, v_live) = (live && at < k_bytes, live && at < v_bytes);
-                        let k_from = if k_live {
-                            k_head + k_offset + at as u64
-                        } else {
-                            params.k
-                        };
-                        let v_from = if v_live {
-                            v_head + v_offset + at as u64
-                        } else {
-                            params.v
-                        };
-                        copy(to, k_from, k_live);
-                        copy(to + KEYS * E::SHAPE.row_bytes, v_from, v_live);
-                        u += 1;
+                // This lane's chunk of the keys that a turn of all lanes copies, and which of those keys.
+                let (chunk, key) = (lane % chunks, lane / chunks);
+                let to = key * E::SHAPE.row_bytes + (chunk ^ E::swizzle(key)) * 16;
+                // Lanes of the lower half say where their token's key is, the others where its value is.
+                let steps = if thread::lane_id() < KEYS {
+                    &params.k_steps
+                } else {
+                    &params.v_steps
+                };
+                let place = self.next;
+                let slot = if E::SHAPE.folds() && SM != 75 {
+                    place.slot
+                } else {
+                    params.paging.slot(self.token)
+                };
+                let own = if place.exists() {
+                    place.page * steps[0] + slot * steps[1]
+                } else {
+                    NOWHERE
+                };
+                let (k_bytes, v_bytes) = (params.head_dim * E::CACHE_BYTES, params.value_dim * E::CACHE_BYTES);
+                let turns = const { KEYS * E::SHAPE.row_bytes / 512 };
+                let copy_turn = |turn: u32, all: bool| {
+                    let live = |own: u32| all || own != NOWHERE;
+                    let (first_key, first_chunk) = (turn * 32 / chunks, turn * 32 % chunks);
+                    let [_, head, ..] = self.span::<E>();
+                    let k_from = params.k + (head * params.k_steps[2] + chunk) as u64 * 16;
+                    let v_from = params.v + (head * params.v_steps[2] + chunk) as u64 * 16;
+                    let k_own = warp::shfl_idx(own, first_key + key);
+                    let v_own = warp::shfl_idx(own, first_key + key + KEYS);
+                    // What is not there is zero: nothing of the cache is read for it.
+                    let at = (first_chunk + chunk) * 16;
+                    let (k_live, v_live) = (at < k_bytes && live(k_own), at < v_bytes && live(v_own));
+                    // Nobody looks where it lies then.
+                    let k_from = k_from + (k_own + first_chunk) as u64 * 16;
+                    let v_from = v_from + (v_own + first_chunk) as u64 * 16;
+                    let to =
+                        stage + (to ^ (E::swizzle(first_key) * 16)) + first_key * E::SHAPE.row_bytes + first_chunk * 16;
+                    copy(to, k_from, k_live);
+                    copy(to + KEYS * E::SHAPE.row_bytes, v_from, v_live);
+                };
+                let at_once = const {
+                    let turns = KEYS * E::SHAPE.row_bytes / 512;
+                    // Turing's copies pass through registers.
+                    let most = if SM == 75 { 1 } else { 4 };
+                    if turns < most { turns } else { most }
+                };
+                let mut turn = 0;
+                // Four at a time, so that their shuffles overlap; but no more addresses than there are registers for.
+                let turns = opaque(turns);
+                if E::SHAPE.folds() && SM != 75 && warp::vote_all(warp::FULL, own != NOWHERE) {
+                    while turn < turns {
+                        let mut u = 0;
+                        while u < at_once {
+                            copy_turn(turn + u, true);
+                            u += 1;
+                        }
+                        turn += at_once;
                     }
-                    i += unroll;
+                } else {
+                    while turn < turns {
+                        copy_turn(turn, false);
+                        turn += 1;
+                    }
                 }
                 self.token += const { E::SHAPE.warps * KEYS };
                 self.steps -= 1;
-                if self.steps == 0 {
-                    self.advance::<E>();
-                }
-                self.look_up();
             }
             #[cfg(not(tier = "sm_75"))]
             cuda_std::cp_async::commit_group();
+            if self.steps == 0 {
+                self.advance::<E>();
+            }
+            self.look_up::<E>();
         }
     }
 }
 
 /// No place in the cache.
-const NOWHERE: u64 = u64::MAX;
-
-/// The word of another lane.
-#[inline(always)]
-unsafe fn shuffle(value: u64, lane: u32) -> u64 {
-    // SAFETY: the warp is together.
-    let (low, high) = unsafe {
-        (
-            warp::shfl_idx(value as u32, lane),
-            warp::shfl_idx((value >> 32) as u32, lane),
-        )
-    };
-    (high as u64) << 32 | low as u64
-}
+const NOWHERE: u32 = u32::MAX;
 
 /// The same number, without the compiler's knowing it.
 #[inline(always)]
@@ -407,18 +456,20 @@ unsafe fn wait<E: Engine>() {
 /// # Safety
 /// - The parameters describe the tensors; shared memory is [`Shape::shared_bytes`].
 #[inline(always)]
-pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(params: &DecodeParams) {
+pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
     unsafe {
         #[cfg(tier = "sm_90a")]
         {
             // Set up while the kernel before this one still ran; the merging kernel is set up while this one runs.
             cuda_std::grid_dependency::wait();
             cuda_std::grid_dependency::launch_dependents();
+            if super::cluster::is_on::<E>(params) {
+                cuda_std::barrier::cluster_arrive_relaxed();
+            }
         }
         let Some(cursor) = plan::begin::<E>(params) else {
             return;
         };
-        let base = shared::dynamic_base();
         let warp = thread::uniform_warp_idx();
         // What is seldom needed stands in shared memory, a copy a warp: the registers are for keys on their way.
         let own_cursor = || plan::place(4 + opaque(thread::thread_idx_x()) / 32);
@@ -436,16 +487,20 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
             steps: 0,
             next: Place::NONE,
         };
-        let ring = base + E::SHAPE.stages_at() + warp * E::SHAPE.stages * E::SHAPE.stage_bytes();
-        loader.advance::<E>();
-        loader.look_up();
-        let mut stage = 0;
-        while stage < opaque(E::SHAPE.stages - 1) {
-            loader.load::<E>(ring + stage * E::SHAPE.stage_bytes());
-            stage += 1;
+        let ring = shared::dynamic_base() + E::SHAPE.stages_at() + warp * E::SHAPE.stages * E::SHAPE.stage_bytes();
+        // The stage that is read next, the one that is filled next, and the loads before the first wait: one that only
+        // looks up, and one a stage. They stand once in the code, since a lone sequence waits for every instruction to be
+        // fetched; but apart where registers are few.
+        let (mut read, mut fill, mut ahead) = (0, E::SHAPE.stages - 1, E::SHAPE.stages);
+        if !(E::SHAPE.folds() && SM != 75) {
+            while ahead > 0 {
+                loader.load::<E>(ring + fill * E::SHAPE.stage_bytes());
+                fill = if fill + 1 == E::SHAPE.stages { 0 } else { fill + 1 };
+                ahead -= 1;
+            }
         }
-        // The stage that is read next; the next load fills the one before it.
-        let mut read = 0;
+        #[cfg(tier = "sm_90a")]
+        let mut alone = super::cluster::is_on::<E>(params);
         let block_keys = const { E::SHAPE.warps * KEYS };
         loop {
             let mut cursor = Cursor::load(own_cursor());
@@ -456,30 +511,83 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
             cursor.save(own_cursor());
             segment.save::<E>(params, own_work());
             syncwarp(warp::FULL);
-            let (mut engine, mut steps) = {
-                let work = segment.work;
-                finish::begin(params, &work);
-                E::stage_queries(params, &work);
-                syncthreads();
-                (E::new(params, &work), segment.steps)
-            };
-            let size = segment.work.size;
-            let mut fold = finish::Fold::<O, N>::new();
+            let own_size = segment.work.size;
+            let mut steps = segment.steps;
             let mut first = segment.token::<E>(0, warp);
+            let mut fold = finish::Fold::<O, N>::new();
+            // All else that a tile needs; copies are under way meanwhile.
+            let prepare = || {
+                let (work, _) = Segment::load(own_work());
+                finish::begin::<O>(params, &work);
+                syncthreads();
+                let staged = fresh::is_on::<E>(params);
+                if staged {
+                    // The join of the tile before is behind a barrier, and so must be the next one.
+                    let [begin, end, first] = Segment::tokens(own_work());
+                    let work = Work { fresh: first, ..work };
+                    fresh::stage::<E, O>(params, &work, begin, end);
+                    syncthreads();
+                } else if E::SHAPE.query_bytes != 0 {
+                    E::stage_queries(params);
+                    syncthreads();
+                }
+                let engine = E::new(params, &work, staged);
+                if staged && E::SHAPE.query_bytes == 0 {
+                    syncthreads();
+                }
+                Some(engine)
+            };
+            let mut engine = None;
+            if !(E::SHAPE.folds() && SM != 75) {
+                engine = prepare();
+                // Turing has not one register to spare.
+                #[cfg(tier = "sm_75")]
+                {
+                    steps = shared::ld(own_work() + 44);
+                }
+            }
             loop {
                 // A tile that sees no key has one piece without a step.
                 let mut boundary = steps == 0;
                 if steps > 0 {
-                    let filled = if read == 0 { E::SHAPE.stages - 1 } else { read - 1 };
-                    loader.load::<E>(ring + filled * E::SHAPE.stage_bytes());
+                    loop {
+                        loader.load::<E>(ring + fill * E::SHAPE.stage_bytes());
+                        fill = if fill + 1 == E::SHAPE.stages { 0 } else { fill + 1 };
+                        if ahead == 0 {
+                            break;
+                        }
+                        ahead -= 1;
+                    }
+                }
+                if E::SHAPE.folds() && SM != 75 && engine.is_none() {
+                    engine = prepare();
+                    // All blocks of the cluster have begun: their memory may be written.
+                    #[cfg(tier = "sm_90a")]
+                    if alone {
+                        alone = false;
+                        cuda_std::barrier::cluster_wait();
+                    }
+                }
+                // SAFETY: the first turn made it.
+                let engine: &mut E = engine.as_mut().unwrap_unchecked();
+                if steps > 0 {
                     wait::<E>();
                     syncwarp(warp::FULL);
                     let keys = ring + read * E::SHAPE.stage_bytes();
+                    // At most 8 tokens, at the end of the segment.
+                    if fresh::is_on::<E>(params) && steps <= 2 {
+                        fresh::lay::<E>(params, Segment::tokens(own_work()), keys, first);
+                    }
                     engine.step(params, keys, keys + KEYS * E::SHAPE.row_bytes, first as i32);
                     syncwarp(warp::FULL);
                     read = if read + 1 == E::SHAPE.stages { 0 } else { read + 1 };
                     steps -= 1;
                     first += block_keys;
+                    let size = if E::SHAPE.folds() && SM != 75 {
+                        own_size
+                    } else {
+                        Segment::size(own_work())
+                    };
                     // Where all warps of the block begin next.
                     boundary = steps == 0 || first & (size - 1) & !(block_keys - 1) == 0;
                 }
@@ -496,13 +604,20 @@ pub unsafe fn run<E: Engine, O: crate::tile::element::Element, const N: usize>(p
                     if work.high > work.low {
                         piece = (((first & !(block_keys - 1)) - 1) >> shift) - (work.low >> shift);
                     }
-                    fold.join_warps::<E>(params, &work, whole, &engine, piece, last);
+                    fold.join_warps::<E>(params, &work, whole, engine, piece, last);
                     engine.clear();
                     if last {
                         break;
                     }
                 }
             }
+        }
+        #[cfg(tier = "sm_90a")]
+        if super::cluster::is_on::<E>(params) {
+            if alone {
+                cuda_std::barrier::cluster_wait();
+            }
+            super::cluster::merge::<E, O>(params);
         }
     }
 }

@@ -4,10 +4,9 @@ use super::{
     DecodeParams, JOIN_ROWS, KEYS, ROWS, Shape, UNBOUNDED, finish,
     stream::{Engine, Row, SM, Work},
 };
-use crate::tile::{
-    element::{Bf16, Element, F16},
-    fragment,
-};
+#[cfg(not(tier = "sm_75"))]
+use crate::tile::element::Bf16;
+use crate::tile::{element::F16, fragment, mma::Mma};
 use core::marker::PhantomData;
 use cuda_std::{
     global,
@@ -15,108 +14,226 @@ use cuda_std::{
     matrix, shared, thread, warp,
 };
 
-/// A type that tensor cores multiply.
-pub trait Operand: Element {
-    /// `A·B + C` with 16 × 16 by 16 × 8.
-    ///
-    /// # Safety
-    /// - All 32 lanes execute this together.
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4];
+/// What a warp has seen of its rows: `T` tiles of 8 columns of output, and the online softmax. A lane has two rows.
+pub struct Seen<const T: usize> {
+    pub out: [[f32; 4]; T],
+    maximum: [f32; 2],
+    sum: [f32; 2],
 }
 
-impl Operand for F16 {
+impl<const T: usize> Seen<T> {
+    /// Nothing yet.
     #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
+    pub const fn new() -> Self {
+        Seen {
+            out: [[0.0; 4]; T],
+            maximum: [f32::NEG_INFINITY; 2],
+            sum: [0.0; 2],
+        }
+    }
+
+    /// Makes weights of the scores of 16 keys, and shrinks what was seen before to their scale. Unless `both`, a lane's
+    /// second row is not in use: its weights are 0.
+    ///
+    /// # Safety
+    /// - The warp calls this together.
+    #[inline(always)]
+    pub unsafe fn weigh(&mut self, x: &mut [f32; 8], both: bool) {
+        // SAFETY: forwarded to the caller.
         unsafe {
-            #[cfg(tier = "sm_75")]
-            return matrix::mma_m16n8k8_f16([a[2], a[3]], [b[1]], matrix::mma_m16n8k8_f16([a[0], a[1]], [b[0]], c));
-            #[cfg(not(tier = "sm_75"))]
-            matrix::mma_m16n8k16_f16(a, b, c)
+            self.weigh_row::<0>(x);
+            if both {
+                self.weigh_row::<1>(x);
+            } else {
+                (x[2], x[3], x[6], x[7]) = (0.0, 0.0, 0.0, 0.0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weigh_row<const ROW: usize>(&mut self, x: &mut [f32; 8]) {
+        let r = 2 * ROW;
+        let here = fmax(fmax(x[r], x[r + 1]), fmax(x[r + 4], x[r + 5]));
+        // SAFETY: forwarded to the caller.
+        let maximum = fmax(self.maximum[ROW], unsafe { warp::reduce_max::<4>(here) });
+        let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
+        let shrink = ex2(self.maximum[ROW] - shift);
+        x[r] = ex2(x[r] - shift);
+        x[r + 1] = ex2(x[r + 1] - shift);
+        x[r + 4] = ex2(x[r + 4] - shift);
+        x[r + 5] = ex2(x[r + 5] - shift);
+        self.sum[ROW] = fma(self.sum[ROW], shrink, (x[r] + x[r + 1]) + (x[r + 4] + x[r + 5]));
+        self.maximum[ROW] = maximum;
+        let mut t = 0;
+        while t < T {
+            self.out[t][r] *= shrink;
+            self.out[t][r + 1] *= shrink;
+            t += 1;
+        }
+    }
+
+    /// Writes maximum and sum of the rows in use for [`finish`].
+    ///
+    /// # Safety
+    /// - The warp calls this together; `rows` is the number of rows in use.
+    #[inline(always)]
+    pub unsafe fn put_statistics(&self, rows: u32) {
+        unsafe {
+            let lane = thread::lane_id();
+            let (group, pair, warp) = (lane / 4, lane % 4, thread::uniform_warp_idx());
+            let mut half = 0;
+            while half < 2 {
+                let row = group + 8 * half as u32;
+                let sum = warp::reduce_sum::<4>(self.sum[half]);
+                if row < rows && pair == 0 {
+                    finish::put_statistics(warp, row, self.maximum[half], sum);
+                }
+                half += 1;
+            }
         }
     }
 }
 
-#[cfg(not(tier = "sm_75"))]
-impl Operand for Bf16 {
+/// How raw scores become those that the softmax takes.
+#[derive(Clone, Copy)]
+pub struct Scoring {
+    /// Factor of the raw scores; with a cap, up to the argument of its tanh.
+    pub scale: f32,
+    /// The cap times log₂ e, or 0.
+    pub cap: f32,
+}
+
+impl Scoring {
+    /// As the parameters say, for a KV head.
+    ///
+    /// # Safety
+    /// - `params` are those of the launch; it has that KV head.
     #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-        unsafe { matrix::mma_m16n8k16_bf16(a, b, c) }
+    pub unsafe fn new(params: &DecodeParams, head: u32) -> Scoring {
+        let mut scale = params.scale;
+        if params.k_scale != 0 {
+            // SAFETY: forwarded to the caller.
+            scale *= unsafe { global::ld_nc((params.k_scale + head as u64 * 4) as *const f32) };
+        }
+        Scoring::of(scale, params.softcap)
+    }
+
+    /// For a factor and a cap, 0 for none.
+    #[inline(always)]
+    pub fn of(factor: f32, softcap: f32) -> Scoring {
+        let mut scale = factor;
+        let mut cap = 0.0;
+        if softcap != 0.0 {
+            cap = softcap * core::f32::consts::LOG2_E;
+            scale /= softcap;
+        } else {
+            scale *= core::f32::consts::LOG2_E;
+        }
+        Scoring { scale, cap }
+    }
+
+    /// Makes scores, in units of log₂, of the raw ones of 16 keys from token `first`: with caps and biases, −∞ where a row
+    /// does not see the key. Both rows of a lane have their own scoring, and one cap.
+    ///
+    /// # Safety
+    /// - The warp calls this together, behind [`finish::begin`] and a barrier.
+    #[inline(always)]
+    pub unsafe fn score(both: [Scoring; 2], params: &DecodeParams, x: &mut [f32; 8], first: i32) {
+        let mut i = 0;
+        while i < 8 {
+            x[i] *= both[i / 2 % 2].scale;
+            i += 1;
+        }
+        // SAFETY: forwarded to the caller.
+        if unsafe { finish::is_inner(first) } {
+            return;
+        }
+        let lane = thread::lane_id();
+        // Nobody has registers for what the rows see, kept from step to step.
+        // SAFETY: as above.
+        let rows = unsafe { [finish::row(lane / 4), finish::row(lane / 4 + 8)] };
+        let cap = both[0].cap;
+        i = 0;
+        while i < 8 {
+            let key = first + fragment::column(lane, i as u32) as i32;
+            x[i] = finished(x[i], cap, params, &rows[i / 2 % 2], key);
+            i += 1;
+        }
     }
 }
-#[cfg(tier = "sm_75")]
-const _: fn(Bf16) -> f32 = Bf16::to_f32;
 
-/// What the cache holds.
-pub trait Stored<E: Operand> {
-    /// Bytes of an element.
-    const BYTES: u32;
-}
-
-impl<E: Operand> Stored<E> for E {
-    const BYTES: u32 = size_of::<E>() as u32;
+/// A score, in units of log₂, of one that has its factor: with its cap and bias, −∞ where the row does not see the key.
+#[inline(always)]
+pub fn finished(score: f32, cap: f32, params: &DecodeParams, row: &Row, key: i32) -> f32 {
+    let mut x = score;
+    if cap != 0.0 {
+        // tanh y = 1 − 2 / (e^2y + 1)
+        let e = ex2(x * (2.0 * core::f32::consts::LOG2_E));
+        x = cap * fma(-2.0, rcp(e + 1.0), 1.0);
+    }
+    if params.alibi_slopes != 0 {
+        let distance = row.position - key;
+        let distance = if distance < 0 { -distance } else { distance };
+        x = fma(-row.slope, distance as f32, x);
+    }
+    if key < row.begin || key >= row.end {
+        x = f32::NEG_INFINITY;
+    }
+    x
 }
 
 /// A warp's part of a piece: `T = dim / 8` tiles of output columns, `S = dim / 16` steps along the head dim.
-pub struct Tensor<E, C, const DIM: u32, const T: usize, const S: usize> {
+pub struct Tensor<E, const DIM: u32, const T: usize, const S: usize> {
     /// Queries as A fragments, unless they are read from shared memory each time.
     queries: [[u32; 4]; S],
-    out: [[f32; 4]; T],
-    maximum: [f32; 2],
-    sum: [f32; 2],
-    /// Factor of the raw scores; with a cap, up to the argument of its tanh.
-    scale: f32,
-    /// The cap times log₂ e, or 0.
-    cap: f32,
-    types: PhantomData<(E, C)>,
+    seen: Seen<T>,
+    scoring: Scoring,
+    types: PhantomData<E>,
 }
 
-/// Shared address of 16 bytes of a 16-bit row: chunks are permuted by the low bits of the row's number.
+/// Shared address of 16 bytes of a row of 16-bit elements: chunks are permuted by the low bits of the row's number. Where
+/// `base` is a multiple of a row's bytes, an even number of chunks further is an XOR with 16 times that.
 #[inline(always)]
-const fn chunk_at<const DIM: u32>(base: u32, row: u32, chunk: u32) -> u32 {
+pub const fn chunk_at<const DIM: u32>(base: u32, row: u32, chunk: u32) -> u32 {
     base + row * DIM * 2 + (chunk ^ (row & 7)) * 16
 }
 
-impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> Tensor<E, C, DIM, T, S> {
-    const IN_REGISTERS: bool = Self::SHAPE.query_bytes == 0;
-
-    /// Scores and bias in units of log₂, −∞ where the row does not see the key.
-    #[inline(always)]
-    fn score(&self, params: &DecodeParams, raw: f32, bounds: Row, key: i32) -> f32 {
-        let mut x = raw * self.scale;
-        if self.cap != 0.0 {
-            // tanh y = 1 − 2 / (e^2y + 1)
-            let e = ex2(x * (2.0 * core::f32::consts::LOG2_E));
-            x = self.cap * fma(-2.0, rcp(e + 1.0), 1.0);
-        }
-        if params.alibi_slopes != 0 {
-            let distance = bounds.position - key;
-            let distance = if distance < 0 { -distance } else { distance };
-            x = fma(-bounds.slope, distance as f32, x);
-        }
-        if key >= bounds.begin && key < bounds.end {
-            x
-        } else {
-            f32::NEG_INFINITY
-        }
-    }
+/// Where queries are in shared memory, for engines that keep them in registers: where warps are joined later.
+#[inline(always)]
+pub fn queries_at<E: Engine>() -> u32 {
+    let at = if E::SHAPE.query_bytes == 0 {
+        E::SHAPE.join_at()
+    } else {
+        super::HEADER_BYTES
+    };
+    shared::dynamic_base() + at
 }
 
-impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E, C, DIM, T, S> {
-    const SHAPE: Shape = Shape::new(SM, 2, C::BYTES, DIM);
-    const CACHE_BYTES: u32 = C::BYTES;
-    const SWIZZLE: u32 = 7;
+/// Where the first chunk of a staged query of 16-bit elements is; another one is an XOR with 16 times its number away. A row
+/// that is not in use gives the last one.
+#[inline(always)]
+pub fn staged_row<E: Engine, const DIM: u32>(params: &DecodeParams, row: u32) -> u32 {
+    let row = if row < params.rows { row } else { params.rows - 1 };
+    chunk_at::<DIM>(queries_at::<E>(), row, 0)
+}
+
+impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Tensor<E, DIM, T, S> {
+    const IN_REGISTERS: bool = Self::SHAPE.query_bytes == 0;
+}
+
+impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E, DIM, T, S> {
+    const SHAPE: Shape = Shape::new(SM, 2, 2, DIM);
+    const CACHE_BYTES: u32 = 2;
 
     #[inline(always)]
-    unsafe fn stage_queries(params: &DecodeParams, work: &Work) {
-        if Self::IN_REGISTERS {
-            return;
-        }
+    unsafe fn stage_queries(params: &DecodeParams) {
         unsafe {
             let base = shared::dynamic_base() + super::HEADER_BYTES;
-            let mut index = thread::thread_idx_x();
+            // Nothing of this is kept from tile to tile.
+            let mut index = super::stream::opaque(thread::thread_idx_x());
             while index < ROWS * DIM / 2 {
                 let (row, column) = (index / (DIM / 2), index % (DIM / 2) * 2);
-                let word = query_word(params, work, row, column);
+                let word = query_word(params, finish::query(row), column);
                 shared::st(chunk_at::<DIM>(base, row, column / 8) + column % 8 * 2, word);
                 index += Self::SHAPE.warps * 32;
             }
@@ -124,43 +241,43 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
     }
 
     #[inline(always)]
-    unsafe fn new(params: &DecodeParams, work: &Work) -> Self {
-        const { assert!(T as u32 * 8 == DIM && S as u32 * 16 == DIM && C::BYTES == 2) };
+    fn query_at(_: &DecodeParams, row: u32, column: u32) -> u32 {
+        chunk_at::<DIM>(queries_at::<Self>(), row, column / 8) + column % 8 * 2
+    }
+
+    #[inline(always)]
+    unsafe fn new(params: &DecodeParams, work: &Work, staged: bool) -> Self {
+        const { assert!(T as u32 * 8 == DIM && S as u32 * 16 == DIM) };
         unsafe {
-            let lane = thread::lane_id();
+            // Nothing of this is kept from tile to tile.
+            let lane = super::stream::opaque(thread::lane_id());
             let (group, pair) = (lane / 4, lane % 4);
             let mut queries = [[0; 4]; S];
-            if Self::IN_REGISTERS {
+            if Self::IN_REGISTERS && staged {
+                let at = staged_row::<Self, DIM>(params, lane % 16);
+                let mut s = 0;
+                while s < S {
+                    queries[s] = matrix::ldmatrix_x4(at ^ ((s as u32 * 2 + lane / 16) * 16));
+                    s += 1;
+                }
+            } else if Self::IN_REGISTERS {
+                let rows = [finish::query(group), finish::query(group + 8)];
                 let mut s = 0;
                 while s < S {
                     let column = s as u32 * 16 + pair * 2;
                     queries[s] = [
-                        query_word(params, work, group, column),
-                        query_word(params, work, group + 8, column),
-                        query_word(params, work, group, column + 8),
-                        query_word(params, work, group + 8, column + 8),
+                        query_word(params, rows[0], column),
+                        query_word(params, rows[1], column),
+                        query_word(params, rows[0], column + 8),
+                        query_word(params, rows[1], column + 8),
                     ];
                     s += 1;
                 }
             }
-            let mut scale = params.scale;
-            if params.k_scale != 0 {
-                scale *= global::ld_nc((params.k_scale + work.head as u64 * 4) as *const f32);
-            }
-            let mut cap = 0.0;
-            if params.softcap != 0.0 {
-                cap = params.softcap * core::f32::consts::LOG2_E;
-                scale /= params.softcap;
-            } else {
-                scale *= core::f32::consts::LOG2_E;
-            }
             Tensor {
                 queries,
-                out: [[0.0; 4]; T],
-                maximum: [f32::NEG_INFINITY; 2],
-                sum: [0.0; 2],
-                scale,
-                cap,
+                seen: Seen::new(),
+                scoring: Scoring::new(params, work.head),
                 types: PhantomData,
             }
         }
@@ -178,7 +295,10 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
             };
             // Two tiles of 8 keys; even and odd steps apart, for shorter chains of products.
             let mut scores = [[0.0f32; 4]; 4];
-            let queries_at = shared::dynamic_base() + super::HEADER_BYTES;
+            // Matrices of queries: rows 0–7 and 8–15 of the first 8 columns, then of the others. Of keys: keys 0–7, both
+            // halves of the 16 columns; keys 8–15, the same.
+            let queries_at = chunk_at::<DIM>(shared::dynamic_base() + super::HEADER_BYTES, lane % 16, lane / 16);
+            let keys_at = chunk_at::<DIM>(keys, lane % 8 + lane / 16 * 8, lane / 8 % 2);
             // Turing's wide heads have no register to spare for fragments of several turns or for a second chain.
             let narrow = SM == 75 && !Self::IN_REGISTERS;
             let chains = if narrow { 1 } else { 2 };
@@ -195,65 +315,37 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
                     let a = if Self::IN_REGISTERS {
                         self.queries[s]
                     } else {
-                        // Matrices: rows 0–7 and 8–15 of the first 8 columns, then of the others.
-                        matrix::ldmatrix_x4(chunk_at::<DIM>(queries_at, lane % 16, 2 * s as u32 + lane / 16))
+                        matrix::ldmatrix_x4(queries_at ^ (s as u32 * 32))
                     };
-                    // Matrices: keys 0–7, both halves of the 16 columns; keys 8–15, the same.
-                    let b = matrix::ldmatrix_x4(chunk_at::<DIM>(
-                        keys,
-                        lane % 8 + lane / 16 * 8,
-                        2 * s as u32 + lane / 8 % 2,
-                    ));
+                    let b = matrix::ldmatrix_x4(keys_at ^ (s as u32 * 32));
                     scores[2 * odd] = E::mma(a, [b[0], b[1]], scores[2 * odd]);
                     scores[2 * odd + 1] = E::mma(a, [b[2], b[3]], scores[2 * odd + 1]);
                     odd += 1;
                 }
                 pair += chains;
             }
-            // Nobody has registers for what the rows see, kept from step to step.
-            let rows = [finish::row(lane / 4), finish::row(lane / 4 + 8)];
             let mut x = [0.0f32; 8];
             let mut i = 0;
             while i < 8 {
-                let raw = scores[i / 4][i % 4] + scores[2 + i / 4][i % 4];
-                let key = first + fragment::column(lane, i as u32) as i32;
-                x[i] = self.score(params, raw, rows[i / 2 % 2], key);
+                x[i] = scores[i / 4][i % 4] + scores[2 + i / 4][i % 4];
                 i += 1;
             }
-            let mut row = 0;
-            while row < 2 {
-                let r = 2 * row;
-                let here = fmax(fmax(x[r], x[r + 1]), fmax(x[r + 4], x[r + 5]));
-                let maximum = fmax(self.maximum[row], warp::reduce_max::<4>(here));
-                let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
-                let shrink = ex2(self.maximum[row] - shift);
-                x[r] = ex2(x[r] - shift);
-                x[r + 1] = ex2(x[r + 1] - shift);
-                x[r + 4] = ex2(x[r + 4] - shift);
-                x[r + 5] = ex2(x[r + 5] - shift);
-                self.sum[row] = fma(self.sum[row], shrink, (x[r] + x[r + 1]) + (x[r + 4] + x[r + 5]));
-                self.maximum[row] = maximum;
-                let mut t = 0;
-                while t < T {
-                    self.out[t][r] *= shrink;
-                    self.out[t][r + 1] *= shrink;
-                    t += 1;
-                }
-                row += 1;
-            }
+            Scoring::score([self.scoring; 2], params, &mut x, first);
+            self.seen.weigh(&mut x, params.rows > 8);
             let p = fragment::a_from_accumulator(&x, 0, E::pack);
             let mut t = 0;
             let lane = if wide { super::stream::opaque(lane) } else { lane };
             while narrow && t < T {
                 let b = matrix::ldmatrix_x2_trans(chunk_at::<DIM>(values, lane % 16, t as u32));
-                self.out[t] = E::mma(p, b, self.out[t]);
+                self.seen.out[t] = E::mma(p, b, self.seen.out[t]);
                 t += 1;
             }
+            // Matrices: keys 0–7 and 8–15 of 8 columns, then of the next 8.
+            let values_at = chunk_at::<DIM>(values, lane % 16, lane / 16);
             while t < T {
-                // Matrices: keys 0–7 and 8–15 of 8 columns, then of the next 8.
-                let b = matrix::ldmatrix_x4_trans(chunk_at::<DIM>(values, lane % 16, t as u32 + lane / 16));
-                self.out[t] = E::mma(p, [b[0], b[1]], self.out[t]);
-                self.out[t + 1] = E::mma(p, [b[2], b[3]], self.out[t + 1]);
+                let b = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 16));
+                self.seen.out[t] = E::mma(p, [b[0], b[1]], self.seen.out[t]);
+                self.seen.out[t + 1] = E::mma(p, [b[2], b[3]], self.seen.out[t + 1]);
                 t += 2;
             }
         }
@@ -261,33 +353,23 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
 
     #[inline(always)]
     unsafe fn put_statistics(&self, rows: u32) {
-        unsafe {
-            let lane = thread::lane_id();
-            let (group, pair, warp) = (lane / 4, lane % 4, thread::uniform_warp_idx());
-            let mut half = 0;
-            while half < 2 {
-                let row = group + 8 * half as u32;
-                let sum = warp::reduce_sum::<4>(self.sum[half]);
-                if row < rows && pair == 0 {
-                    finish::put_statistics(warp, row, self.maximum[half], sum);
-                }
-                half += 1;
-            }
-        }
+        // SAFETY: forwarded to the caller.
+        unsafe { self.seen.put_statistics(rows) };
     }
 
     #[inline(always)]
     unsafe fn put_output(&self, turn: usize, rows: u32) {
-        let lane = thread::lane_id();
-        let (group, pair, warp) = (lane / 4, lane % 4, unsafe { thread::uniform_warp_idx() });
-        // Four rows of an accumulator's upper or lower half.
-        let half = turn / 2;
-        let row = group + 8 * half as u32;
-        if row < rows && group / JOIN_ROWS == (turn % 2) as u32 {
+        let (pair, warp) = (thread::lane_id() % 4, unsafe { thread::uniform_warp_idx() });
+        if let Some((row, half)) = row_of_turn(turn, rows) {
             let to = finish::output::<Self>(warp, row, rows) + pair * 8;
             let mut t = 0;
             while t < T {
-                unsafe { shared::st(to + t as u32 * 32, [self.out[t][2 * half], self.out[t][2 * half + 1]]) };
+                unsafe {
+                    shared::st(
+                        to + t as u32 * 32,
+                        [self.seen.out[t][2 * half], self.seen.out[t][2 * half + 1]],
+                    )
+                };
                 t += 1;
             }
         }
@@ -295,38 +377,47 @@ impl<E: Operand, C: Stored<E>, const DIM: u32, const T: usize, const S: usize> E
 
     #[inline(always)]
     fn clear(&mut self) {
-        self.out = [[0.0; 4]; T];
-        self.maximum = [f32::NEG_INFINITY; 2];
-        self.sum = [0.0; 2];
+        self.seen = Seen::new();
     }
 }
 
-/// Two neighbouring elements of a query; 0 beyond its rows and columns.
+/// The row that this lane has output of among the four that a warp hands over in a turn, and whether it lies in the upper
+/// (0) or lower (1) half of an accumulator.
 #[inline(always)]
-unsafe fn query_word(params: &DecodeParams, work: &Work, row: u32, column: u32) -> u32 {
-    if row >= work.rows || column >= params.head_dim {
+pub fn row_of_turn(turn: usize, rows: u32) -> Option<(u32, usize)> {
+    let group = thread::lane_id() / 4;
+    let half = turn / 2;
+    let row = group + 8 * half as u32;
+    (row < rows && group / JOIN_ROWS == (turn % 2) as u32).then_some((row, half))
+}
+
+/// Two neighbouring elements of the query at `row`; 0 beyond its columns, and for no row.
+///
+/// # Safety
+/// - `row` is from [`finish::query`]; `column` is even.
+#[inline(always)]
+pub unsafe fn query_word(params: &DecodeParams, row: u64, column: u32) -> u32 {
+    if row == 0 || column >= params.head_dim {
         return 0;
     }
-    let strides = &params.q_strides;
-    let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
-    let at = work.batch as u64 * strides[0] + query * strides[1] + head * strides[2] + column as u64;
-    unsafe { global::ld_nc((params.q + at * 2) as *const u32) }
+    // SAFETY: forwarded to the caller.
+    unsafe { global::ld_nc((row + column as u64 * 2) as *const u32) }
 }
 
 const _: () = assert!(UNBOUNDED < i32::MAX as u32 && KEYS == 16 && JOIN_ROWS == 4);
 
 macro_rules! kernels {
-    ($($(#[$attribute:meta])* $name:ident $element:ident $stored:ident $dim:literal)*) => {
+    ($($(#[$attribute:meta])* $name:ident $element:ident $dim:literal)*) => {
         cuda_std::kernel! {$(
             /// Decode attention; see [`crate::decode`].
             ///
             /// # Safety
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
             ///   pool; outputs and workspace overlap nothing.
-            #[launch(threads = Shape::new(SM, 2, <$stored as Stored<$element>>::BYTES, $dim).warps * 32, min_blocks = 1, tensor_core = 1)]
+            #[launch(threads = Shape::new(SM, 2, 2, $dim).warps * 32, min_blocks = 1, tensor_core = 1)]
             $(#[$attribute])*
             pub fn $name(params: DecodeParams) {
-                type Kernel = Tensor<$element, $stored, $dim, { $dim / 8 }, { $dim / 16 }>;
+                type Kernel = Tensor<$element, $dim, { $dim / 8 }, { $dim / 16 }>;
                 const N: usize = if Kernel::SHAPE.folds() { (ROWS * $dim / (Kernel::SHAPE.warps * 32)) as usize } else { 0 };
                 super::stream::run::<Kernel, $element, N>(&params)
             }
@@ -335,15 +426,15 @@ macro_rules! kernels {
 }
 
 kernels! {
-    decode_f16_d64 F16 F16 64
-    decode_f16_d128 F16 F16 128
-    decode_f16_d256 F16 F16 256
+    decode_f16_d64 F16 64
+    decode_f16_d128 F16 128
+    decode_f16_d256 F16 256
     #[cfg(not(tier = "sm_75"))]
-    decode_bf16_d64 Bf16 Bf16 64
+    decode_bf16_d64 Bf16 64
     #[cfg(not(tier = "sm_75"))]
-    decode_bf16_d128 Bf16 Bf16 128
+    decode_bf16_d128 Bf16 128
     #[cfg(not(tier = "sm_75"))]
-    decode_bf16_d256 Bf16 Bf16 256
+    decode_bf16_d256 Bf16 256
 }
 
 cuda_std::kernel! {

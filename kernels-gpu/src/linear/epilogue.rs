@@ -1,9 +1,14 @@
 //! What follows the product: factor, bias, activation, gate, residual, stores. Eight columns of a row at a time.
 
+mod ahead;
+
 use super::params::*;
 use crate::activation::eight::{activate, activate_fast};
 use crate::tile::element::{Bf16, Element, F16};
 use cuda_std::{global, math::fma};
+
+#[cfg(tier = "sm_90a")]
+pub use ahead::Operands;
 
 /// The operands of one problem of a batch.
 #[derive(Clone, Copy)]
@@ -99,38 +104,6 @@ impl Epilogue {
             && self.n % 8 == 0
     }
 
-    /// Whether something is added to the activation.
-    #[inline(always)]
-    pub fn has_residual(&self) -> bool {
-        self.residual.address != 0
-    }
-
-    /// The activation of two rows of two pairs of columns each, as accumulators hold them: a pair, the same of the other
-    /// row, and both of the next pair of columns. Results are of 16 bits.
-    #[inline(always)]
-    pub fn activated(&self, products: [f32; 8], bias: [[f32; 2]; 2]) -> [f32; 8] {
-        let [[a, b], [c, d]] = bias;
-        let z = zip(products, [a, b, a, b, c, d, c, d], |z, bias| fma(z, self.alpha, bias));
-        activate_fast(self.activation, z)
-    }
-
-    /// Stores eight packed elements, if the row and the columns exist.
-    ///
-    /// # Safety
-    /// - [`is_plain`](Self::is_plain) holds for `T`.
-    #[inline(always)]
-    pub unsafe fn store_words<T: Element>(&self, row: u64, rows: u64, column: u64, words: [u32; 4]) {
-        if row < rows && column < self.n {
-            // SAFETY: forwarded to the caller.
-            unsafe {
-                global::st(
-                    (self.y.address + (row * self.y.row_stride + column) * 2) as *mut [u32; 4],
-                    words,
-                )
-            }
-        }
-    }
-
     /// The bias of eight columns of the weight, 0 where there is none.
     ///
     /// # Safety
@@ -142,6 +115,16 @@ impl Epilogue {
         }
         // SAFETY: forwarded to the caller.
         unsafe { load(&self.bias, 0, column, 8) }
+    }
+
+    /// The bias of a column of the weight.
+    ///
+    /// # Safety
+    /// - There is a bias, and the column exists.
+    #[inline(always)]
+    pub unsafe fn bias_at(&self, column: u64) -> f32 {
+        // SAFETY: forwarded to the caller.
+        unsafe { load(&self.bias, 0, column, 1)[0] }
     }
 
     /// [`finish`](Self::finish) of eight columns in `ROWS` rows, four apart from `row` on, of which those below `rows`
@@ -317,6 +300,12 @@ impl Columns {
         }
     }
 
+    /// The tile's first output column.
+    #[inline(always)]
+    pub fn first(self) -> u64 {
+        self.first
+    }
+
     /// The output column that the tile's column `column` belongs to, and the weight's column that it is.
     #[inline(always)]
     pub fn of(self, column: u32) -> (u64, u64) {
@@ -334,8 +323,14 @@ impl Columns {
 /// that blocks that run together share operands in L2.
 #[inline(always)]
 pub fn tile_of<const GROUP: u32>(params: &LinearParams, index: u32) -> (u32, u32) {
+    pair_of(params, index, GROUP)
+}
+
+/// [`tile_of`] with groups of so many rows of tiles.
+#[inline(always)]
+pub fn pair_of(params: &LinearParams, index: u32, rows: u32) -> (u32, u32) {
     // At most all tiles of the problem, of which there are fewer than 2³¹.
-    let height = if params.tiles_m < GROUP { params.tiles_m } else { GROUP };
+    let height = if params.tiles_m < rows { params.tiles_m } else { rows };
     let per_group = height * params.tiles_n;
     // SAFETY: there is a tile, so there are tiles along both axes.
     unsafe { core::hint::assert_unchecked(per_group != 0) };

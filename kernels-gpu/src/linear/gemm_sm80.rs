@@ -9,48 +9,12 @@ use super::epilogue::{Columns, Epilogue, tile_of};
 use super::params::*;
 #[cfg(not(tier = "sm_75"))]
 use crate::tile::element::Bf16;
-use crate::tile::element::{Element, F16};
+use crate::tile::element::F16;
 use crate::tile::layout::Swizzle;
+use crate::tile::mma::Mma;
 #[cfg(not(tier = "sm_75"))]
 use cuda_std::cp_async;
 use cuda_std::{barrier, matrix, shared, thread, warp};
-
-/// An element type that `mma.sync` multiplies.
-pub trait Mma: Element {
-    /// `A·B + C` for 16×16 by 16×8.
-    ///
-    /// # Safety
-    /// - All 32 lanes execute this together.
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4];
-}
-
-impl Mma for F16 {
-    #[cfg(tier = "sm_75")]
-    #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            let c = matrix::mma_m16n8k8_f16([a[0], a[1]], [b[0]], c);
-            matrix::mma_m16n8k8_f16([a[2], a[3]], [b[1]], c)
-        }
-    }
-
-    #[cfg(not(tier = "sm_75"))]
-    #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-        // SAFETY: forwarded to the caller.
-        unsafe { matrix::mma_m16n8k16_f16(a, b, c) }
-    }
-}
-
-#[cfg(not(tier = "sm_75"))]
-impl Mma for Bf16 {
-    #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-        // SAFETY: forwarded to the caller.
-        unsafe { matrix::mma_m16n8k16_bf16(a, b, c) }
-    }
-}
 
 /// 16 bytes from global to shared memory, of which the first `bytes` exist and the others become 0.
 #[inline(always)]

@@ -1,4 +1,5 @@
-//! `linear_hopper*`: products by wgmma, for 16-bit types that TMA can load.
+//! `linear_hopper*`: products by wgmma, for 16-bit types that TMA can load and every epilogue. What has none but factor,
+//! bias, activation and gate runs on `linear_cluster*`.
 //!
 //! One warpgroup loads, one thread of it, by TMA into a ring of stages 64 deep; two compute 64 rows each of a tile of
 //! 128 rows and 128 or 256 columns of the weight. Blocks stay and take tile after tile, and the next tile's loads run
@@ -22,11 +23,24 @@ use cuda_std::{
     wgmma::{self, Acc, InFlight, MmaShape},
 };
 
+/// A stage's tiles for a warpgroup: 64 rows of x, and `columns` of the weight, which is dense along n if `kn`.
+pub(super) const fn operand_tiles(columns: u32, kn: bool) -> [TileLayout; 2] {
+    let (rows, depth) = if kn {
+        (HOPPER_DEPTH, columns)
+    } else {
+        (columns, HOPPER_DEPTH)
+    };
+    [
+        TileLayout::new(64, HOPPER_DEPTH, 2, Swizzle::B128),
+        TileLayout::new(rows, depth, 2, Swizzle::B128),
+    ]
+}
+
 /// Eight warps compute.
 type Stages<const N: u32> = Ring<N, OneThread, Warps<8>>;
 
 /// A 16-bit element type, as wgmma knows it and as memory does.
-trait Half: Element {
+pub(super) trait Half: Element {
     /// wgmma's name of it.
     type Operand: wgmma::Element;
     /// `DTYPE_*`.
@@ -57,14 +71,7 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
     InFlight<R>: MmaShape,
 {
     let width = 2 * R as u32;
-    let x_tile = const { TileLayout::new(64, HOPPER_DEPTH, 2, Swizzle::B128) };
-    let w_tile = const {
-        if KN {
-            TileLayout::new(HOPPER_DEPTH, 2 * R as u32, 2, Swizzle::B128)
-        } else {
-            TileLayout::new(2 * R as u32, HOPPER_DEPTH, 2, Swizzle::B128)
-        }
-    };
+    let [x_tile, w_tile] = const { operand_tiles(2 * R as u32, KN) };
     let x_bytes = HOPPER_ROWS * HOPPER_DEPTH * 2;
     let stage_bytes = x_bytes + w_tile.bytes();
     let base = shared::dynamic_base();
@@ -137,14 +144,8 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 ring.wait_full(at.next().next());
             }
             while tile < params.tiles {
-                // The tile's bias comes while the tensor cores work: eight columns a lane.
                 let (tile_m, tile_n) = tile_of::<16>(linear, tile % tiles_of_problem);
                 let batch = tile / tiles_of_problem;
-                let mut bias = [0.0; 8];
-                let column = (tile_n * width + lane * 8) as u64;
-                if !gated && lane * 8 < width && column + 8 <= linear.n {
-                    bias = Epilogue::new(linear, batch as u64).bias(column);
-                }
                 let mut d = Acc::<R>::ZERO.start();
                 let mut step = 0;
                 let mut previous = at;
@@ -179,18 +180,6 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
 
                 let columns = Columns::new(linear, tile_n, width);
                 let first_row = tile_m as u64 * HOPPER_ROWS as u64 + warp_row as u64;
-                let epilogue = Epilogue::new(linear, batch as u64);
-                if !gated && epilogue.is_plain(E::DTYPE) && !epilogue.has_residual() {
-                    if lane * 8 < width {
-                        let to = own + BIAS + lane * 32;
-                        shared::st(to, [bias[0], bias[1], bias[2], bias[3]]);
-                        shared::st(to + 16, [bias[4], bias[5], bias[6], bias[7]]);
-                    }
-                    barrier::syncwarp(warp::FULL);
-                    store_tile::<E, R>(linear, batch, &d, own, first_row, tile_n * width);
-                    tile += thread::grid_dim_x();
-                    continue;
-                }
                 let chunks = opaque(width / 64);
                 let mut chunk = 0;
                 while chunk < chunks {
@@ -268,77 +257,6 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                 tile += thread::grid_dim_x();
             }
         }
-    }
-}
-
-/// Where in a warp's shared memory the bias of the tile's columns is, behind 16 rows of 64 packed elements.
-const BIAS: u32 = 16 * 128;
-
-/// Finishes and writes a tile where nothing is added to the activation: bias and activation in the accumulators' own
-/// registers, all of them independent; then 64 columns at a time go through shared memory, packed, and leave in whole
-/// lines.
-///
-/// # Safety
-/// - Whole warps come here, each with 4096 bytes of shared memory at `own` and 16 rows of the accumulators; the tile's
-///   bias, or zeros, lies at [`BIAS`] there.
-/// - [`Epilogue::is_plain`] holds for `E`, and there is no residual.
-#[inline(always)]
-unsafe fn store_tile<E: Half, const R: usize>(
-    linear: &LinearParams,
-    batch: u32,
-    d: &[f32; R],
-    own: u32,
-    first_row: u64,
-    first_column: u32,
-) {
-    let lane = thread::lane_id();
-    let mut c = 0;
-    while c < R / 32 {
-        // Addresses are made anew for each chunk: kept, they would need more registers than there are.
-        let (own, lane) = (opaque(own), opaque(lane));
-        let epilogue = Epilogue::new(linear, opaque(batch) as u64);
-        let (row, pair) = (lane / 4, lane % 4);
-        // What this lane carries out: eight columns of every fourth row.
-        let (out_row, eight) = (lane / 8, lane % 8);
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            let column = (opaque(first_column) + 64 * c as u32) as u64;
-            let mut j = 0;
-            while j < 8 {
-                let at = own + BIAS + (64 * c as u32 + 8 * j as u32 + 2 * pair) * 4;
-                let bias: [[f32; 2]; 2] = [shared::ld(at), shared::ld(at + 32)];
-                let r = 32 * c + 4 * j;
-                let z = [
-                    d[r],
-                    d[r + 1],
-                    d[r + 2],
-                    d[r + 3],
-                    d[r + 4],
-                    d[r + 5],
-                    d[r + 6],
-                    d[r + 7],
-                ];
-                let value = epilogue.activated(z, bias);
-                let mut i = 0;
-                while i < 2 {
-                    let to = own + row * 128 + ((j + i) as u32 ^ row) * 16 + pair * 4;
-                    shared::st(to, E::pack(value[4 * i], value[4 * i + 1]));
-                    shared::st(to + 8 * 128, E::pack(value[4 * i + 2], value[4 * i + 3]));
-                    i += 1;
-                }
-                j += 2;
-            }
-            barrier::syncwarp(warp::FULL);
-            let mut turn = 0;
-            while turn < 4 {
-                let row = out_row + 4 * turn;
-                let words: [u32; 4] = shared::ld(own + row * 128 + (eight ^ (row % 8)) * 16);
-                epilogue.store_words::<E>(first_row + row as u64, linear.m, column + 8 * eight as u64, words);
-                turn += 1;
-            }
-            barrier::syncwarp(warp::FULL);
-        }
-        c += 1;
     }
 }
 

@@ -61,6 +61,53 @@ pub const fn streaming_shared(rows: u32, columns: u32, warps: u32) -> u32 {
     warps * rows * columns * 4
 }
 
+/// Threads of a block of `linear_rows8_*`: eight warps, of which each takes a slice of k.
+pub const ROWS8_THREADS: u32 = 256;
+/// Depth of a load of `linear_rows*`, elements.
+pub const ROWS_DEPTH: u32 = 64;
+/// Slices that `linear_rows*` cut k into, at most: each is a sum of its own, and the sums are added in their order.
+pub const ROWS_SLICES: u32 = 8;
+/// Bytes of a stage of `linear_rows8_*`, of which each warp has its own.
+pub const ROWS8_STAGE: u32 = STREAMING_NK_COLUMNS * ROWS_DEPTH * 2;
+/// Most stages of a warp of `linear_rows8_*`.
+pub const ROWS8_STAGES: u32 = 8;
+/// [`StreamParams::norm`]: x as it is.
+pub const NORM_NONE: u32 = 0;
+/// [`StreamParams::norm`]: by the root of the mean square.
+pub const NORM_RMS: u32 = 1;
+/// [`StreamParams::norm`]: by mean and deviation.
+pub const NORM_LAYER: u32 = 2;
+/// Threads of a block of `linear_rows16_*` and `linear_rows64_*`.
+pub const ROWS_THREADS: u32 = 128;
+/// Columns of their tiles.
+pub const ROWS_COLUMNS: u32 = 128;
+/// Their stages.
+pub const ROWS_STAGES: u32 = 4;
+/// Words between rows of a tile's sums in shared memory: eight lanes of neighbouring columns and four of neighbouring rows
+/// lie in different banks.
+pub const ROWS_PITCH: u32 = ROWS_COLUMNS + 8;
+
+/// Dynamic shared memory of `linear_rows{rows}_*`: stages, which the sums replace, and barriers.
+pub const fn rows_shared(rows: u32) -> u32 {
+    ROWS_STAGES * ((ROWS_COLUMNS + rows) * ROWS_DEPTH * 2 + 16)
+}
+
+/// Dynamic shared memory of `linear_norm_*` besides the row: where warps exchange sums.
+pub const NORM_EXCHANGE: u32 = 64;
+
+/// Bytes between rows of x in the shared memory of `linear_rows8_*`: whole loads, and half a line more, so that
+/// neighbouring rows lie in different banks.
+pub const fn rows8_pitch(k: u32) -> u32 {
+    k.div_ceil(ROWS_DEPTH) * ROWS_DEPTH * 2 + 64
+}
+
+/// Dynamic shared memory of `linear_rows8_*`: rings of so many stages, their barriers, two sets of the warps' sums, the
+/// exchange of norms, x.
+pub const fn rows8_shared(stages: u32, rows: u32, k: u32) -> u32 {
+    let warps = ROWS8_THREADS / 32;
+    warps * stages * (ROWS8_STAGE + 8) + NORM_EXCHANGE + rows * (2 * warps * STREAMING_NK_COLUMNS * 4 + rows8_pitch(k))
+}
+
 /// Threads of a block of `linear_hopper*`: one warpgroup loads, two compute.
 pub const HOPPER_THREADS: u32 = 384;
 /// Rows of its tiles.
@@ -81,7 +128,75 @@ pub const fn hopper_shared(columns: u32) -> u32 {
     stages * (HOPPER_ROWS + columns) * HOPPER_DEPTH * 2 + HOPPER_STAGING + stages * 16
 }
 
+/// How a kernel of `linear_cluster*` cuts its problem.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterShape {
+    /// Rows of a tile: 64 or 128.
+    pub rows: u32,
+    /// Columns of a tile: 128 or 192.
+    pub columns: u32,
+    /// Stages of operands.
+    pub stages: u32,
+    /// Blocks of a cluster, whose tiles lie below one another.
+    pub blocks: u32,
+    /// Boxes of 16 rows and 64 columns that each warp can have on their way to memory.
+    pub buffers: u32,
+}
+
+impl ClusterShape {
+    /// Dynamic shared memory of a block: stages, boxes on their way out, a bias for each of two warpgroups, barriers.
+    pub const fn shared(self) -> u32 {
+        self.stages * (self.rows + self.columns) * HOPPER_DEPTH * 2
+            + 2 * (4 * self.buffers * 16 * 128 + self.columns * 4)
+            + self.stages * 16
+    }
+}
+
+/// Few tiles.
+pub const CLUSTER_64: ClusterShape = ClusterShape {
+    rows: 64,
+    columns: 128,
+    stages: 7,
+    blocks: 1,
+    buffers: 2,
+};
+/// Most problems.
+pub const CLUSTER_128: ClusterShape = ClusterShape {
+    rows: 128,
+    columns: 128,
+    stages: 6,
+    blocks: 2,
+    buffers: 2,
+};
+/// Where these columns leave fewer blocks idle in the end.
+pub const CLUSTER_192: ClusterShape = ClusterShape {
+    rows: 128,
+    columns: 192,
+    stages: 4,
+    blocks: 2,
+    buffers: 4,
+};
 kernel_params! {
+    /// Arguments of `linear_cluster*`.
+    pub struct ClusterParams {
+        /// As for [`HopperParams`], the box's rows being those of a tile.
+        pub x_map: TensorMap,
+        /// As for [`HopperParams`], the box's columns being a block's part of a tile.
+        pub w_map: TensorMap,
+        /// `y` as (n, m, batch), box 64 × 16 × 1.
+        pub y_map: TensorMap,
+        /// The arguments of all linear kernels; `tiles_m` counts a cluster's tiles, which lie below one another, as one.
+        pub linear: LinearParams,
+        /// Clusters' tiles of all problems.
+        pub pairs: u32,
+        /// Steps along k.
+        pub steps: u32,
+        /// Rows of clusters' tiles that are computed column by column.
+        pub group: u32,
+        /// Fills the struct to a multiple of 8 bytes.
+        pub reserved: u32,
+    }
+
     /// Arguments of the Hopper kernels.
     pub struct HopperParams {
         /// `x` as (k, m, batch), box 64 × 128 × 1.
@@ -95,6 +210,59 @@ kernel_params! {
         pub tiles: u32,
         /// Steps along k.
         pub steps: u32,
+    }
+
+    /// Arguments of `linear_rows*`.
+    pub struct StreamParams {
+        /// The weight `[n, k]` as (k, n, batch), box 64 × columns × 1; gated: (k, 8, 2, n / 8, batch), box
+        /// 64 × 8 × 2 × columns / 16 × 1.
+        pub w_map: TensorMap,
+        /// `x` as (k, m, batch), box 64 × rows × 1; not for `linear_rows8_*`.
+        pub x_map: TensorMap,
+        /// The arguments of all linear kernels.
+        pub linear: LinearParams,
+        /// Factor of the norm in front, `k`, in the type of x.
+        pub norm_weight: u64,
+        /// Its summand, or 0.
+        pub norm_bias: u64,
+        /// Its ε.
+        pub epsilon: f32,
+        /// `NORM_*`.
+        pub norm: u32,
+        /// Stages of a ring.
+        pub stages: u32,
+        /// Loads of [`ROWS_DEPTH`] in a slice of k; the last slice may have fewer.
+        pub depth: u32,
+        /// Slices of k.
+        pub slices: u32,
+        /// Slices that are added to one another before others are.
+        pub together: u32,
+        /// 1: nothing writes the weight while kernels before this one still run, so its loads do not wait for them.
+        pub early: u32,
+        /// 1 / k.
+        pub reciprocal: f32,
+    }
+
+    /// Arguments of `linear_norm_*`.
+    pub struct NormRowsParams {
+        /// Rows, `k` elements each.
+        pub x: u64,
+        /// Normalised rows, dense.
+        pub y: u64,
+        /// Factor, `k`.
+        pub weight: u64,
+        /// Summand, `k`, or 0.
+        pub bias: u64,
+        /// Elements from one row of x to the next.
+        pub x_row_stride: u64,
+        /// Elements of a row, a multiple of 8.
+        pub k: u32,
+        /// ε.
+        pub epsilon: f32,
+        /// `NORM_*`, not `NORM_NONE`.
+        pub norm: u32,
+        /// 1 / k.
+        pub reciprocal: f32,
     }
 
     /// A matrix of the epilogue: bias, residual, output or pre-activation.

@@ -10,11 +10,11 @@
 //! is a column of the product of its own.
 
 use super::epilogue::{Columns, Epilogue};
-use super::gemm_sm80::Mma;
 use super::params::*;
 #[cfg(not(tier = "sm_75"))]
 use crate::tile::element::Bf16;
 use crate::tile::element::F16;
+use crate::tile::mma::Mma;
 use cuda_std::{barrier, global, math, shared, thread, warp};
 
 /// Warps of a block.
@@ -465,17 +465,24 @@ macro_rules! entries {
 entries! {
     linear_streaming_nk_f32 = nk_f32, STREAMING_THREADS;
     linear_streaming_kn_f32 = kn_f32, STREAMING_THREADS;
+    linear_streaming_kn_f16 = kn::<F16>, STREAMING_THREADS;
+}
+#[cfg(not(tier = "sm_75"))]
+entries! {
+    linear_streaming_kn_bf16 = kn::<Bf16>, STREAMING_THREADS;
+}
+// Hopper has `linear_rows*` instead.
+#[cfg(not(tier = "sm_90a"))]
+entries! {
     linear_streaming4_nk_f16 = nk::<F16, 4, 4, false>, 128;
     linear_streaming4_few_nk_f16 = nk::<F16, 4, 4, true>, 128;
     linear_streaming16_nk_f16 = nk::<F16, 16, 2, false>, 512;
     linear_streaming16_few_nk_f16 = nk::<F16, 16, 2, true>, 512;
-    linear_streaming_kn_f16 = kn::<F16>, STREAMING_THREADS;
 }
-#[cfg(not(tier = "sm_75"))]
+#[cfg(tier = "sm_80")]
 entries! {
     linear_streaming4_nk_bf16 = nk::<Bf16, 4, 4, false>, 128;
     linear_streaming4_few_nk_bf16 = nk::<Bf16, 4, 4, true>, 128;
     linear_streaming16_nk_bf16 = nk::<Bf16, 16, 2, false>, 512;
     linear_streaming16_few_nk_bf16 = nk::<Bf16, 16, 2, true>, 512;
-    linear_streaming_kn_bf16 = kn::<Bf16>, STREAMING_THREADS;
 }

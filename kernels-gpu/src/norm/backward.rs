@@ -6,14 +6,34 @@
 //! second launch adds those up in order. Rows that do not fit registers take two launches instead of one: the first
 //! leaves the rows' statistics, by which the second forms the sums of columns.
 
-use crate::kernel_params;
+use crate::{kernel_params, row::WIDTH};
 
 /// Rows that one team adds up at least.
 pub const ROWS: u64 = 16;
-/// Most teams of one warp.
-pub const WARP_TEAMS: u64 = 1056;
-/// Most teams of one block.
-pub const BLOCK_TEAMS: u64 = 132;
+/// Multiprocessors for which there are blocks; fixed, so that sums of columns do not depend on the device.
+pub const MULTIPROCESSORS: u64 = 132;
+/// Threads of a block of `norm_block_backward_*`.
+pub const SUMS_BLOCK_THREADS: u32 = 128;
+/// Vectors that each takes of a row.
+pub const SUMS_BLOCK_HELD: usize = 4;
+/// Longest row that such a block takes.
+pub const SUMS_BLOCK_COLUMNS: u64 = SUMS_BLOCK_THREADS as u64 * SUMS_BLOCK_HELD as u64 * WIDTH as u64;
+/// Blocks of them that a multiprocessor holds.
+pub const BLOCKS: u64 = 3;
+/// Threads of a block of `norm_large_backward_*`.
+pub const SUMS_LARGE_THREADS: u32 = 384;
+/// Vectors that each takes of a row.
+pub const SUMS_LARGE_HELD: usize = 3;
+/// Longest row that such a block takes.
+pub const SUMS_LARGE_COLUMNS: u64 = SUMS_LARGE_THREADS as u64 * SUMS_LARGE_HELD as u64 * WIDTH as u64;
+/// Longest row that a cluster of four of them takes.
+pub const SUMS_CLUSTER_COLUMNS: u64 = 4 * SUMS_LARGE_COLUMNS;
+/// Warps of a block of `norm_warp_backward_*`: each is a team, and their sums are added in order at the end.
+pub const BACKWARD_WARPS: u32 = 12;
+/// Where the addition's sums begin in shared memory: behind the barriers of the rings, which are never written over.
+pub const WARP_SUMS_AT: u64 = crate::row::ring_bytes(0, 0, 0);
+/// Dynamic shared memory of a block that adds.
+pub const WARP_SUMS: u64 = WARP_SUMS_AT + BACKWARD_WARPS as u64 * crate::row::PAIR_WARP_COLUMNS * 4;
 /// Threads of a block of the kernels over columns.
 pub const THREADS: u32 = 256;
 /// Columns that a block of `norm_columns_*` takes.
@@ -63,8 +83,8 @@ kernel_params! {
         pub reciprocal: f32,
         /// 1 when every row and the weight start at multiples of 16 bytes.
         pub aligned: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Stages of the ring that brings rows, 0 without one.
+        pub stages: u32,
     }
 
     /// Arguments of the `norm_sum_*` kernels: sums of columns.
@@ -82,22 +102,218 @@ kernel_params! {
 
 #[cfg(target_arch = "nvptx64")]
 mod device {
-    use super::super::device::{Geometry, Statistics};
+    use super::super::{
+        columns::{add_columns, columns},
+        device::{Geometry, Statistics},
+    };
     use super::*;
     use crate::row::*;
-    use crate::row::{
-        LONG_THREADS, PAIR_BLOCK_HELD, PAIR_BLOCK_THREADS, PAIR_LONG, PAIR_WARP_HELD, WARP_THREADS, WIDTH,
-    };
+    use crate::row::{LONG_THREADS, PAIR_LONG, PAIR_WARP_HELD};
     use crate::tile::element::{Bf16, Element, F16};
-    use cuda_std::{barrier::syncthreads, global, kernel, shared::Shared, thread};
+    use cuda_std::{barrier::syncthreads, global, kernel, math, shared::Shared, thread};
 
-    /// Rows whose loads a thread of `norm_columns_*` starts together.
-    const AT_ONCE: usize = 4;
-    /// Rows of partial sums whose loads a thread of `norm_sum_*` starts together.
-    const SUMMED_AT_ONCE: usize = 16;
-
+    /// Whether a ring brings the rows, whole vectors at multiples of 16 bytes: the usual case.
     #[inline(always)]
-    unsafe fn backward<E: Element, T: Team, const N: usize, const HELD: bool>(p: NormBackwardParams) {
+    fn whole(p: &NormBackwardParams) -> bool {
+        RINGS && p.stages != 0 && p.aligned != 0 && p.columns % WIDTH == 0
+    }
+
+    /// Gradients of rows, and this thread's sums of columns. The rows come through a ring, out of which each pass takes them again;
+    /// where there is none they are loaded again, from L1 or L2.
+    #[inline(always)]
+    unsafe fn backward<E: Element, T: Team, const N: usize, const WHOLE: bool>(
+        p: NormBackwardParams,
+    ) -> ([Vector; N], [Vector; N]) {
+        let mut turn = 0;
+        let (mut dweight, mut dbias) = ([[0.0f32; 8]; N], [[0.0f32; 8]; N]);
+        let bytes = size_of::<E>() as u64;
+        let matrices = [(p.x, p.x_stride * bytes), (p.dy, p.dy_stride * bytes)];
+        // SAFETY: the rows are fit for it, and the host gives the shared memory.
+        let mut ring = if WHOLE {
+            Some(unsafe { Ring::new::<T, E>(matrices, p.rows, p.columns, p.stages) })
+        } else {
+            None
+        };
+        let mut row = T::first();
+        while row < p.rows {
+            let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
+            let (x, dy) = (matrix(p.x, p.x_stride), matrix(p.dy, p.dy_stride));
+            let (dsum, dx) = (matrix(p.dsum, p.dsum_stride), matrix(p.dx, p.dx_stride));
+            let weight = matrix(p.weight, 0);
+            // SAFETY: the host gives the extents of all tensors; each element is one thread's.
+            unsafe {
+                if let Some(ring) = &ring {
+                    ring.wait();
+                }
+                // Vector `k` of x, and of dy.
+                let x_of = #[inline(always)]
+                |k: usize| {
+                    if let Some(ring) = &ring {
+                        ring.vector::<T, E>(0, k)
+                    } else if column_of::<T>(0, k) < p.columns {
+                        E::pack8(x.load::<E>(column_of::<T>(0, k), 0.0))
+                    } else {
+                        E::ZEROS
+                    }
+                };
+                let dy_of = #[inline(always)]
+                |k: usize| {
+                    if let Some(ring) = &ring {
+                        ring.vector::<T, E>(1, k)
+                    } else if column_of::<T>(0, k) < p.columns {
+                        E::pack8(dy.load::<E>(column_of::<T>(0, k), 0.0))
+                    } else {
+                        E::ZEROS
+                    }
+                };
+                let through = #[inline(always)]
+                |dy: Vector, column| {
+                    if p.weight == 0 {
+                        return dy;
+                    }
+                    let w = if !WHOLE {
+                        weight.load_again::<E>(column)
+                    } else if column < p.columns {
+                        E::unpack8(E::load8_packed_cached((p.weight as *const E).add(column as usize)))
+                    } else {
+                        [0.0; 8]
+                    };
+                    zip(dy, w, |dy, w| dy * w)
+                };
+                // What small teams gain by one exchange less, they lose where there is only one sum more: RMSNorm takes its
+                // statistics first, and its sums of columns with the second pass.
+                let apart = p.centered == 0 && T::LANES < SUMS_LARGE_THREADS;
+                let (statistics, along, mean);
+                if apart {
+                    let mut square = 0.0;
+                    let mut k = 0;
+                    while k < N {
+                        square = add_if(square, squares(E::unpack8(x_of(k))), column_of::<T>(0, k) < p.columns);
+                        k += 1;
+                    }
+                    square = sum::<T>(square, &mut turn) * p.reciprocal;
+                    statistics = Statistics::of(0.0, 0.0, square, p.epsilon);
+                    let mut product = 0.0;
+                    let mut k = 0;
+                    while k < N {
+                        let column = column_of::<T>(0, k);
+                        if WHOLE || column < p.columns {
+                            let (s, dy) = (E::unpack8(x_of(k)), E::unpack8(dy_of(k)));
+                            let unit = map(s, |s| statistics.unit(s));
+                            // Beyond the row `dy` is 0, and with it all of these.
+                            add_products(&mut dweight[k], dy, unit);
+                            if p.dbias != 0 {
+                                dbias[k] = zip(dbias[k], dy, |sum, term| sum + term);
+                            }
+                            product += products(through(dy, column), unit);
+                        }
+                        k += 1;
+                    }
+                    along = sum::<T>(product, &mut turn) * p.reciprocal;
+                    mean = 0.0;
+                } else {
+                    // All sums over the row in one pass, of differences from an element of it: enough unless that lies far off, which the
+                    // sums tell. Then once more, from the mean. 16 bits do not show what four standard deviations lose; f32 does.
+                    let mut pivot = 0.0;
+                    if p.centered != 0 {
+                        pivot = if let Some(ring) = &ring {
+                            ring.first::<T, E>()
+                        } else {
+                            global::ld_nc(x.address as *const E).to_f32()
+                        };
+                    }
+                    let (mut left, mut square, mut product, mut total);
+                    let mut again = p.centered != 0;
+                    loop {
+                        (left, square, product, total) = (0.0, 0.0, 0.0, 0.0);
+                        let mut k = 0;
+                        while k < N {
+                            let column = column_of::<T>(0, k);
+                            if WHOLE || column < p.columns {
+                                let (s, dy) = (E::unpack8(x_of(k)), E::unpack8(dy_of(k)));
+                                let g = through(dy, column);
+                                let mut d = s;
+                                if p.centered != 0 {
+                                    d = map(s, |s| s - pivot);
+                                    if !WHOLE {
+                                        d = inside(d, column, p.columns, 0.0);
+                                    }
+                                    total += add_up(g);
+                                    left = add_if(left, add_up(d), column < p.columns);
+                                }
+                                // Beyond the row `dy` is 0, and with it `g`.
+                                square = add_if(square, squares(d), column < p.columns);
+                                product += products(g, d);
+                            }
+                            k += 1;
+                        }
+                        if p.centered == 0 {
+                            [square, product] = T::sums([square, product], &mut turn);
+                            break;
+                        }
+                        [left, square, product, total] = T::sums([left, square, product, total], &mut turn);
+                        let off = left * p.reciprocal;
+                        if !again
+                            || off * off * (if size_of::<E>() == 2 { 1.0625 } else { 16.0 }) <= square * p.reciprocal
+                        {
+                            break;
+                        }
+                        pivot += off;
+                        again = false;
+                    }
+                    let rest = left * p.reciprocal;
+                    statistics = Statistics::of(pivot, rest, square * p.reciprocal - rest * rest, p.epsilon);
+                    // Of g and g·x̂.
+                    along = (product * statistics.scale + total * statistics.offset) * p.reciprocal;
+                    mean = total * p.reciprocal;
+                }
+                if p.statistics != 0 && T::lane() == 0 {
+                    let at = (p.statistics as *mut f32).add(row as usize * 3);
+                    global::st(at, statistics.mean);
+                    global::st(at.add(1), statistics.rest);
+                    global::st(at.add(2), statistics.scale);
+                }
+                // dx = ((g - mean) - x̂·along)·scale with x̂ = (s - μ)·scale + offset. Differences first: what cancels does so exactly.
+                let slope = -along * statistics.scale * statistics.scale;
+                let shift = -statistics.offset * along * statistics.scale;
+                let mut k = 0;
+                while k < N {
+                    let column = column_of::<T>(0, k);
+                    if column < p.columns {
+                        let (s, dy) = (E::unpack8(x_of(k)), E::unpack8(dy_of(k)));
+                        let g = through(dy, column);
+                        if !apart {
+                            add_products(&mut dweight[k], dy, map(s, |s| statistics.unit(s)));
+                            if p.dbias != 0 {
+                                dbias[k] = zip(dbias[k], dy, |sum, term| sum + term);
+                            }
+                        }
+                        let mut out = zip(g, s, |g, s| {
+                            math::fma(g - mean, statistics.scale, math::fma(s - statistics.mean, slope, shift))
+                        });
+                        if p.dsum != 0 {
+                            out = zip(out, dsum.load::<E>(column, 0.0), |out, d| out + d);
+                        }
+                        if WHOLE {
+                            E::store8((dx.address as *mut E).add(column as usize), out);
+                        } else {
+                            dx.store::<E>(column, out);
+                        }
+                    }
+                    k += 1;
+                }
+                if let Some(ring) = &mut ring {
+                    ring.release::<T, E>(row);
+                }
+            }
+            row += T::step();
+        }
+        (dweight, dbias)
+    }
+
+    /// Gradient of `x` and statistics of rows that are read three times, part by part.
+    #[inline(always)]
+    unsafe fn by_parts<E: Element, T: Team, const N: usize>(p: NormBackwardParams) {
         let geometry = Geometry {
             columns: p.columns,
             centered: p.centered,
@@ -105,10 +321,7 @@ mod device {
             reciprocal: p.reciprocal,
         };
         let mut turn = 0;
-        // Sums of columns, where the row is held.
-        let (mut dweight, mut dbias) = ([[0.0f32; 8]; N], [[0.0f32; 8]; N]);
-        let team = T::first();
-        let mut row = team;
+        let mut row = T::first();
         while row < p.rows {
             let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
             let (x, dy) = (matrix(p.x, p.x_stride), matrix(p.dy, p.dy_stride));
@@ -128,19 +341,8 @@ mod device {
                         dy
                     }
                 };
-                let (mut held, mut gradients) = ([E::ZEROS; N], [E::ZEROS; N]);
-                if HELD {
-                    held = load(0);
-                    gradients = load_dy(0);
-                    // The few warps that the sums of columns leave room for do not wait for memory long enough to keep it
-                    // busy: the next row comes as far as L2 meanwhile.
-                    let next = row + T::step();
-                    if next < p.rows {
-                        Row::new::<E>(p.x, next, p.x_stride, p.columns, p.aligned).prefetch::<T, E, N>();
-                        Row::new::<E>(p.dy, next, p.dy_stride, p.columns, p.aligned).prefetch::<T, E, N>();
-                    }
-                }
-                let statistics = Statistics::new::<T, E, N, HELD>(&geometry, &held, &mut turn, load);
+                let none = [E::ZEROS; N];
+                let statistics = Statistics::new::<T, E, N, false>(&geometry, &none, &mut turn, load);
                 if p.statistics != 0 && T::lane() == 0 {
                     let at = (p.statistics as *mut f32).add(row as usize * 3);
                     global::st(at, statistics.mean);
@@ -148,14 +350,8 @@ mod device {
                     global::st(at.add(2), statistics.scale);
                 }
                 let (mut along, mut mean) = (0.0, 0.0);
-                pair_pass::<T, E, N, HELD>(p.columns, [&held, &gradients], load, load_dy, |column, k, s, dy| {
+                pair_pass::<T, E, N, false>(p.columns, [&none, &none], load, load_dy, |column, _, s, dy| {
                     let unit = map(s, |s| statistics.unit(s));
-                    if HELD {
-                        // SAFETY: `k` is below N.
-                        let (dw, db) = (dweight.get_unchecked_mut(k), dbias.get_unchecked_mut(k));
-                        *dw = zip(*dw, zip(dy, unit, |dy, unit| dy * unit), |sum, term| sum + term);
-                        *db = zip(*db, dy, |sum, term| sum + term);
-                    }
                     let g = through(dy, column);
                     mean += add_up(g);
                     along += add_up(inside(zip(g, unit, |g, unit| g * unit), column, p.columns, 0.0));
@@ -163,7 +359,7 @@ mod device {
                 let (along, mean) = sum_pair::<T>(along, mean, &mut turn);
                 let along = along * p.reciprocal;
                 let mean = if p.centered != 0 { mean * p.reciprocal } else { 0.0 };
-                pair_pass::<T, E, N, HELD>(p.columns, [&held, &gradients], load, load_dy, |column, _, s, dy| {
+                pair_pass::<T, E, N, false>(p.columns, [&none, &none], load, load_dy, |column, _, s, dy| {
                     let unit = map(s, |s| statistics.unit(s));
                     let g = through(dy, column);
                     let mut out = zip(g, unit, |g, unit| ((g - mean) - unit * along) * statistics.scale);
@@ -175,154 +371,138 @@ mod device {
             }
             row += T::step();
         }
-        if HELD && team < p.teams {
-            let columns = p.columns;
-            let partial = |address| Row {
-                address: address + team * columns as u64 * 4,
-                columns,
-                aligned: columns % 4 == 0,
-            };
-            // SAFETY: one row of partial sums a team.
-            unsafe {
-                if p.dweight != 0 {
-                    visit::<T, f32, N>(columns, 0, &dweight, |column, _, sums| {
-                        partial(p.dweight).store::<f32>(column, sums);
-                    });
-                }
-                if p.dbias != 0 {
-                    visit::<T, f32, N>(columns, 0, &dbias, |column, _, sums| {
-                        partial(p.dbias).store::<f32>(column, sums);
-                    });
-                }
-            }
-        }
     }
 
-    /// Partial sums of columns by the statistics of the rows: block `(i, j)` takes the `i`-th [`COLUMNS`] of team `j`.
+    /// Stores the partial sums of a team.
     #[inline(always)]
-    unsafe fn columns<E: Element>(p: NormBackwardParams) {
-        let column = thread::block_idx_x() * COLUMNS as u32 + thread::thread_idx_x() * WIDTH;
-        let team = thread::block_idx_y() as u64;
-        if column >= p.columns {
+    unsafe fn store_sums<T: Team, const N: usize>(address: u64, team: u64, columns: u32, sums: &[Vector; N]) {
+        if address == 0 {
             return;
         }
-        let (mut dweight, mut dbias) = ([0.0; 8], [0.0; 8]);
-        let mut row = team;
-        while row < p.rows {
-            // All loads of some rows first.
-            let (mut x, mut dy) = ([[0.0; 8]; AT_ONCE], [[0.0; 8]; AT_ONCE]);
-            let mut statistics = [Statistics {
-                mean: 0.0,
-                rest: 0.0,
-                scale: 0.0,
-            }; AT_ONCE];
-            let mut i = 0;
-            while i < AT_ONCE {
-                let row = row + i as u64 * p.teams;
-                if row < p.rows {
-                    // SAFETY: the host gives the extents of all tensors.
-                    unsafe {
-                        x[i] = Row::new::<E>(p.x, row, p.x_stride, p.columns, p.aligned).load::<E>(column, 0.0);
-                        dy[i] = Row::new::<E>(p.dy, row, p.dy_stride, p.columns, p.aligned).load::<E>(column, 0.0);
-                        let at = (p.statistics as *const f32).add(row as usize * 3);
-                        statistics[i] = Statistics {
-                            mean: global::ld_nc(at),
-                            rest: global::ld_nc(at.add(1)),
-                            scale: global::ld_nc(at.add(2)),
-                        };
-                    }
-                }
-                i += 1;
-            }
-            let mut i = 0;
-            while i < AT_ONCE {
-                if row + (i as u64) * p.teams < p.rows {
-                    let term = zip(dy[i], x[i], |dy, s| dy * statistics[i].unit(s));
-                    dweight = zip(dweight, term, |sum, term| sum + term);
-                    dbias = zip(dbias, dy[i], |sum, dy| sum + dy);
-                }
-                i += 1;
-            }
-            row += AT_ONCE as u64 * p.teams;
-        }
-        let partial = |address| Row {
-            address: address + team * p.columns as u64 * 4,
-            columns: p.columns,
-            aligned: p.columns % 4 == 0,
+        let row = Row {
+            address: address + team * columns as u64 * 4,
+            columns,
+            aligned: columns % 4 == 0,
         };
-        // SAFETY: one row of partial sums a team.
-        unsafe {
-            if p.dweight != 0 {
-                partial(p.dweight).store::<f32>(column, dweight);
+        let mut k = 0;
+        while k < N {
+            let column = column_of::<T>(0, k);
+            if column < columns {
+                // SAFETY: one row of partial sums a team.
+                unsafe { row.store::<f32>(column, sums[k]) };
             }
-            if p.dbias != 0 {
-                partial(p.dbias).store::<f32>(column, dbias);
+            k += 1;
+        }
+    }
+
+    /// Rows of a team of a block, or of a cluster.
+    #[inline(always)]
+    unsafe fn by_blocks<E: Element, T: Team, const N: usize>(p: NormBackwardParams) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            let (dweight, dbias) = if whole(&p) {
+                backward::<E, T, N, true>(p)
+            } else {
+                backward::<E, T, N, false>(p)
+            };
+            if T::first() < p.teams {
+                store_sums::<T, N>(p.dweight, T::first(), p.columns, &dweight);
+                store_sums::<T, N>(p.dbias, T::first(), p.columns, &dbias);
             }
         }
     }
 
-    /// Adds up columns: a warp takes every eighth row of 32 columns, then the warps' sums are added in order.
+    /// Rows of a cluster each.
+    #[cfg(tier = "sm_90a")]
     #[inline(always)]
-    unsafe fn add_columns<E: Element>(p: NormSumParams) {
-        let (lane, warp) = (thread::lane_id(), thread::warp_idx());
-        let column = thread::block_idx_x() as u64 * SUM_COLUMNS + lane as u64;
-        let slots = Shared::<f32>::dynamic(0);
-        let mut total = 0.0;
-        // SAFETY: the host gives the extents, and shared memory of a word a thread.
+    unsafe fn by_clusters<E: Element, const N: usize>(p: NormBackwardParams) {
+        // SAFETY: forwarded to the caller; all blocks have begun before one writes to another.
         unsafe {
-            const WARPS: u64 = THREADS as u64 / 32;
-            let mut row = warp as u64;
-            while row < p.rows && column < p.columns {
-                let mut values = [0.0; SUMMED_AT_ONCE];
-                let mut i = 0;
-                while i < SUMMED_AT_ONCE {
-                    let row = row + i as u64 * WARPS;
-                    if row < p.rows {
-                        values[i] = global::ld_nc((p.partial as *const f32).add((row * p.columns + column) as usize));
+            cuda_std::barrier::cluster_sync();
+            by_blocks::<E, Cluster<SUMS_LARGE_THREADS>, N>(p);
+        }
+    }
+
+    /// Rows of a warp each; the sums of a block's warps are added in order.
+    #[inline(always)]
+    unsafe fn by_warps<E: Element, const N: usize>(p: NormBackwardParams) {
+        // SAFETY: forwarded to the caller; the rings are done with shared memory once all warps have met.
+        unsafe {
+            let (dweight, dbias) = if whole(&p) {
+                backward::<E, Warps<BACKWARD_WARPS>, N, true>(p)
+            } else {
+                backward::<E, Warps<BACKWARD_WARPS>, N, false>(p)
+            };
+            let (lane, warp) = (thread::lane_id(), thread::warp_idx());
+            let sums = |address: u64, mine: &[Vector; N]| {
+                if address == 0 {
+                    return;
+                }
+                let row = N as u32 * 32 * WIDTH;
+                let slot = |warp: u32, at: u32| Shared::<f32>::dynamic(WARP_SUMS_AT as u32 + (warp * row + at) * 4);
+                syncthreads();
+                let mut k = 0;
+                while k < N {
+                    let mut i = 0;
+                    while i < 8 {
+                        slot(warp, (k as u32 * 8 + i as u32) * 32 + lane).write(mine[k][i]);
+                        i += 1;
                     }
-                    i += 1;
+                    k += 1;
                 }
-                let mut i = 0;
-                while i < SUMMED_AT_ONCE {
-                    total += values[i];
-                    i += 1;
+                syncthreads();
+                let mut at = thread::thread_idx_x();
+                while at < row {
+                    let mut total = 0.0;
+                    let mut other = 0;
+                    while other < BACKWARD_WARPS {
+                        total += slot(other, at).read();
+                        other += 1;
+                    }
+                    // Element `i` of vector `k` of a lane.
+                    let (lane, i, k) = (at % 32, at / 32 % 8, at / 256);
+                    let column = (k * 32 + lane) * WIDTH + i;
+                    if column < p.columns {
+                        let to = thread::block_idx_x() as u64 * p.columns as u64 + column as u64;
+                        global::st((address as *mut f32).add(to as usize), total);
+                    }
+                    at += BACKWARD_WARPS * 32;
                 }
-                row += SUMMED_AT_ONCE as u64 * WARPS;
-            }
-            slots.add(warp * 32 + lane).write(total);
-            syncthreads();
-            if warp == 0 && column < p.columns {
-                let mut sum = 0.0;
-                let mut other = 0;
-                while other < THREADS / 32 {
-                    sum += slots.add(other * 32 + lane).read();
-                    other += 1;
-                }
-                global::st((p.out as *mut E).add(column as usize), E::from_f32(sum));
-            }
+            };
+            sums(p.dweight, &dweight);
+            sums(p.dbias, &dbias);
         }
     }
 
     macro_rules! backwards {
-        ($($warp:ident $block:ident $long:ident $columns:ident $sum:ident $element:ty)*) => {
+        ($($warp:ident $block:ident $large:ident $long:ident $columns:ident $sum:ident $element:ty)*) => {
             kernel! {$(
                 /// Gradients of rows of up to [`PAIR_WARP_COLUMNS`](crate::row::PAIR_WARP_COLUMNS) elements; a warp is a team.
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing; the grid has at
                 ///   least `teams` teams.
-                #[launch(threads = WARP_THREADS, min_blocks = 2)]
+                #[launch(threads = BACKWARD_WARPS * 32)]
                 pub fn $warp(params: NormBackwardParams) {
-                    backward::<$element, Warp, PAIR_WARP_HELD, true>(params)
+                    by_warps::<$element, PAIR_WARP_HELD>(params)
                 }
 
-                /// Gradients of rows of up to [`PAIR_BLOCK_COLUMNS`](crate::row::PAIR_BLOCK_COLUMNS) elements; a block is a team.
+                /// Gradients of rows of up to [`SUMS_BLOCK_COLUMNS`] elements; a block is a team.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = PAIR_BLOCK_THREADS)]
+                #[launch(threads = SUMS_BLOCK_THREADS, min_blocks = 3)]
                 pub fn $block(params: NormBackwardParams) {
-                    backward::<$element, Block<PAIR_BLOCK_THREADS>, PAIR_BLOCK_HELD, true>(params)
+                    by_blocks::<$element, Block<SUMS_BLOCK_THREADS>, SUMS_BLOCK_HELD>(params)
+                }
+
+                /// Gradients of rows of up to [`SUMS_LARGE_COLUMNS`] elements; a block is a team.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = SUMS_LARGE_THREADS)]
+                pub fn $large(params: NormBackwardParams) {
+                    by_blocks::<$element, Block<SUMS_LARGE_THREADS>, SUMS_LARGE_HELD>(params)
                 }
 
                 /// Gradient of `x` and statistics of rows of any length.
@@ -331,7 +511,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: NormBackwardParams) {
-                    backward::<$element, Block<LONG_THREADS>, PAIR_LONG, false>(params)
+                    by_parts::<$element, Block<LONG_THREADS>, PAIR_LONG>(params)
                 }
 
                 /// Partial gradients of weight and bias by the statistics of the rows.
@@ -355,9 +535,35 @@ mod device {
         };
     }
 
+    #[cfg(tier = "sm_90a")]
+    macro_rules! cluster_backwards {
+        ($($cluster:ident $element:ty)*) => {
+            kernel! {$(
+                /// Gradients of rows of up to [`SUMS_CLUSTER_COLUMNS`] elements; a cluster is a team.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `cluster_ring_bytes`.
+                #[launch(threads = SUMS_LARGE_THREADS)]
+                pub fn $cluster(params: NormBackwardParams) {
+                    by_clusters::<$element, SUMS_LARGE_HELD>(params)
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    cluster_backwards! {
+        norm_cluster_backward_f32 f32
+        norm_cluster_backward_f16 F16
+        norm_cluster_backward_bf16 Bf16
+    }
+
     backwards! {
-        norm_warp_backward_f32 norm_block_backward_f32 norm_long_backward_f32 norm_columns_f32 norm_sum_f32 f32
-        norm_warp_backward_f16 norm_block_backward_f16 norm_long_backward_f16 norm_columns_f16 norm_sum_f16 F16
-        norm_warp_backward_bf16 norm_block_backward_bf16 norm_long_backward_bf16 norm_columns_bf16 norm_sum_bf16 Bf16
+        norm_warp_backward_f32 norm_block_backward_f32 norm_large_backward_f32 norm_long_backward_f32
+            norm_columns_f32 norm_sum_f32 f32
+        norm_warp_backward_f16 norm_block_backward_f16 norm_large_backward_f16 norm_long_backward_f16
+            norm_columns_f16 norm_sum_f16 F16
+        norm_warp_backward_bf16 norm_block_backward_bf16 norm_large_backward_bf16 norm_long_backward_bf16
+            norm_columns_bf16 norm_sum_bf16 Bf16
     }
 }

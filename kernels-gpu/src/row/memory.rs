@@ -1,8 +1,9 @@
 //! A row in memory: loads and stores of its vectors at any address.
 
-use super::{Part, Team, Vector, WIDTH, zip};
+use super::{Part, Team, Vector, WIDTH, column_of, zip};
 use crate::tile::element::Element;
-use cuda_std::global;
+use core::arch::asm;
+use cuda_std::{global, shared};
 
 /// Of a row that nothing writes while the kernel runs.
 pub const CONSTANT: u32 = 0;
@@ -68,7 +69,7 @@ impl Row {
         let mut k = 0;
         if self.aligned && self.columns % WIDTH == 0 {
             while k < N {
-                let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                let column = column_of::<T>(base, k);
                 let at = (self.address + column as u64 * size_of::<E>() as u64) as *const E;
                 if column < self.columns {
                     // SAFETY: within the row, and aligned.
@@ -84,7 +85,7 @@ impl Row {
             }
         } else {
             while k < N {
-                let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                let column = column_of::<T>(base, k);
                 if column < self.columns {
                     // SAFETY: forwarded to the caller.
                     part[k] = unsafe {
@@ -223,7 +224,7 @@ impl Row {
         if T::lane() % (128 / (WIDTH * size)) == 0 {
             let mut k = 0;
             while k < N {
-                let column = (T::lane() + k as u32 * T::LANES) * WIDTH;
+                let column = column_of::<T>(0, k);
                 if column < self.columns {
                     // SAFETY: within the row.
                     unsafe { global::prefetch_l2((self.address + (column * size) as u64) as *const u8) };
@@ -244,7 +245,7 @@ impl Row {
         let mut k = 0;
         if whole {
             while k < N {
-                let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                let column = column_of::<T>(base, k);
                 let at = (self.address + column as u64 * size_of::<E>() as u64) as *const E;
                 let mut other = E::ZEROS;
                 if column < self.columns {
@@ -256,7 +257,7 @@ impl Row {
             }
         } else {
             while k < N {
-                let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+                let column = column_of::<T>(base, k);
                 if column < self.columns {
                     // SAFETY: forwarded to the caller.
                     part[k] = sum(part[k], unsafe { self.load::<E>(column, 0.0) });
@@ -332,5 +333,50 @@ impl Row {
                 i += 1;
             }
         }
+    }
+}
+
+/// Eight elements at a multiple of 16 bytes, by the read-only path, asked for where it is written: what is loaded later is not
+/// used earlier.
+///
+/// # Safety
+/// - They are readable, and nothing writes them while the kernel runs.
+#[inline(always)]
+pub unsafe fn load_in_order<E: Element>(address: u64) -> E::Packed {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let first = vector_in_order(address);
+        if size_of::<E>() == 2 {
+            return E::of_words(first);
+        }
+        let [a, b] = [first, vector_in_order(address + 16)].map(|words| words.map(f32::from_bits));
+        E::pack8([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]])
+    }
+}
+
+#[inline(always)]
+unsafe fn vector_in_order(address: u64) -> [u32; 4] {
+    let (x, y, z, w): (u32, u32, u32, u32);
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("ld.global.nc.L1::no_allocate.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}];", out(reg32) x, out(reg32) y,
+            out(reg32) z, out(reg32) w, in(reg64) address, options(nomem, nostack));
+    }
+    [x, y, z, w]
+}
+
+/// Eight elements in shared memory.
+///
+/// # Safety
+/// - `at` is a multiple of 16 bytes; eight elements lie there.
+#[inline(always)]
+pub unsafe fn vector_at<E: Element>(at: u32) -> E::Packed {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        if size_of::<E>() == 2 {
+            return E::of_words(shared::ld(at));
+        }
+        let [a, b]: [[f32; 4]; 2] = [shared::ld(at), shared::ld(at + 16)];
+        E::pack8([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]])
     }
 }

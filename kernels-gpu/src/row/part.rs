@@ -1,6 +1,6 @@
 //! Rows in the registers of their team, as they lie in memory, or passing through them part by part.
 
-use super::{Team, Vector, WIDTH};
+use super::{Team, Vector, WIDTH, zip};
 use crate::tile::element::Element;
 
 /// Calls `visit(column)` for each vector of this thread.
@@ -16,6 +16,12 @@ pub fn each<T: Team>(columns: u32, mut visit: impl FnMut(u32)) {
 /// `N` vectors of a row in the registers of a thread, those at `base + 8(lane + k·lanes)`, as they lie in memory.
 pub type Part<E, const N: usize> = [<E as Element>::Packed; N];
 
+/// Column of vector `k` of this thread in the part that begins at `base`.
+#[inline(always)]
+pub fn column_of<T: Team>(base: u32, k: usize) -> u32 {
+    base + (T::lane() + k as u32 * T::lanes()) * WIDTH
+}
+
 /// Calls `visit(column, k, vector)` for the vectors of a part that the row has.
 #[inline(always)]
 pub fn visit<T: Team, E: Element, const N: usize>(
@@ -26,7 +32,7 @@ pub fn visit<T: Team, E: Element, const N: usize>(
 ) {
     let mut k = 0;
     while k < N {
-        let column = base + (T::lane() + k as u32 * T::LANES) * WIDTH;
+        let column = column_of::<T>(base, k);
         if column < columns {
             visit(column, k, E::unpack8(part[k]));
         }
@@ -77,5 +83,15 @@ pub fn pair_pass<T: Team, E: Element, const N: usize, const HELD: bool>(
             both(base, &load(base), &load_other(base));
             base += T::LANES * WIDTH * N as u32;
         }
+    }
+}
+
+/// Adds a part to another, rounded.
+#[inline(always)]
+pub fn add_parts<E: Element, const N: usize>(part: &mut Part<E, N>, other: &Part<E, N>) {
+    let mut k = 0;
+    while k < N {
+        part[k] = E::pack8(zip(E::unpack8(part[k]), E::unpack8(other[k]), |a, b| a + b));
+        k += 1;
     }
 }

@@ -1,8 +1,8 @@
 //! The threads that share a row, and how they agree on a sum or a maximum.
 
-use super::WARP_ROWS;
+use super::{EXCHANGE_BYTES, WARP_ROWS};
 use cuda_std::{
-    barrier::syncthreads,
+    barrier::{syncthreads, syncwarp},
     global, math,
     shared::Shared,
     thread,
@@ -11,14 +11,38 @@ use cuda_std::{
 
 /// The threads that share a row.
 pub trait Team {
-    /// Threads.
+    /// Threads; of a cluster, those of a block.
     const LANES: u32;
+    /// Shared memory of the exchanges of values.
+    const EXCHANGE: u32 = EXCHANGE_BYTES as u32;
+    /// Threads, of a cluster too.
+    #[inline(always)]
+    fn lanes() -> u32 {
+        Self::LANES
+    }
+    /// This block among those of the team.
+    #[inline(always)]
+    fn rank() -> u32 {
+        0
+    }
+    /// Blocks of the team.
+    #[inline(always)]
+    fn blocks() -> u32 {
+        1
+    }
     /// This thread among them.
     fn lane() -> u32;
     /// First row of the team.
     fn first() -> u64;
     /// From one of its rows to the next.
     fn step() -> u64;
+    /// Which team of its block this is.
+    fn index() -> u32;
+    /// Waits until all threads are here; their accesses of shared memory before are done.
+    ///
+    /// # Safety
+    /// - All threads of the team come here together.
+    unsafe fn meet();
     /// Joins a value of every thread; all get the result, of the same order of combination. `turn` alternates.
     ///
     /// # Safety
@@ -29,12 +53,35 @@ pub trait Team {
         turn: &mut u32,
         combine: impl Fn(S, S) -> S + Copy,
     ) -> S;
+    /// Up to four sums over the team at the price of one.
+    ///
+    /// # Safety
+    /// - As for [`join`](Self::join).
+    unsafe fn sums<const N: usize>(values: [f32; N], turn: &mut u32) -> [f32; N];
 }
 
-/// A warp.
-pub struct Warp;
+/// Sums over `LANES` lanes of each group of so many.
+///
+/// # Safety
+/// - All lanes of the warp come here together.
+#[inline(always)]
+pub(super) unsafe fn warp_sums<const N: usize, const LANES: u32>(mut values: [f32; N]) -> [f32; N] {
+    let mut i = 0;
+    while i < N {
+        // SAFETY: forwarded to the caller.
+        values[i] = unsafe { warp::reduce::<f32, LANES>(values[i], |a, b| a + b) };
+        i += 1;
+    }
+    values
+}
 
-impl Team for Warp {
+/// A warp, of blocks of `WARPS`.
+pub struct Warps<const WARPS: u32>;
+
+/// A warp of the usual blocks.
+pub type Warp = Warps<WARP_ROWS>;
+
+impl<const WARPS: u32> Team for Warps<WARPS> {
     const LANES: u32 = 32;
     #[inline(always)]
     fn lane() -> u32 {
@@ -42,16 +89,30 @@ impl Team for Warp {
     }
     #[inline(always)]
     fn first() -> u64 {
-        thread::block_idx_x() as u64 * WARP_ROWS as u64 + thread::warp_idx() as u64
+        thread::block_idx_x() as u64 * WARPS as u64 + thread::warp_idx() as u64
     }
     #[inline(always)]
     fn step() -> u64 {
-        thread::grid_dim_x() as u64 * WARP_ROWS as u64
+        thread::grid_dim_x() as u64 * WARPS as u64
+    }
+    #[inline(always)]
+    fn index() -> u32 {
+        thread::warp_idx()
+    }
+    #[inline(always)]
+    unsafe fn meet() {
+        // SAFETY: forwarded to the caller.
+        unsafe { syncwarp(warp::FULL) }
     }
     #[inline(always)]
     unsafe fn join<S: Shuffle + global::Value>(value: S, _: S, _: &mut u32, combine: impl Fn(S, S) -> S + Copy) -> S {
         // SAFETY: the rows of a warp's loop are its own: its lanes are together.
         unsafe { warp::reduce::<S, 32>(value, combine) }
+    }
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(values: [f32; N], _: &mut u32) -> [f32; N] {
+        // SAFETY: as above.
+        unsafe { warp_sums::<N, 32>(values) }
     }
 }
 
@@ -73,6 +134,15 @@ impl<const THREADS: u32> Team for Block<THREADS> {
         thread::grid_dim_x() as u64
     }
     #[inline(always)]
+    fn index() -> u32 {
+        0
+    }
+    #[inline(always)]
+    unsafe fn meet() {
+        // SAFETY: forwarded to the caller.
+        unsafe { syncthreads() }
+    }
+    #[inline(always)]
     unsafe fn join<S: Shuffle + global::Value>(
         value: S,
         identity: S,
@@ -86,16 +156,62 @@ impl<const THREADS: u32> Team for Block<THREADS> {
             let value = warp::reduce::<S, 32>(value, combine);
             let lane = thread::lane_id();
             let set = *turn * 256;
+            let warps = THREADS / 32;
             if lane == 0 {
                 Shared::<S>::dynamic(set + thread::warp_idx() * 8).write(value);
             }
             syncthreads();
-            let mut other = identity;
-            if lane < THREADS / 32 {
-                other = Shared::<S>::dynamic(set + lane * 8).read();
-            }
             *turn ^= 1;
-            warp::reduce::<S, 32>(other, combine)
+            // Where the warps are a power of two, each group of so many lanes adds all of them up.
+            let mut other = identity;
+            if warps.is_power_of_two() || lane < warps {
+                other = Shared::<S>::dynamic(set + (lane & (warps.next_power_of_two() - 1)) * 8).read();
+            }
+            match warps {
+                2 => warp::reduce::<S, 2>(other, combine),
+                4 => warp::reduce::<S, 4>(other, combine),
+                8 => warp::reduce::<S, 8>(other, combine),
+                16 => warp::reduce::<S, 16>(other, combine),
+                _ => warp::reduce::<S, 32>(other, combine),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(values: [f32; N], turn: &mut u32) -> [f32; N] {
+        // Up to 16 warps, so that what is read of one set is not where the other one of `join` is written.
+        const { assert!(N <= 4 && THREADS <= 512) };
+        // SAFETY: as above, with slots of 16 bytes.
+        unsafe {
+            let values = warp_sums::<N, 32>(values);
+            let lane = thread::lane_id();
+            let set = *turn * 512;
+            let warps = THREADS / 32;
+            let mut slot = [0.0f32; 4];
+            let mut i = 0;
+            while i < N {
+                slot[i] = values[i];
+                i += 1;
+            }
+            if lane == 0 {
+                Shared::<[f32; 4]>::dynamic(set + thread::warp_idx() * 16).write(slot);
+            }
+            syncthreads();
+            *turn ^= 1;
+            let mut slot = [0.0f32; 4];
+            if warps.is_power_of_two() || lane < warps {
+                slot = Shared::<[f32; 4]>::dynamic(set + (lane & (warps.next_power_of_two() - 1)) * 16).read();
+            }
+            let mut sums = [0.0; N];
+            let mut i = 0;
+            while i < N {
+                sums[i] = slot[i];
+                i += 1;
+            }
+            match warps {
+                4 => warp_sums::<N, 4>(sums),
+                8 => warp_sums::<N, 8>(sums),
+                _ => warp_sums::<N, 32>(sums),
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Arithmetic of eight neighbouring elements.
 
 use super::WIDTH;
+use core::arch::asm;
 use cuda_std::math;
 
 /// Eight neighbouring elements, as f32.
@@ -10,6 +11,15 @@ pub type Vector = [f32; 8];
 pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
 /// ln 2.
 pub const LN_2: f32 = core::f32::consts::LN_2;
+
+/// The value, about which the compiler knows nothing: what is computed from it is computed anew.
+#[inline(always)]
+pub fn anew(x: f32) -> f32 {
+    let same: f32;
+    // SAFETY: a move.
+    unsafe { asm!("mov.b32 {0}, {1};", out(reg32) same, in(reg32) x, options(nomem, nostack)) };
+    same
+}
 
 /// `f` of each element.
 #[inline(always)]
@@ -68,4 +78,56 @@ pub fn greatest(x: Vector) -> f32 {
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     math::ex2(x * LOG2_E)
+}
+
+/// Where a maximum may be subtracted: 0 in a row of −∞.
+#[inline(always)]
+pub fn finite(max: f32) -> f32 {
+    if max == f32::NEG_INFINITY { 0.0 } else { max }
+}
+
+/// What exponentials relative to `max` are multiplied by to be relative to `base`; there are none where `max` is −∞.
+#[inline(always)]
+pub fn faded(max: f32, base: f32) -> f32 {
+    if max == f32::NEG_INFINITY { 0.0 } else { exp(max - base) }
+}
+
+/// The sum of the squares of a vector, as a tree.
+#[inline(always)]
+pub fn squares(x: Vector) -> f32 {
+    let pair = |a: f32, b: f32| math::fma(b, b, a * a);
+    (pair(x[0], x[1]) + pair(x[2], x[3])) + (pair(x[4], x[5]) + pair(x[6], x[7]))
+}
+
+/// The sum of the products of two vectors, as a tree.
+#[inline(always)]
+pub fn products(a: Vector, b: Vector) -> f32 {
+    let pair = |i: usize| math::fma(a[i + 1], b[i + 1], a[i] * b[i]);
+    (pair(0) + pair(2)) + (pair(4) + pair(6))
+}
+
+/// Adds the products of two vectors to sums, each rounded once.
+#[inline(always)]
+pub fn add_products(sums: &mut Vector, a: Vector, b: Vector) {
+    let mut i = 0;
+    while i < 8 {
+        sums[i] = math::fma(a[i], b[i], sums[i]);
+        i += 1;
+    }
+}
+
+/// Adds what a vector gives to a sum, if the row has the vector.
+#[inline(always)]
+pub fn add_if(sum: f32, term: f32, inside: bool) -> f32 {
+    if inside { sum + term } else { sum }
+}
+
+/// As [`faded`], of powers of 2 of differences times `factor`.
+#[inline(always)]
+pub fn faded_by(max: f32, base: f32, factor: f32) -> f32 {
+    if max == f32::NEG_INFINITY {
+        0.0
+    } else {
+        math::ex2((max - base) * factor)
+    }
 }

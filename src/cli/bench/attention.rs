@@ -166,7 +166,7 @@ fn forward(shape: Shape) -> Spec {
 }
 
 /// One row of attention in f64.
-fn attend(q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+pub fn attend(q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
     let dim = q.len();
     let scale = (dim as f64).powf(-0.5);
     let scores: Vec<f64> = k
@@ -183,10 +183,33 @@ fn attend(q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
     out
 }
 
-/// One new token a sequence over caches of several lengths, 32 query and 8 key/value heads of 128.
+/// A decode step: sequences, tokens of each, query and key/value heads, elements of a head.
+#[derive(Clone, Copy)]
+struct Step {
+    batch: u64,
+    length: u64,
+    heads: u64,
+    heads_kv: u64,
+    dim: u64,
+    /// What the cache holds.
+    cache: DType,
+    /// Whether the last token of each is new: rotated, appended, and then attended to.
+    new: bool,
+}
+
+/// One new token a sequence over caches of several lengths: 32 query and 8 key/value heads of 128, then other ratios and
+/// head dims.
 pub fn decode() -> Vec<Spec> {
-    let mut specs = Vec::new();
-    for (batch, length) in [
+    let base = Step {
+        batch: 1,
+        length: 1024,
+        heads: 32,
+        heads_kv: 8,
+        dim: 128,
+        cache: DType::BF16,
+        new: false,
+    };
+    let lengths = [
         (1, 1024),
         (1, 4096),
         (1, 131_072),
@@ -194,12 +217,44 @@ pub fn decode() -> Vec<Spec> {
         (64, 4096),
         (16, 16_384),
         (64, 16_384),
-    ] {
-        for page in [None, Some(16)] {
-            specs.push(step(batch, length, page));
-        }
-    }
-    specs
+    ]
+    .map(|(batch, length)| Step { batch, length, ..base });
+    // As many bytes as 16 sequences of 4,096 tokens have, or twice that.
+    let others = [
+        (16, 4096, 32, 128, DType::BF16),
+        (64, 8192, 1, 128, DType::BF16),
+        (32, 8192, 8, 64, DType::BF16),
+        (16, 4096, 8, 256, DType::BF16),
+        (16, 8192, 8, 128, DType::E4M3),
+        (64, 8192, 8, 128, DType::E4M3),
+    ]
+    .map(|(batch, length, heads_kv, dim, cache)| Step {
+        batch,
+        length,
+        heads_kv,
+        dim,
+        cache,
+        ..base
+    });
+    let appended = [
+        (1, 1024, 32, 8, 128),
+        (1, 192, 12, 12, 64),
+        (16, 4096, 32, 8, 128),
+        (64, 1024, 32, 8, 64),
+    ]
+    .map(|(batch, length, heads, heads_kv, dim)| Step {
+        batch,
+        length,
+        heads,
+        heads_kv,
+        dim,
+        new: true,
+        ..base
+    });
+    let read = lengths.into_iter().chain(others);
+    let read = read.flat_map(|case| [None, Some(16)].map(|page| step(case, page)));
+    let appended = appended.map(|case| step(case, Some(16)));
+    read.chain(appended).collect()
 }
 
 /// The page of logical page `index` of `pages`: a shuffle that spreads neighbours.
@@ -207,20 +262,39 @@ fn shuffled(index: u64, pages: u64) -> u64 {
     index * 7_368_787 % pages
 }
 
-fn step(batch: u64, length: u64, page: Option<u64>) -> Spec {
-    let (heads, heads_kv, dim, dtype) = (32u64, 8u64, 128u64, DType::BF16);
+/// Frequencies of a rotation of whole heads: those of heads of 128, or the first of them.
+fn frequencies(device: &Device, dim: u64) -> Result<RopeFrequencies> {
+    let frequencies: Vec<f32> = (0..dim / 2).map(|i| 10_000f32.powf(-(i as f32) / 64.0)).collect();
+    RopeFrequencies::new(device, &frequencies, 1.0)
+}
+
+fn step(step: Step, page: Option<u64>) -> Spec {
+    let Step {
+        batch,
+        length,
+        heads,
+        heads_kv,
+        dim,
+        cache,
+        new,
+    } = step;
+    let dtype = DType::BF16;
     let kind = page.map_or("contiguous".to_owned(), |page| format!("pages of {page}"));
     Spec::new(
-        format!("{dtype} B{batch} L{length} H{heads}:{heads_kv} D{dim} {kind}"),
+        format!(
+            "{dtype}{} B{batch} L{length} H{heads}:{heads_kv} D{dim} {kind}{}",
+            if cache == dtype { "" } else { " over e4m3" },
+            if new { ", RoPE, append" } else { "" }
+        ),
         move |device| {
-            let bytes = 2 * batch * length * heads_kv * dim * dtype.size();
+            let bytes = 2 * batch * length * heads_kv * dim * cache.size();
             let count = copies(device, bytes);
             let (rows, slots) = page.map_or((batch, length), |page| (batch * length / page, page));
             let buffers = sets(count, |seed| {
                 Ok([
                     normal(device, dtype, &[batch, 1, heads, dim], seed)?,
-                    normal(device, dtype, &[rows, slots, heads_kv, dim], seed + 1)?,
-                    normal(device, dtype, &[rows, slots, heads_kv, dim], seed + 2)?,
+                    normal(device, cache, &[rows, slots, heads_kv, dim], seed + 1)?,
+                    normal(device, cache, &[rows, slots, heads_kv, dim], seed + 2)?,
                 ])
             })?;
             let table: Vec<i32> = match page {
@@ -230,18 +304,27 @@ fn step(batch: u64, length: u64, page: Option<u64>) -> Spec {
             let width = table.len() as u64 / batch;
             let host_table = table.clone();
             let table = Tensor::from_slice(device, &table, &[batch, width])?;
-            let lengths = Tensor::from_slice(device, &vec![length as i32; batch as usize], &[batch])?;
+            let before = length as i32 - i32::from(new);
+            let lengths = Tensor::from_slice(device, &vec![before; batch as usize], &[batch])?;
+            let token = |seed| normal(device, dtype, &[batch, 1, heads_kv, dim], seed);
+            let (k_new, v_new) = (token(11)?, token(12)?);
+            let frequencies = frequencies(device, dim)?;
             let first = buffers[0].clone();
             let run = move |[q, k, v]: &[AnyTensor; 3]| {
                 let view = match page {
                     Some(_) => CacheView::paged(k, v, &table),
                     None => CacheView::contiguous(k, v),
                 };
-                let options = DecodeOptions {
+                let mut options = DecodeOptions {
                     causal: true,
                     ..DecodeOptions::default()
                 };
-                Ok(ops::decode(q, view, &lengths).options(options).run()?.out)
+                let mut step = ops::decode(q, view, &lengths);
+                if new {
+                    options.rotary = Some((RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies)));
+                    step = step.append(&k_new, &v_new);
+                }
+                Ok(step.options(options).run()?.out)
             };
             let run = std::rc::Rc::new(run);
             let again = run.clone();
@@ -272,7 +355,7 @@ fn step(batch: u64, length: u64, page: Option<u64>) -> Spec {
                         Ok(tokens)
                     };
                     // The long ones are as the short ones, and take seconds to fetch.
-                    if length > 20_000 || (page.is_some() && length > 5_000) {
+                    if new || length > 20_000 || (page.is_some() && length > 5_000) {
                         return Ok(None);
                     }
                     let at = sequence * heads + head;
@@ -309,7 +392,6 @@ impl Tokens {
             .map(|t| (shuffled(t / 16, pages) * 16 + t % 16) as i64)
             .collect();
         let table: Vec<i32> = (0..pages).map(|page| shuffled(page, pages) as i32).collect();
-        let frequencies: Vec<f32> = (0..dim / 2).map(|i| 10_000f32.powf(-(i as f32) / 64.0)).collect();
         Ok(Tokens {
             q: tensor(&[1, tokens, heads, dim], 1)?,
             k: tensor(&[1, tokens, heads_kv, dim], 2)?,
@@ -319,7 +401,7 @@ impl Tokens {
             slots: Tensor::from_slice(device, &slots, &[tokens])?.any().clone(),
             table: Tensor::from_slice(device, &table, &[1, pages])?.any().clone(),
             lengths: Tensor::from_slice(device, &[tokens as i32], &[1])?.any().clone(),
-            frequencies: RopeFrequencies::new(device, &frequencies, 1.0)?,
+            frequencies: frequencies(device, dim)?,
         })
     }
 

@@ -2,7 +2,13 @@
 
 use std::sync::OnceLock;
 
-use host::{AnyTensor, DType, Device, Float, Result, bf16, f16, reference::data};
+use host::{
+    AnyTensor, DType, Device, Float, Result, bf16, f16,
+    reference::{
+        cast::{e4m3_to_f64, f64_to_e4m3},
+        data,
+    },
+};
 use serde_json::Value;
 
 /// Work to time.
@@ -96,6 +102,7 @@ pub fn scaled(device: &Device, dtype: DType, shape: &[u64], seed: u64, factor: f
     let bytes: Vec<u8> = match dtype {
         DType::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
         DType::BF16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+        DType::E4M3 => values.map(|x| f64_to_e4m3(x.into())).collect(),
         _ => values.flat_map(|x| x.to_le_bytes()).collect(),
     };
     let tensor = AnyTensor::empty(device, dtype, &[elements])?;
@@ -131,6 +138,7 @@ pub fn values(tensor: &AnyTensor) -> Result<Vec<f64>> {
     match tensor.dtype() {
         DType::F16 => of::<f16>(tensor),
         DType::BF16 => of::<bf16>(tensor),
+        DType::E4M3 => Ok(tensor.to_bytes()?.into_iter().map(e4m3_to_f64).collect()),
         _ => of::<f32>(tensor),
     }
 }

@@ -56,7 +56,7 @@ impl GpuState {
                 &format!("--query-gpu={QUERY}"),
                 "--format=csv,noheader,nounits",
                 "-i",
-                &ordinal.to_string(),
+                &visible(ordinal, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref()),
             ])
             .output()
             .ok()?;
@@ -81,6 +81,13 @@ impl GpuState {
             celsius: number(5),
         })
     }
+}
+
+/// What nvidia-smi calls the GPU with this ordinal of CUDA's, which `CUDA_VISIBLE_DEVICES` may have chosen by index or UUID.
+fn visible(ordinal: u32, chosen: Option<&str>) -> String {
+    let names = chosen.map(|names| names.split(',').map(str::trim).collect::<Vec<_>>());
+    let name = names.as_ref().and_then(|names| names.get(ordinal as usize));
+    name.map_or_else(|| ordinal.to_string(), |name| (*name).to_owned())
 }
 
 impl Environment {
@@ -142,5 +149,13 @@ mod tests {
         let state = GpuState::parse("580.1, [N/A], 1980, 3201, 80, 700, 41").unwrap();
         assert_eq!(state.sm_mhz, 0.0);
         assert!(GpuState::parse("NVIDIA-SMI has failed").is_none());
+    }
+
+    #[test]
+    fn asks_about_the_gpu_that_cuda_uses() {
+        assert_eq!(visible(1, None), "1");
+        assert_eq!(visible(0, Some("3")), "3");
+        assert_eq!(visible(1, Some("2, GPU-5e1c")), "GPU-5e1c");
+        assert_eq!(visible(4, Some("2")), "4");
     }
 }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use host::{DType, Device};
 use models::{BatchOptions, GenerateOptions, Model, ModelConfig};
 use serde::Serialize;
+use serde_json::json;
 
-use super::super::Failure;
+use super::{super::Failure, PeerTime, harness::median, peers::Peers};
 
 /// A model by its `config.json`, and what is measured on it.
 struct Subject {
@@ -70,10 +71,19 @@ pub struct ModelRow {
     decode_tokens_per_second: f64,
     /// What reading every weight once a token would allow, at the copy bandwidth.
     floor_tokens_per_second: f64,
-    long_prompt: Option<(usize, f64)>,
+    long_prompt: Option<LongPrompt>,
     together: Option<(usize, f64)>,
     breakdown: Vec<Part>,
     breakdown_together: Vec<Part>,
+}
+
+/// The time to the first token of a long prompt.
+#[derive(Serialize)]
+struct LongPrompt {
+    tokens: usize,
+    seconds: f64,
+    /// The same model in transformers, in turns with ours.
+    peers: Vec<PeerTime>,
 }
 
 /// Launches of one kind in a step.
@@ -89,8 +99,14 @@ struct Part {
 /// What it measures, for `--list`.
 pub const WHAT: &str = "whole models with random weights: prompt, decode steps, many sequences";
 
-/// Measures and prints every model whose name contains `only`; `copy` is the bandwidth in TB/s.
-pub fn run(device: &Device, copy: f64, only: Option<&str>) -> Result<Vec<ModelRow>, Failure> {
+/// Measures and prints every model whose name contains `only`; `copy` is the bandwidth in TB/s. A script in `peers` takes
+/// turns with the long prompt; why one drops out is said.
+pub fn run(
+    device: &Device,
+    copy: f64,
+    only: Option<&str>,
+    peers: &mut Option<Peers>,
+) -> Result<Vec<ModelRow>, Failure> {
     let wanted = |subject: &&Subject| only.is_none_or(|text| subject.name.contains(text));
     if !SUBJECTS.iter().any(|subject| wanted(&subject)) {
         let names: Vec<&str> = SUBJECTS.iter().map(|subject| subject.name).collect();
@@ -102,7 +118,7 @@ pub fn run(device: &Device, copy: f64, only: Option<&str>) -> Result<Vec<ModelRo
     SUBJECTS
         .iter()
         .filter(wanted)
-        .map(|subject| measure(device, subject, copy))
+        .map(|subject| measure(device, subject, copy, peers))
         .collect()
 }
 
@@ -132,7 +148,7 @@ fn once(model: &Model, prompt: &[u32], answer: usize) -> Result<(f64, f64), Fail
     Ok((first, begin.elapsed().as_secs_f64() - first))
 }
 
-fn measure(device: &Device, subject: &Subject, copy: f64) -> Result<ModelRow, Failure> {
+fn measure(device: &Device, subject: &Subject, copy: f64, peers: &mut Option<Peers>) -> Result<ModelRow, Failure> {
     let begin = Instant::now();
     let config = ModelConfig::from_json(subject.config.as_bytes()).map_err(|e| Failure::Failed(e.to_string()))?;
     let parameters = config.parameters();
@@ -165,7 +181,7 @@ fn measure(device: &Device, subject: &Subject, copy: f64) -> Result<ModelRow, Fa
         prompt_s,
         decode_tokens_per_second: (ANSWER - 1) as f64 / decode_s,
         floor_tokens_per_second: copy * 1e12 / weight_bytes as f64,
-        long_prompt: long_prompt(&model, subject.long_prompt)?,
+        long_prompt: long_prompt(&model, subject, peers)?,
         together: together(&model, subject.together)?,
         breakdown: breakdown(&model, 1, PROMPT + ANSWER / 2)?,
         breakdown_together: breakdown(&model, subject.together, 1024)?,
@@ -174,18 +190,69 @@ fn measure(device: &Device, subject: &Subject, copy: f64) -> Result<ModelRow, Fa
     Ok(row)
 }
 
-fn long_prompt(model: &Model, tokens: usize) -> Result<Option<(usize, f64)>, Failure> {
+/// Rounds of turns with a long prompt.
+const ROUNDS: u32 = 5;
+
+fn long_prompt(model: &Model, subject: &Subject, peers: &mut Option<Peers>) -> Result<Option<LongPrompt>, Failure> {
+    let tokens = subject.long_prompt;
     if tokens == 0 {
         return Ok(None);
     }
     let ids = prompt(tokens, 1);
     once(model, &ids, 1)?;
-    let mut times = Vec::new();
-    for _ in 0..3 {
-        times.push(once(model, &ids, 1)?.0);
+    let mut script = peers.as_mut().filter(|_| subject.config.contains("\"llama\""));
+    let mut name = String::new();
+    if let Some(peer) = &mut script {
+        match prepare_prompt(peer, subject) {
+            Ok(ready) => name = ready,
+            Err(why) => {
+                say!("missing peer: transformers: {why}");
+                script = None;
+            }
+        }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(Some((tokens, times[1])))
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(once(model, &ids, 1)?.0);
+        match script.as_mut().map(|peer| peer.turn(&name)) {
+            Some(Ok(microseconds)) => theirs.push(microseconds),
+            Some(Err(why)) => {
+                say!("missing peer: {name}: {why}");
+                script = None;
+            }
+            None => {}
+        }
+    }
+    let seconds = median(&ours);
+    let peers = (!theirs.is_empty()).then(|| PeerTime {
+        name,
+        microseconds: median(&theirs),
+        ours: seconds * 1e6,
+        ratio: median(&theirs) / (seconds * 1e6),
+        rounds: theirs.len() as u32,
+    });
+    Ok(Some(LongPrompt {
+        tokens,
+        seconds,
+        peers: peers.into_iter().collect(),
+    }))
+}
+
+/// Makes the script build the same model; the name of what is timed. One run at a time, between two events: the prompt of a
+/// whole model is longer than any launch.
+fn prepare_prompt(peer: &mut Peers, subject: &Subject) -> Result<String, String> {
+    let mut config: serde_json::Value = serde_json::from_str(subject.config).map_err(|error| error.to_string())?;
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("model_type");
+    }
+    let case = json!({
+        "op": "llama-prompt",
+        "dtype": subject.dtype.name(),
+        "config": config,
+        "tokens": subject.long_prompt,
+    });
+    let (ready, failed) = peer.prepare(&case, 1, 1, false)?;
+    ready.into_iter().next().ok_or_else(|| failed.join("; "))
 }
 
 fn together(model: &Model, sequences: usize) -> Result<Option<(usize, f64)>, Failure> {
@@ -241,11 +308,25 @@ fn print(row: &ModelRow) {
         row.first_token_s,
         row.made_s
     );
-    if let Some((tokens, seconds)) = row.long_prompt {
+    if let Some(long) = &row.long_prompt {
+        let peers: Vec<String> = long
+            .peers
+            .iter()
+            .map(|peer| {
+                format!(
+                    "; {} {:.1} ms, {:.2} times ours",
+                    peer.name,
+                    peer.microseconds / 1e3,
+                    peer.ratio
+                )
+            })
+            .collect();
         say!(
-            "  prompt of {tokens}: {:.1} ms, {:.0} tokens/s",
-            seconds * 1e3,
-            tokens as f64 / seconds
+            "  prompt of {}: {:.1} ms, {:.0} tokens/s{}",
+            long.tokens,
+            long.seconds * 1e3,
+            long.tokens as f64 / long.seconds,
+            peers.concat()
         );
     }
     if let Some((sequences, rate)) = row.together {

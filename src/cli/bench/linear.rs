@@ -77,7 +77,8 @@ fn layer(m: u64, n: u64, k: u64, around: Around, mode: LinearMode) -> Spec {
         };
         let (x_again, w_again, bias_again) = (x.clone(), w[0].clone(), bias.clone());
         let run = move |x: &AnyTensor, w: &AnyTensor, bias: &AnyTensor| -> Result<AnyTensor> {
-            let layer = ops::linear(x, w).mode(mode);
+            // Written once, long before.
+            let layer = ops::linear(x, w).mode(mode).constant_weight();
             match around {
                 Around::Nothing => layer.run(),
                 Around::Gelu => layer.bias(bias).gelu_tanh().run(),

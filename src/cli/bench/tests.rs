@@ -6,7 +6,7 @@ use host::{AnyTensor, DType, Error, Result, launch::Contract, ops};
 use kernels_gpu::params::VectorAddParams;
 use serde_json::Value;
 
-use super::*;
+use super::{measure::cases, turns::Rivals, *};
 use crate::cli::finish;
 
 const LENGTH: u64 = 1 << 10;
@@ -64,12 +64,7 @@ fn measured(chosen: impl FnOnce() -> Chosen) -> (Report, Report, ExitCode) {
         rows: Vec::new(),
         failures: Vec::new(),
     };
-    let mut rivals = Rivals {
-        script: None,
-        python: (String::new(), false, 0),
-        missing: Vec::new(),
-        rounds: 1,
-    };
+    let mut rivals = Rivals::none();
     let harness = Harness::new(&device, true);
     let outcome = cases(
         &device,

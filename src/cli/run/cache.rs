@@ -72,6 +72,23 @@ pub struct PoolOptions {
     pool_layout: Layout,
 }
 
+/// Options of `run cache-read`.
+#[derive(Args)]
+pub struct ReadArgs {
+    #[command(flatten)]
+    pool: PoolOptions,
+    /// What a cache of 8-bit floats is read as, times k_scale and v_scale.
+    #[arg(long, value_enum, default_value = "f32")]
+    widen: Widened,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Widened {
+    F32,
+    F16,
+    Bf16,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Layout {
     Nhd,
@@ -182,7 +199,9 @@ pub fn rope(device: &Device, inputs: &Inputs, options: &RopeOptions) -> Result<O
 pub fn append(inputs: &Inputs, options: &PoolOptions) -> Result<Outputs, Failure> {
     let (k_cache, v_cache) = (inputs.get("k_cache")?, inputs.get("v_cache")?);
     let slots = inputs.get("slots")?;
-    let cache = CacheView::contiguous(k_cache, v_cache).layout(options.layout());
+    let cache = CacheView::contiguous(k_cache, v_cache)
+        .layout(options.layout())
+        .scales(inputs.optional("k_scale"), inputs.optional("v_scale"));
     cache.validate_slots(slots)?;
     ops::cache_append(inputs.get("k")?, inputs.get("v")?, cache, slots)?;
     Ok(Outputs::from([
@@ -192,8 +211,8 @@ pub fn append(inputs: &Inputs, options: &PoolOptions) -> Result<Outputs, Failure
 }
 
 /// k_cache, v_cache, block_table, cache_seqlens → k, v.
-pub fn read(inputs: &Inputs, options: &PoolOptions) -> Result<Outputs, Failure> {
-    let cache = view(inputs, options)?;
+pub fn read(inputs: &Inputs, options: &ReadArgs) -> Result<Outputs, Failure> {
+    let cache = view(inputs, &options.pool)?;
     let lengths = inputs.get("cache_seqlens")?;
     cache.validate(lengths, 0)?;
     let longest = lengths
@@ -202,7 +221,13 @@ pub fn read(inputs: &Inputs, options: &PoolOptions) -> Result<Outputs, Failure> 
         .into_iter()
         .max()
         .unwrap_or(0);
-    let (k, v) = ops::cache_read(cache, lengths, longest as u64)?;
+    let dtype = match (cache.k().dtype(), options.widen) {
+        (DType::E4M3, Widened::F32) => DType::F32,
+        (DType::E4M3, Widened::F16) => DType::F16,
+        (DType::E4M3, Widened::Bf16) => DType::BF16,
+        (dtype, _) => dtype,
+    };
+    let (k, v) = ops::cache_read_as(cache, lengths, longest as u64, dtype)?;
     Ok(Outputs::from([("k", k), ("v", v)]))
 }
 
@@ -216,7 +241,9 @@ fn view<'a>(inputs: &'a Inputs, options: &PoolOptions) -> Result<CacheView<'a>, 
     if let Some(index) = inputs.optional("cache_batch_idx") {
         view = view.batch_index(index);
     }
-    Ok(view.layout(options.layout()))
+    Ok(view
+        .layout(options.layout())
+        .scales(inputs.optional("k_scale"), inputs.optional("v_scale")))
 }
 
 /// q, k_cache, v_cache, block_table, cache_seqlens and, appended first, k, v (rotated by cos, sin) → out, lse, caches.

@@ -90,7 +90,7 @@ enum Op {
         options: cache::RopeOptions,
     },
     /// Write tokens to slots of a cache. Tensors: k, v [T, Hkv, D], k_cache, v_cache [pages, page, Hkv, D],
-    /// slots [T] i64 → k_cache, v_cache.
+    /// slots [T] i64, and for caches of F8_E4M3 perhaps k_scale, v_scale [Hkv] f32 → k_cache, v_cache.
     CacheAppend {
         #[command(flatten)]
         files: Files,
@@ -98,16 +98,17 @@ enum Op {
         options: cache::PoolOptions,
     },
     /// Read sequences out of a cache, padded with zeros. Tensors: k_cache, v_cache, block_table [B, max] i32,
-    /// cache_seqlens [B] i32 → k, v.
+    /// cache_seqlens [B] i32, and for caches of F8_E4M3 perhaps k_scale, v_scale [Hkv] f32 → k, v.
     CacheRead {
         #[command(flatten)]
         files: Files,
         #[command(flatten)]
-        options: cache::PoolOptions,
+        options: cache::ReadArgs,
     },
     /// Attention of new tokens over a cache. Tensors: q [B, Sq, Hq, D], k_cache, v_cache, block_table [B, max] i32,
     /// cache_seqlens [B] i32 (whole lengths; with k, v [B, Sq, Hkv, D] and perhaps cos, sin, which are appended first,
-    /// the lengths before), alibi_slopes, sinks, leftpad_k, cache_batch_idx → out, lse, k_cache, v_cache.
+    /// the lengths before), alibi_slopes, sinks, leftpad_k, cache_batch_idx, k_scale, v_scale [Hkv] f32 (caches of F8_E4M3)
+    /// → out, lse, k_cache, v_cache.
     Decode {
         #[command(flatten)]
         files: Files,

@@ -18,14 +18,16 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// An emulated GPU of this tier that follows the schedule of the seed.
-    pub fn new(tier: Tier, seed: u64, taint: bool) -> Result<Bed> {
+    /// An emulated GPU of this tier, with the shared memory of its first ones or with so much, that follows the schedule
+    /// of the seed.
+    pub fn new(tier: Tier, shared_per_block: Option<u32>, seed: u64, taint: bool) -> Result<Bed> {
         let options = DeviceOptions {
             tier: Some(tier),
             exact_allocation: true,
             emulator: EmulatorOptions {
                 checks: true,
                 seed: Some(seed),
+                shared_per_block,
                 ..EmulatorOptions::default()
             },
             ..DeviceOptions::default()

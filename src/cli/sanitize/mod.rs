@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeSet,
     io::IsTerminal,
+    path::PathBuf,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -45,9 +46,18 @@ pub struct SanitizeArgs {
     /// Run `verify` of the ops on the GPU under compute-sanitizer's four tools instead.
     #[arg(long, conflicts_with_all = ["taint", "list", "seed"])]
     gpu: bool,
-    /// With `--gpu`: random problems of each op and dtype.
+    /// With `--gpu`: random problems of each op, dtype and tier.
     #[arg(long, default_value_t = 2, value_name = "N")]
     cases: u64,
+    /// With `--gpu`: processes side by side.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    jobs: u64,
+    /// With `--gpu`: seconds that one tool may take over one op.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+    /// With `--gpu`: write what each tool found in each op to this file.
+    #[arg(long, value_name = "FILE", requires = "gpu")]
+    json: Option<PathBuf>,
     /// Print the ops and their cases and stop.
     #[arg(long)]
     list: bool,
@@ -56,7 +66,7 @@ pub struct SanitizeArgs {
 /// What became of a case on a tier.
 enum Verdict {
     Clean,
-    /// The tier has no such kernel, or the op is not for secrets.
+    /// The tier has no such kernel, the case is for another, or the op is not for secrets.
     NotThere,
     Fault {
         seed: u64,
@@ -69,14 +79,17 @@ type Launched = Mutex<BTreeSet<(Tier, String)>>;
 
 /// Runs one case on the schedules.
 fn check(case: &Case, tier: Tier, seeds: std::ops::Range<u64>, taint: bool, launched: &Launched) -> Verdict {
-    if taint && case.looks_at_data {
+    let other_tier = case.gpu.is_some_and(|(gpu, _)| gpu != tier);
+    if other_tier || taint && case.looks_at_data {
         return Verdict::NotThere;
     }
     let mut first: Option<Vec<Vec<u8>>> = None;
     for seed in seeds {
-        let outcome = Bed::new(tier, seed, taint).and_then(|bed| {
+        let outcome = Bed::new(tier, case.gpu.map(|(_, shared)| shared), seed, taint).and_then(|bed| {
             let outputs = (case.run)(&bed);
-            let entries = bed.launched().into_iter().map(|entry| (tier, entry));
+            // Under the tier of the image: Hopper runs some of sm_80.
+            let of = |entry: &str| Images::embedded().info(tier, entry).map_or(tier, |info| info.tier);
+            let entries = bed.launched().into_iter().map(|entry| (of(&entry), entry));
             launched.lock().unwrap_or_else(|e| e.into_inner()).extend(entries);
             outputs?
                 .iter()
@@ -107,7 +120,7 @@ fn check(case: &Case, tier: Tier, seeds: std::ops::Range<u64>, taint: bool, laun
 /// Runs the cases and prints the table.
 pub fn sanitize(args: SanitizeArgs) -> Outcome {
     if args.gpu {
-        return gpu::sanitize(&args.ops, args.tier, args.cases);
+        return gpu::sanitize(&args);
     }
     let all = cases::all();
     if args.list {

@@ -176,8 +176,32 @@ impl Compiler<'_> {
             return Ok(known);
         }
         report(&Event::Dependencies);
+        // Each is built as the root of its own workspace: Cargo hashes the path from there to the crate, which is none, into
+        // the crate's identity, and identities decide the order of functions. From elsewhere that would be the whole path,
+        // and the PTX would depend on the folder of the checkout.
+        let direct = self.sources.dependencies.iter().filter(|dependency| dependency.direct);
+        let mut roots: Vec<&Path> = direct.map(|dependency| dependency.root.as_path()).collect();
+        if roots.is_empty() {
+            roots.push(&self.sources.root);
+        }
+        let mut externs = BTreeMap::new();
+        for root in roots {
+            externs.extend(self.crates(root)?);
+        }
+        if !externs.contains_key("core") {
+            return Err(Error::Dependencies {
+                output: "Cargo built no `core` for the device".into(),
+            });
+        }
+        let built = Dependencies { hash, externs };
+        write(&path, &serde_json::to_vec(&built).unwrap_or_default())?;
+        Ok(built)
+    }
+
+    /// Builds the crate at `root` for the device, and `core`: their rlibs.
+    fn crates(&self, root: &Path) -> Result<BTreeMap<String, PathBuf>, Error> {
         let mut command = self.toolchain.cargo();
-        command.current_dir(&self.sources.root).args([
+        command.current_dir(root).args([
             "build",
             "--release",
             "-Zbuild-std=core",
@@ -185,11 +209,12 @@ impl Compiler<'_> {
             TARGET,
             "--message-format=json-render-diagnostics",
         ]);
+        command
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+            .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+            .env("CARGO_PROFILE_RELEASE_PANIC", "abort");
         command.arg("--target-dir").arg(self.cache.join("crates"));
         command.args(self.offline.then_some("--offline"));
-        for dependency in self.sources.dependencies.iter().filter(|dependency| dependency.direct) {
-            command.args(["-p", &dependency.name]);
-        }
         let output = command.output().map_err(|source| Error::Start {
             program: "cargo".into(),
             source,
@@ -205,15 +230,7 @@ impl Compiler<'_> {
                 output: said.into_owned(),
             });
         }
-        let externs = rlibs(&String::from_utf8_lossy(&output.stdout));
-        if !externs.contains_key("core") {
-            return Err(Error::Dependencies {
-                output: "Cargo built no `core` for the device".into(),
-            });
-        }
-        let built = Dependencies { hash, externs };
-        write(&path, &serde_json::to_vec(&built).unwrap_or_default())?;
-        Ok(built)
+        Ok(rlibs(&String::from_utf8_lossy(&output.stdout)))
     }
 
     fn rustc(&self, job: &Job<'_>, base: &str, dependencies: &Dependencies) -> Result<Compiled, Error> {

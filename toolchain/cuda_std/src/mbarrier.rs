@@ -132,6 +132,23 @@ pub unsafe fn arrive_remote_if(barrier: u32, rank: u32, condition: bool) {
     }
 }
 
+/// `mbarrier.arrive.release.cta.shared::cluster.b64`: [`arrive_remote_if`] that orders this block's memory alone. It
+/// tells the other block that something here is over, such as the reading of a stage, and not what was written: an
+/// arrival that does is preceded by a fence of the whole GPU's memory.
+///
+/// # Safety
+/// - As for [`arrive_remote_if`]; who waits for it reads nothing that this thread wrote.
+#[inline(always)]
+pub unsafe fn arrive_remote_relaxed_if(barrier: u32, rank: u32, condition: bool) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("{{", ".reg .pred p;", ".reg .b32 remote;", "setp.ne.b32 p, {2}, 0;",
+            "@p mapa.shared::cluster.u32 remote, {0}, {1};",
+            "@p mbarrier.arrive.release.cta.shared::cluster.b64 _, [remote];", "}}",
+            in(reg32) barrier, in(reg32) rank, in(reg32) condition as u32, options(nostack));
+    }
+}
+
 /// `mbarrier.test_wait.parity.shared.b64`: whether the phase of that parity has completed; does not wait.
 ///
 /// # Safety

@@ -13,7 +13,7 @@ use super::{
     errors::{is_fault, load_problem},
 };
 use crate::{
-    Error, Result,
+    Error, Result, Tier,
     backend::{KernelAttributes, KernelId},
     images::{Image, ImageInfo},
 };
@@ -71,7 +71,9 @@ impl CudaBackend {
             .to_raw();
         let function = handle::Function(function.cast());
         self.allow_shared_memory(function)?;
-        if info.cluster.into_iter().fold(1, u32::saturating_mul) > PORTABLE_CLUSTER {
+        // A kernel that declares no cluster may be launched in any.
+        let declared = info.cluster.into_iter().fold(1, u32::saturating_mul);
+        if declared > PORTABLE_CLUSTER || (declared == 1 && info.tier == Tier::Sm90a) {
             // SAFETY: the function is alive: its module is.
             self.check(unsafe {
                 calls::func_set_attribute(function, attribute::NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)

@@ -1,9 +1,10 @@
 //! Gradients of attention.
 
-use kernels_gpu::attention::params::{
-    BACKWARD_F32, BACKWARD_MMA_SM75, BACKWARD_MMA_SM80, BACKWARD_SM90, BackwardParams, BackwardTiles, DELTA_THREADS,
-    Tiles, delta_rows,
-};
+mod kernels;
+mod once;
+
+use kernels::Plan;
+use kernels_gpu::attention::params::{BackwardParams, DELTA_THREADS, Tiles, delta_rows};
 
 use super::{
     options::{AttentionOptions, Causal, Dropout, Layout},
@@ -12,7 +13,7 @@ use super::{
     validate::{Packed, Problem},
 };
 use crate::{
-    AnyTensor, DType, Error, Result, Stream, Tier,
+    AnyTensor, DType, Error, Result, Stream,
     launch::{Contract, Prepared},
 };
 
@@ -51,7 +52,9 @@ pub struct AttentionBackward<'a> {
 /// Probabilities are computed again from the LSE: with `Δ = rowsum(dO ∘ O)` and `P = exp(S − LSE)`,
 /// `dV = Pᵀ·dO`, `dS = P ∘ (dO·Vᵀ − Δ)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`, `d sink = −Σ exp(sink − LSE)·Δ`.
 /// Dropout puts its factors on `P` in dV and on `dO·Vᵀ`.
-/// One kernel owns keys, another queries: no atomics, so the same inputs give the same bits.
+/// One kernel owns keys, another queries; in f16 and bf16 with as many key heads as query heads, on Hopper with head dims
+/// up to 128 and on GPUs of the sm_80 tier whose shared memory has room, one kernel owns keys and adds to dQ in a fixed
+/// order. Either way the same inputs give the same bits.
 ///
 /// ```
 /// use host::{Device, Tensor, f16, ops::{attention, attention_backward}};
@@ -86,71 +89,6 @@ pub fn attention_backward<'a>(
     }
 }
 
-/// The tiles of a problem.
-struct Plan {
-    keys: BackwardTiles,
-    queries: BackwardTiles,
-    shared: fn(BackwardTiles) -> u32,
-    /// Padded dim of values, for Δ.
-    delta_dim: u32,
-    /// The kernel for Δ.
-    delta: String,
-    /// Kernels for keys: one, or one for dK and one for dV.
-    of_keys: Vec<String>,
-    /// The kernel for queries.
-    of_queries: String,
-    /// Whether kernels load by tensor maps.
-    mapped: bool,
-}
-
-impl Plan {
-    fn new(problem: &Problem) -> Result<Plan> {
-        let tier = problem.q.device().tier();
-        let extended = problem.extended();
-        let mma = |tables: [[BackwardTiles; 3]; 2]| (tables, BackwardTiles::shared_bytes_mma as fn(_) -> _);
-        let ([keys, queries], shared) = match (problem.dtype, tier) {
-            (DType::F32, _) => (
-                [BACKWARD_F32, BACKWARD_F32],
-                BackwardTiles::shared_bytes_f32 as fn(_) -> _,
-            ),
-            (DType::BF16, Tier::Sm75) => {
-                let what = "the gradient of attention in bf16 (f16 and f32 are)".into();
-                return Err(Error::Unsupported { what, tier: Some(tier) });
-            }
-            (_, Tier::Sm75) => mma(BACKWARD_MMA_SM75),
-            (_, Tier::Sm90a) if !extended => (BACKWARD_SM90, BackwardTiles::shared_bytes_sm90 as fn(_) -> _),
-            _ => mma(BACKWARD_MMA_SM80),
-        };
-        // Dims of 256 at most have been checked, and every table ends there.
-        let at = |dim: u64| {
-            keys.iter()
-                .position(|tiles| dim <= tiles.dim.into())
-                .unwrap_or(keys.len() - 1)
-        };
-        let index = at(problem.head_dim.max(problem.value_dim));
-        let mapped = tier == Tier::Sm90a && problem.dtype != DType::F32 && !extended;
-        let variant = if extended { "_extended" } else { "" };
-        let (dtype, dim, delta_dim) = (problem.dtype, keys[index].dim, keys[at(problem.value_dim)].dim);
-        let entry = |kind: &str| format!("attention_backward_{kind}{variant}_{dtype}_d{dim}");
-        // A row of both gradients of 256 does not fit the registers of Hopper's kernel.
-        let of_keys = if mapped && dim == 256 {
-            vec![entry("k"), entry("v")]
-        } else {
-            vec![entry("kv")]
-        };
-        Ok(Plan {
-            keys: keys[index],
-            queries: queries[index],
-            shared,
-            delta_dim,
-            delta: format!("attention_backward_delta_{dtype}_d{delta_dim}"),
-            of_keys,
-            of_queries: entry("q"),
-            mapped,
-        })
-    }
-}
-
 impl<'a> AttentionBackward<'a> {
     option_builders!();
 
@@ -166,9 +104,12 @@ impl<'a> AttentionBackward<'a> {
         self
     }
 
-    /// What the call needs beside its gradients: as many f32 as LSE has, and nothing of size `Sq · Skv`.
+    /// What the call needs beside its gradients, in f32: as many as LSE has; where one kernel computes all gradients dQ in
+    /// f32, two for each row (of whole tiles of rows) and a counter a tile besides. Nothing of size `Sq · Skv`.
     pub fn work_elements(&self) -> u64 {
-        self.lse.elements()
+        Problem::new(self.q, self.k, self.v, &self.options, self.packed)
+            .and_then(|problem| Plan::new(&problem))
+            .map_or(self.lse.elements(), |plan| plan.work_elements(self.lse))
     }
 
     /// Launches.
@@ -181,8 +122,8 @@ impl<'a> AttentionBackward<'a> {
     /// - [`Error::OutOfMemory`] with the bytes asked for, [`Error::Poisoned`].
     pub fn run(self) -> Result<AttentionGradients> {
         let problem = Problem::new(self.q, self.k, self.v, &self.options, self.packed)?;
-        self.check_forward(&problem)?;
         let plan = Plan::new(&problem)?;
+        self.check_forward(&problem, &plan)?;
         let device = self.q.device();
         let like = |tensor: &AnyTensor| AnyTensor::empty(device, problem.dtype, tensor.shape());
         let gradients = AttentionGradients {
@@ -197,9 +138,12 @@ impl<'a> AttentionBackward<'a> {
         self.check_gradients(&gradients)?;
         let delta = match self.work {
             Some(work) => work.clone(),
-            None => AnyTensor::empty(device, DType::F32, self.lse.shape())?,
+            None => AnyTensor::empty(device, DType::F32, &[plan.work_elements(self.lse)])?,
         };
-        let launches = self.prepare(&problem, &plan, &gradients, &delta)?;
+        let launches = match &plan.once {
+            Some(once) => self.prepare_once(&problem, &plan, once, &gradients, &delta)?,
+            None => self.prepare(&problem, &plan, &gradients, &delta)?,
+        };
         let all = [
             Some(&gradients.dq),
             Some(&gradients.dk),
@@ -207,7 +151,8 @@ impl<'a> AttentionBackward<'a> {
             gradients.dsinks.as_ref(),
         ];
         // Tokens of no sequence have gradient 0, and so has everything when there is nothing to launch.
-        let expected = 2 + plan.of_keys.len() + usize::from(gradients.dsinks.is_some());
+        let kernels = if plan.once.is_some() { 3 } else { 2 + plan.of_keys.len() };
+        let expected = kernels + usize::from(gradients.dsinks.is_some());
         if problem.packed.is_some() || launches.len() < expected {
             for tensor in all.into_iter().flatten() {
                 tensor.fill_bytes_on(0, self.stream)?;
@@ -222,7 +167,7 @@ impl<'a> AttentionBackward<'a> {
     }
 
     /// Whether O, LSE and dO are those of the problem.
-    fn check_forward(&self, problem: &Problem) -> Result<()> {
+    fn check_forward(&self, problem: &Problem, plan: &Plan) -> Result<()> {
         let out_shape = problem.out_shape();
         let lse_shape = problem.lse_shape();
         for (argument, tensor, dtype, shape) in [
@@ -242,13 +187,17 @@ impl<'a> AttentionBackward<'a> {
             return Err(Error::layout("lse", "must be dense"));
         }
         let Some(work) = self.work else { return Ok(()) };
-        if work.elements() < self.work_elements() {
-            let allowed = format!("at least {} elements are needed", self.work_elements());
+        let needed = plan.work_elements(self.lse);
+        if work.elements() < needed {
+            let allowed = format!("at least {needed} elements are needed");
             return Err(Error::shape("work", work.shape(), allowed));
         }
         check("work", work, self.q, DType::F32, work.shape())?;
-        if !work.is_contiguous() {
-            return Err(Error::layout("work", "must be dense"));
+        if !work.is_contiguous() || !work.address().is_multiple_of(16) {
+            return Err(Error::layout(
+                "work",
+                "must be dense and start at a multiple of 16 bytes",
+            ));
         }
         Ok(())
     }
@@ -412,12 +361,22 @@ impl<'a> AttentionBackward<'a> {
             dk: dk.address,
             dv: dv.address,
             dsinks: gradients.dsinks.as_ref().map_or(0, AnyTensor::address),
+            statistics: 0,
+            dq_sum: 0,
+            turns: 0,
+            next: 0,
             grad_out_strides: grad_out.strides,
             dq_strides: dq.strides,
             dk_strides: dk.strides,
             dv_strides: dv.strides,
             heads_kv: problem.heads_kv as u32,
             rows: problem.rows as u32,
+            query_tile: 0,
+            query_tiles: 0,
+            plane_tiles: 0,
+            key_tiles: 0,
+            section: 0,
+            descending: 0,
         }
     }
 }

@@ -3,6 +3,9 @@
 //! One op and one set of options on every tier and backend. [`validate`] turns tensors into a problem, a plan a tier
 //! chooses kernel, tile and grid by fixed rules of the problem's own shape: never of the batch, so that a row's bits do
 //! not depend on it.
+//!
+//! f32 is within 10⁻⁵ of what is summed on every tier: sm_75 multiplies and adds in f32, sm_80 and later multiply on
+//! tensor cores, three products of TF32 numbers a product (which makes NaN of the products of an infinite operand).
 
 #[macro_use]
 mod options;

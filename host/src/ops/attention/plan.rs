@@ -82,9 +82,10 @@ pub struct Choice {
     pub first: bool,
 }
 
-/// The name of the kernel.
+/// The name of the kernel. On sm_75 those that can be are plain and extended in one.
 pub fn entry(problem: &Problem, Choice { tiles, first }: Choice) -> String {
-    let variant = if problem.extended() { "_extended" } else { "" };
+    let both = problem.q.device().tier() == Tier::Sm75;
+    let variant = if problem.extended() && !both { "_extended" } else { "" };
     let keys = if first {
         String::new()
     } else {
@@ -142,6 +143,7 @@ pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionPara
         v: v.address,
         out: out.address,
         lse: target.lse.map_or(0, AnyTensor::address),
+        next: 0,
         cu_seqlens_q: packed.map_or(0, |packed| packed.cu_seqlens_q.address()),
         cu_seqlens_k: packed.map_or(0, |packed| packed.cu_seqlens_k.address()),
         alibi_slopes: options.alibi_slopes.as_ref().map_or(0, AnyTensor::address),
@@ -186,8 +188,32 @@ pub fn start(
     shared: u32,
     params: &AttentionParams,
 ) -> Result<()> {
+    start_with(problem, target, (entry, blocks, shared), params, |contract| contract)
+}
+
+/// Starts a kernel that waits itself for what comes before it in the stream; blocks of packed launches take their tiles
+/// from the `counter`.
+pub fn start_early(
+    problem: &Problem,
+    target: &Target,
+    (entry, blocks, shared): (&str, u64, u32),
+    params: &AttentionParams,
+    counter: Option<&AnyTensor>,
+) -> Result<()> {
+    start_with(problem, target, (entry, blocks, shared), params, |contract| {
+        contract.programmatic().writes_if("counter", counter)
+    })
+}
+
+fn start_with<'a>(
+    problem: &'a Problem,
+    target: &'a Target,
+    (entry, blocks, shared): (&'a str, u64, u32),
+    params: &AttentionParams,
+    how: impl FnOnce(Contract<'a>) -> Contract<'a>,
+) -> Result<()> {
     let options = problem.options;
-    let launch = Contract::new(problem.q.device(), entry)
+    let launch = how(Contract::new(problem.q.device(), entry))
         .grid([blocks, 1, 1])
         .shared(shared.into())
         .on(target.stream)

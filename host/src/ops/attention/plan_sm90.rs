@@ -7,7 +7,7 @@ use super::{
     validate::{Problem, View},
 };
 use crate::{
-    AnyTensor, Result, Tier,
+    AnyTensor, DType, Result, Tier,
     tensor_map::{Swizzle, TensorMapRequest},
 };
 
@@ -26,15 +26,26 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
         // A row sees the more keys the later it is.
         params.flags |= flags::PAIRED;
     }
+    // Packed sequences differ in length: blocks take tiles from a counter.
+    let counter = problem
+        .packed
+        .map(|_| {
+            let counter = AnyTensor::empty(problem.q.device(), DType::I32, &[1])?;
+            counter.fill_bytes_on(0, target.stream)?;
+            Ok::<_, crate::Error>(counter)
+        })
+        .transpose()?;
+    if let Some(counter) = &counter {
+        params.next = counter.address();
+    }
     let resident = u64::from(problem.q.device().properties().multiprocessors);
     let entry = plan::entry(problem, choice);
-    plan::start(
+    plan::start_early(
         problem,
         target,
-        &entry,
-        count.min(resident),
-        tiles.shared_bytes(),
+        (&entry, count.min(resident), tiles.shared_bytes()),
         &params,
+        counter.as_ref(),
     )
 }
 

@@ -1,8 +1,11 @@
 //! Linear layers: `y = act(alpha · x·W + bias) (+ residual)` in one launch.
 
 mod backward;
+mod clustered;
+mod norm;
 mod plan;
 mod problem;
+mod rows;
 
 pub use backward::LinearGradients;
 pub use plan::LinearMode;
@@ -12,6 +15,7 @@ use crate::{
     reference::{activation::Activation, linear::WeightLayout},
     stream::Stream,
 };
+use norm::RowNorm;
 use problem::Problem;
 
 /// A linear layer, described; [`run`](Linear::run) computes it.
@@ -35,6 +39,8 @@ pub struct Linear<'a> {
     gated: bool,
     dtype: Option<DType>,
     mode: LinearMode,
+    norm: Option<RowNorm<'a>>,
+    constant_weight: bool,
     stream: Option<&'a Stream>,
 }
 
@@ -63,6 +69,8 @@ pub fn linear<'a>(x: &'a AnyTensor, w: &'a AnyTensor) -> Linear<'a> {
         gated: false,
         dtype: None,
         mode: LinearMode::Auto,
+        norm: None,
+        constant_weight: false,
         stream: None,
     }
 }
@@ -139,6 +147,37 @@ impl<'a> Linear<'a> {
     /// Type of y (f32, f16 or bf16); that of x unless told.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = Some(dtype);
+        self
+    }
+
+    /// Normalises the rows of x first, by the root of their mean square: as [`rms_norm`](crate::ops::rms_norm) with this
+    /// weight `[k]`, in the same launch where few rows allow that.
+    pub fn rms_norm(mut self, weight: &'a AnyTensor, epsilon: f32) -> Self {
+        self.norm = Some(RowNorm {
+            centered: false,
+            weight,
+            bias: None,
+            epsilon,
+        });
+        self
+    }
+
+    /// Normalises the rows of x first, by mean and deviation: as [`layer_norm`](crate::ops::layer_norm) with this weight and
+    /// bias `[k]`, in the same launch where few rows allow that.
+    pub fn layer_norm(mut self, weight: &'a AnyTensor, bias: Option<&'a AnyTensor>, epsilon: f32) -> Self {
+        self.norm = Some(RowNorm {
+            centered: true,
+            weight,
+            bias,
+            epsilon,
+        });
+        self
+    }
+
+    /// Says that no work launched before still writes the weight, nor those of the norm: their loads need not wait for the
+    /// kernel in front. True of a model that only generates.
+    pub fn constant_weight(mut self) -> Self {
+        self.constant_weight = true;
         self
     }
 

@@ -5,7 +5,11 @@ use kernels_gpu::linear::{
     STREAMING_KN_F32_COLUMNS, STREAMING_NK_COLUMNS, STREAMING_ROWS, hopper_shared, streaming_shared, tiled_shared,
 };
 
-use super::problem::Geometry;
+use super::{
+    clustered::{Cluster, Clustered},
+    problem::Geometry,
+    rows::RowsPlan,
+};
 use crate::{
     DType, Device, Error, Result, Tier,
     tensor_map::{Swizzle, TensorMapRequest},
@@ -53,11 +57,15 @@ pub(super) struct Plan {
     pub(super) tiles_n: u32,
     /// Maps of x and of the weight, for the Hopper kernels.
     pub(super) maps: Option<[TensorMapRequest; 2]>,
+    /// What kernels of clusters need beyond that.
+    pub(super) cluster: Option<Cluster>,
+    /// For the kernels of few rows on Hopper.
+    pub(super) rows: Option<RowsPlan>,
 }
 
 /// How x and the weight lie, where tensor cores can take them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lay {
+pub(super) enum Lay {
     /// Both dense along k.
     Nk,
     /// x dense along k, the weight along n.
@@ -67,7 +75,7 @@ enum Lay {
 }
 
 impl Lay {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Lay::Nk => "nk",
             Lay::Kn => "kn",
@@ -86,7 +94,7 @@ impl Plan {
         match mode {
             LinearMode::Fma => Plan::fma(geometry),
             LinearMode::Tiled => Plan::tiled(geometry, geometry.tiled(tier).map_err(refuse)?, device),
-            LinearMode::Streaming => Plan::streaming(geometry, geometry.streaming(tier).map_err(refuse)?),
+            LinearMode::Streaming => Plan::streaming(geometry, geometry.streaming(tier).map_err(refuse)?, device),
             LinearMode::Hopper => Plan::hopper(geometry, geometry.hopper(tier).map_err(refuse)?, device),
             LinearMode::Auto => Plan::fastest(geometry, device),
         }
@@ -97,7 +105,7 @@ impl Plan {
         if geometry.m <= STREAMED_ROWS
             && let Ok(lay) = geometry.streaming(tier)
         {
-            return Plan::streaming(geometry, lay);
+            return Plan::streaming(geometry, lay, device);
         }
         if let Ok(lay) = geometry.hopper(tier) {
             return Plan::hopper(geometry, lay, device);
@@ -133,7 +141,10 @@ impl Plan {
         Plan::of_tiles(geometry, entry, [tile, tile], tiled_shared(tile))
     }
 
-    fn streaming(geometry: &Geometry, lay: Lay) -> Result<Plan> {
+    fn streaming(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
+        if let Some(rows) = RowsPlan::new(geometry, lay, device) {
+            return rows.plan(geometry, device);
+        }
         let f32 = geometry.dtype == DType::F32;
         let rows = if f32 { STREAMING_F32_ROWS } else { STREAMING_ROWS };
         let columns = match (lay, f32) {
@@ -155,6 +166,9 @@ impl Plan {
 
     fn hopper(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
         let multiprocessors = device.properties().multiprocessors as u64;
+        if let Some(y) = geometry.y {
+            return Clustered::fastest(geometry, lay, multiprocessors).plan(geometry, lay, y, multiprocessors);
+        }
         let tiles = |columns: u32| {
             geometry.m.div_ceil(HOPPER_ROWS as u64) * geometry.columns().div_ceil(columns as u64) * geometry.batch
         };
@@ -168,13 +182,10 @@ impl Plan {
         let columns = if time(256, 100) <= time(128, 115) { 256 } else { 128 };
         let entry = format!("linear_hopper{columns}_{}_{}", lay.name(), geometry.dtype);
         let plan = Plan::of_tiles(geometry, entry, [HOPPER_ROWS, columns], hopper_shared(columns))?;
-        let tiles = plan.tiles(geometry);
-        if tiles > i32::MAX as u64 {
-            return Err(Error::range("m", geometry.m, "fewer than 2^31 tiles of the product"));
-        }
+        let tiles = plan.few_tiles(geometry)?;
         Ok(Plan {
             grid: [tiles.min(multiprocessors), 1, 1],
-            maps: Some(geometry.maps(lay, columns)),
+            maps: Some(geometry.maps(lay, HOPPER_ROWS, columns)),
             ..plan
         })
     }
@@ -184,8 +195,17 @@ impl Plan {
         self.tiles_m as u64 * self.tiles_n as u64 * geometry.batch
     }
 
+    /// Tiles of all problems, which a kernel counts in 32 bits.
+    pub(super) fn few_tiles(&self, geometry: &Geometry) -> Result<u64> {
+        let tiles = self.tiles(geometry);
+        if tiles > i32::MAX as u64 {
+            return Err(Error::range("m", geometry.m, "fewer than 2^31 tiles of the product"));
+        }
+        Ok(tiles)
+    }
+
     /// A block a tile of so many rows and columns of the weight.
-    fn of_tiles(geometry: &Geometry, entry: String, [rows, columns]: [u32; 2], shared: u32) -> Result<Plan> {
+    pub(super) fn of_tiles(geometry: &Geometry, entry: String, [rows, columns]: [u32; 2], shared: u32) -> Result<Plan> {
         let outputs = if geometry.gated { columns / 2 } else { columns };
         let tiles = |argument, extent: u64, tile: u32| {
             u32::try_from(extent.div_ceil(tile as u64)).map_err(|_| Error::range(argument, extent, "below 2^35"))
@@ -198,6 +218,8 @@ impl Plan {
             tiles_m,
             tiles_n,
             maps: None,
+            cluster: None,
+            rows: None,
         })
     }
 }
@@ -257,6 +279,18 @@ impl Geometry {
             if !self.k.is_multiple_of(8) {
                 return Err(format!("k = {} must be a multiple of 8", self.k));
             }
+            // Their weights come by TMA.
+            if lay == Lay::Nk && tier == Tier::Sm90a {
+                if self.gated && !self.n.is_multiple_of(8) {
+                    return Err(format!("n = {} of gated pairs must be a multiple of 8", self.n));
+                }
+                if [self.m, self.columns(), self.k, self.batch]
+                    .iter()
+                    .any(|&extent| extent >= 1 << 31)
+                {
+                    return Err("extents must be below 2^31".into());
+                }
+            }
             if lay == Lay::Kn && !self.columns().is_multiple_of(8) {
                 return Err(format!("{} columns of w must be a multiple of 8", self.columns()));
             }
@@ -306,8 +340,8 @@ impl Geometry {
         }
     }
 
-    /// Tensor maps of x and of the weight for tiles of so many columns.
-    fn maps(&self, lay: Lay, columns: u32) -> [TensorMapRequest; 2] {
+    /// Tensor maps of x and of the weight for boxes of so many rows and columns.
+    pub(super) fn maps(&self, lay: Lay, rows: u32, columns: u32) -> [TensorMapRequest; 2] {
         // A stride over an extent of 1 is never taken, but has to obey the rules.
         let bytes = |stride: u64, extent: u64| if extent == 1 { 16 } else { stride * 2 };
         let request = |address, extents: &[u64], strides: &[u64], box_extents: &[u32]| TensorMapRequest {
@@ -326,7 +360,7 @@ impl Geometry {
             x_address,
             &[k, m, batch],
             &[bytes(x_row, m), bytes(x_batch, batch)],
-            &[HOPPER_DEPTH, HOPPER_ROWS, 1],
+            &[HOPPER_DEPTH, rows, 1],
         );
         let w_batch_bytes = bytes(w_batch, w_batches);
         let w = match (lay, self.gated) {

@@ -1,11 +1,11 @@
 //! From tensors to a problem: a batch of `x [m, k]`, weights and operands of the epilogue, checked.
 
 use kernels_gpu::linear::{
-    ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU, ACTIVATION_SILU, DTYPE_BF16,
-    DTYPE_F16, DTYPE_F32, HOPPER_DEPTH, HopperParams, LinearParams, Operand,
+    ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU, ACTIVATION_SILU, ClusterParams,
+    DTYPE_BF16, DTYPE_F16, DTYPE_F32, HOPPER_DEPTH, HopperParams, LinearParams, NORM_NONE, Operand, StreamParams,
 };
 
-use super::{Linear, plan::Plan};
+use super::{Linear, plan::Plan, rows::RowsPlan};
 use crate::{
     AnyTensor, DType, Error, Result,
     launch::Contract,
@@ -36,6 +36,9 @@ pub(super) struct Geometry {
     pub(super) x: [u64; 4],
     /// Address, column stride, k stride, batch stride.
     pub(super) w: [u64; 4],
+    /// Address, row stride and batch stride of y where TMA can store results that nothing is added to: rows of whole 16
+    /// bytes.
+    pub(super) y: Option<[u64; 3]>,
 }
 
 fn check_float(argument: &'static str, tensor: &AnyTensor) -> Result<()> {
@@ -135,6 +138,9 @@ impl<'a> Problem<'a> {
             n: if layer.gated { columns / 2 } else { columns },
             dtype,
         };
+        if let Some(norm) = &layer.norm {
+            norm.check(layer.x)?;
+        }
         if let Some(bias) = layer.bias {
             problem.check_bias(bias, columns)?;
         }
@@ -181,7 +187,7 @@ impl<'a> Problem<'a> {
         AnyTensor::empty(self.layer.x.device(), self.dtype, &shape)
     }
 
-    fn geometry(&self) -> Geometry {
+    fn geometry(&self, y: &Operand, plain: bool) -> Geometry {
         let (x, w) = (&self.x, &self.w);
         let axis = w.rank() - 2;
         Geometry {
@@ -198,6 +204,12 @@ impl<'a> Problem<'a> {
                 w.strides()[axis + 1],
                 if axis == 1 { w.strides()[0] } else { 0 },
             ],
+            // A box of TMA is clipped by 16 bytes and not by elements: it would write beyond ragged rows.
+            y: (plain && self.dtype == x.dtype() && y.aligned != 0 && self.n.is_multiple_of(8)).then_some([
+                y.address,
+                y.row_stride,
+                y.batch_stride,
+            ]),
         }
     }
 
@@ -250,8 +262,17 @@ impl<'a> Problem<'a> {
             return Ok(());
         }
         let device = layer.x.device();
-        let geometry = self.geometry();
+        let output = self.operand("y", Some(y))?;
+        let geometry = self.geometry(&output, z.is_none() && layer.residual.is_none());
         let plan = Plan::new(&geometry, layer.mode, device)?;
+        if let Some(norm) = &layer.norm
+            && !(plan.rows.as_ref().is_some_and(RowsPlan::normalises) && norm.fits(layer.x))
+        {
+            let x = norm.apply(layer.x, plan.rows.is_some(), layer.stream)?;
+            let mut after = Linear { x: &x, ..layer.clone() };
+            after.norm = None;
+            return Problem::new(&after)?.launch(y, z);
+        }
         let params = LinearParams {
             x: geometry.x[0],
             w: geometry.w[0],
@@ -266,7 +287,7 @@ impl<'a> Problem<'a> {
             w_batch_stride: geometry.w[3],
             bias: self.operand("bias", layer.bias)?,
             residual: self.operand("residual", layer.residual)?,
-            y: self.operand("y", Some(y))?,
+            y: output,
             pre_activation: self.operand("pre-activation", z)?,
             tiles_m: plan.tiles_m,
             tiles_n: plan.tiles_n,
@@ -281,7 +302,14 @@ impl<'a> Problem<'a> {
             gated: layer.gated as u32,
             reserved: 0,
         };
-        let launch = Contract::new(device, &plan.entry)
+        let mut launch = Contract::new(device, &plan.entry);
+        if plan.cluster.is_some() {
+            launch = launch.programmatic();
+        }
+        if let Some(rows) = &plan.rows {
+            launch = launch.programmatic().cluster(rows.cluster());
+        }
+        let launch = launch
             .on(layer.stream)
             .grid(plan.grid)
             .shared(plan.shared)
@@ -289,20 +317,63 @@ impl<'a> Problem<'a> {
             .reads("w", layer.w)
             .reads_if("bias", layer.bias)
             .reads_if("residual", layer.residual)
+            .reads_if("norm weight", layer.norm.map(|norm| norm.weight))
+            .reads_if("norm bias", layer.norm.and_then(|norm| norm.bias))
             .writes("y", y)
             .writes_if("pre-activation", z)
             .prepare()?;
+        if let Some(rows) = &plan.rows {
+            let norm = layer.norm;
+            let params = StreamParams {
+                w_map: device.backend().encode_tensor_map(&rows.w_map)?,
+                x_map: match &rows.x_map {
+                    Some(map) => device.backend().encode_tensor_map(map)?,
+                    None => [0; 16],
+                },
+                linear: params,
+                norm_weight: norm.map_or(0, |norm| norm.weight.address()),
+                norm_bias: norm.and_then(|norm| norm.bias).map_or(0, AnyTensor::address),
+                epsilon: norm.map_or(0.0, |norm| norm.epsilon),
+                norm: norm.map_or(NORM_NONE, |norm| norm.kind()),
+                stages: rows.stages,
+                depth: rows.order.depth,
+                slices: rows.order.slices,
+                together: rows.order.together,
+                early: layer.constant_weight as u32,
+                reciprocal: (1.0 / geometry.k as f64) as f32,
+            };
+            // SAFETY: StreamParams is the argument of the kernels of few rows on Hopper; the map describes the weight, and
+            // shapes, strides and alignment are as below.
+            return unsafe { launch.launch(&params) };
+        }
         let Some([x_map, w_map]) = &plan.maps else {
             // SAFETY: LinearParams is the argument of all linear kernels but Hopper's; shapes, strides and alignment are
             // those of the tensors named above, and the plan took a kernel that their layout allows.
             return unsafe { launch.launch(&params) };
         };
+        let tiles = plan.tiles(&geometry) as u32;
+        let steps = geometry.k.div_ceil(HOPPER_DEPTH as u64) as u32;
+        let backend = device.backend();
+        if let Some(cluster) = &plan.cluster {
+            let params = ClusterParams {
+                x_map: backend.encode_tensor_map(x_map)?,
+                w_map: backend.encode_tensor_map(w_map)?,
+                y_map: backend.encode_tensor_map(&cluster.y)?,
+                linear: params,
+                pairs: tiles,
+                steps,
+                group: cluster.group,
+                reserved: 0,
+            };
+            // SAFETY: as below, for the kernels of clusters and ClusterParams; the third map describes y.
+            return unsafe { launch.launch(&params) };
+        }
         let params = HopperParams {
-            x_map: device.backend().encode_tensor_map(x_map)?,
-            w_map: device.backend().encode_tensor_map(w_map)?,
+            x_map: backend.encode_tensor_map(x_map)?,
+            w_map: backend.encode_tensor_map(w_map)?,
             linear: params,
-            tiles: plan.tiles(&geometry) as u32,
-            steps: geometry.k.div_ceil(HOPPER_DEPTH as u64) as u32,
+            tiles,
+            steps,
         };
         // SAFETY: as above, for the Hopper kernels and HopperParams; the maps describe x and w.
         unsafe { launch.launch(&params) }

@@ -1,9 +1,12 @@
 //! Gradients of the norms.
 
 use kernels_gpu::norm::backward::{
-    BLOCK_TEAMS, COLUMNS, NormBackwardParams, NormSumParams, ROWS, SUM_COLUMNS, THREADS, WARP_TEAMS,
+    BACKWARD_WARPS, BLOCKS, COLUMNS, MULTIPROCESSORS, NormBackwardParams, NormSumParams, ROWS, SUM_COLUMNS,
+    SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_COLUMNS, SUMS_LARGE_COLUMNS, SUMS_LARGE_THREADS, THREADS, WARP_SUMS,
 };
-use kernels_gpu::row::WARP_ROWS;
+use kernels_gpu::row::{
+    CLUSTER_EXCHANGE_BYTES, EXCHANGE_BYTES, PAIR_WARP_COLUMNS, cluster_ring_bytes, ring_bytes, ring_columns,
+};
 
 use super::{
     super::{
@@ -12,7 +15,7 @@ use super::{
     },
     Norm,
 };
-use crate::{AnyTensor, DType, Result, Stream, launch::Contract};
+use crate::{AnyTensor, DType, Device, Result, Stream, Tier, launch::Contract};
 
 /// What [`Norm::backward`] computes.
 #[derive(Clone, Debug)]
@@ -46,6 +49,18 @@ fn sum_columns(partial: &AnyTensor, dtype: DType, stream: Option<&Stream>) -> Re
     // SAFETY: the argument struct of these kernels, with the extents of both tensors.
     unsafe { launch.launch(&params)? };
     Ok(out)
+}
+
+/// Stages of the rings of a block's teams: two at most, more are slower; none where not one fits.
+fn ring_stages(device: &Device, teams: u64, blocks: u64, row_bytes: u64) -> u64 {
+    let properties = device.properties();
+    // Each block has a kilobyte of its own besides.
+    let room = (properties.shared_per_multiprocessor as u64 / blocks).saturating_sub(1024);
+    let room = room.min(properties.shared_per_block as u64);
+    (1..=2)
+        .rev()
+        .find(|&stages| ring_bytes(teams, stages, row_bytes) <= room)
+        .unwrap_or(0)
 }
 
 impl Norm<'_> {
@@ -87,14 +102,29 @@ impl Norm<'_> {
         let dy = Rows::of("dy", dy)?;
         let dsum = dsum.map(|dsum| Rows::of("dsum", dsum)).transpose()?;
         let out = Rows::written("dx", &dx)?;
-        let width = Width::of_pair(x.columns);
-        let most = if width == Width::Warp { WARP_TEAMS } else { BLOCK_TEAMS };
-        let teams = x.rows.div_ceil(ROWS).clamp(1, most);
-        // Warps come in whole blocks.
-        let teams = match width {
-            Width::Warp => teams.next_multiple_of(WARP_ROWS as u64),
-            _ => teams,
+        // Teams of a block, and blocks of a multiprocessor.
+        let clusters =
+            device.tier() == Tier::Sm90a && x.columns > SUMS_LARGE_COLUMNS && x.columns <= SUMS_CLUSTER_COLUMNS;
+        // Blocks of a cluster: as few as hold the row.
+        let cluster = if clusters {
+            x.columns.div_ceil(SUMS_LARGE_COLUMNS).next_power_of_two()
+        } else {
+            1
         };
+        let (width, of_block, blocks) = match x.columns {
+            0..=PAIR_WARP_COLUMNS => (Width::Warp, BACKWARD_WARPS as u64, 1),
+            columns if columns <= SUMS_BLOCK_COLUMNS => (Width::Block, 1, BLOCKS),
+            columns if columns <= SUMS_LARGE_COLUMNS || clusters => (Width::Large, 1, 1),
+            _ => (Width::Long, 1, 1),
+        };
+        // Rows of partial sums.
+        let most = match cluster {
+            1 => MULTIPROCESSORS * blocks,
+            2 => MULTIPROCESSORS / 2,
+            // As many as find room at a time: multiprocessors come in groups that fours do not fill.
+            _ => 30,
+        };
+        let teams = x.rows.div_ceil(ROWS * of_block).clamp(1, most);
         let partial = |there: bool| {
             there
                 .then(|| AnyTensor::empty(device, DType::F32, &[teams, x.columns]))
@@ -110,6 +140,30 @@ impl Norm<'_> {
             && out.aligned()
             && dsum.as_ref().is_none_or(Rows::aligned)
             && address(weight.as_ref()).is_multiple_of(16);
+        let row_bytes = x.columns * dtype.size();
+        let streams = aligned && row_bytes.is_multiple_of(16) && x.columns.is_multiple_of(8) && width != Width::Long;
+        let of_cluster = |stages| {
+            cluster_ring_bytes(
+                stages,
+                ring_columns(x.columns, SUMS_LARGE_THREADS as u64, cluster) * dtype.size(),
+            )
+        };
+        let stages = match device.tier() {
+            Tier::Sm90a if streams && clusters => (1..=4)
+                .rev()
+                .find(|&stages| of_cluster(stages) <= device.properties().shared_per_block as u64)
+                .unwrap_or(0),
+            Tier::Sm90a if streams => ring_stages(device, of_block, blocks, row_bytes),
+            _ => 0,
+        };
+        let shared = match (stages, width) {
+            (0, _) if clusters => CLUSTER_EXCHANGE_BYTES,
+            (_, _) if clusters => of_cluster(stages),
+            (0, Width::Warp) => WARP_SUMS,
+            (0, _) => EXCHANGE_BYTES,
+            (_, Width::Warp) => ring_bytes(of_block, stages, row_bytes).max(WARP_SUMS),
+            _ => ring_bytes(of_block, stages, row_bytes),
+        };
         let params = NormBackwardParams {
             x: x.address(),
             dy: dy.address(),
@@ -130,18 +184,21 @@ impl Norm<'_> {
             epsilon: self.epsilon,
             reciprocal: (1.0 / x.columns as f64) as f32,
             aligned: aligned as u32,
-            reserved: 0,
+            stages: stages as u32,
         };
-        let entry = format!("norm_{}_backward_{dtype}", width.name());
+        let entry = format!(
+            "norm_{}_backward_{dtype}",
+            if clusters { "cluster" } else { width.name() }
+        );
         let grid = match width {
-            Width::Warp => [teams / WARP_ROWS as u64, 1, 1],
             Width::Long => width.grid(x.rows),
-            _ => [teams, 1, 1],
+            _ => [teams * cluster, 1, 1],
         };
         let fused = !apart;
         let launch = Contract::new(device, &entry)
             .grid(grid)
-            .shared(width.shared())
+            .shared(shared)
+            .cluster(cluster as u32)
             .on(self.stream)
             .reads("x", &x.view)
             .reads("dy", &dy.view)

@@ -56,7 +56,7 @@ pub(super) fn run<P: Precision>(problem: &Problem) -> Forward {
 }
 
 /// One row of one head: writes its output, returns its LSE.
-fn attend<P: Precision>(problem: &Problem, batch: usize, row: usize, head: usize, out: &mut [f64]) -> f64 {
+pub(super) fn attend<P: Precision>(problem: &Problem, batch: usize, row: usize, head: usize, out: &mut [f64]) -> f64 {
     let scores = problem.scores::<P>(batch, row, head);
     let sink = problem.options.sinks.as_ref().map(|sinks| sinks[head]);
     let (probabilities, lse) = softmax_row::<P>(&scores, sink);

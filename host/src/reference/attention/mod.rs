@@ -9,7 +9,7 @@ mod forward;
 mod split;
 mod varlen;
 
-pub use backward::{Gradients, backward};
+pub use backward::{Gradients, backward, backward_from_output};
 pub use forward::{Forward, forward};
 pub use split::{forward_in_splits, merge};
 pub use varlen::{backward_varlen, forward_varlen};

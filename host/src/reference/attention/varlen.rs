@@ -1,6 +1,7 @@
 //! Packed sequences: tokens of all sequences one after the other, bounds in `cu_seqlens`.
 
 use super::super::Precision;
+use super::backward::Delta;
 use super::{AttentionOptions, AttentionShape, Forward, Gradients, Problem, backward, forward};
 
 /// [`forward`](super::forward()) of every sequence `q[cu_q[i]..cu_q[i + 1]]` over the keys
@@ -43,17 +44,23 @@ pub fn backward_varlen<P: Precision>(
         dk: Vec::with_capacity(k.len()),
         dv: Vec::with_capacity(v.len()),
         dsinks: options.sinks.as_ref().map(|sinks| vec![0.0; sinks.len()]),
+        dsinks_norm: options.sinks.as_ref().map(|sinks| vec![0.0; sinks.len()]),
     };
     let row = shape.heads_q * shape.value_dim;
     for (index, problem) in sequences(shape, options, (q, k, v), (cu_q, cu_k)).enumerate() {
         let grad_out = &grad_out[cu_q[index] * row..cu_q[index + 1] * row];
-        let part = backward::run::<P>(&problem, grad_out);
+        let part = backward::run::<P>(&problem, grad_out, Delta::Probabilities);
         all.dq.extend(part.dq);
         all.dk.extend(part.dk);
         all.dv.extend(part.dv);
         if let (Some(all), Some(part)) = (&mut all.dsinks, part.dsinks) {
             for (all, part) in all.iter_mut().zip(part) {
                 *all = P::step(*all + part);
+            }
+        }
+        if let (Some(all), Some(part)) = (&mut all.dsinks_norm, part.dsinks_norm) {
+            for (all, part) in all.iter_mut().zip(part) {
+                *all = all.hypot(part);
             }
         }
     }

@@ -82,6 +82,9 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(case("copy", format!("transpose of 65×70 {dtype}"), move |bed| {
             Ok(vec![contiguous(&bed.bits(dtype, &[65, 70])?.transpose(0, 1)?)?])
         }));
+        cases.push(case("copy", format!("transpose of 72×136 {dtype}"), move |bed| {
+            Ok(vec![contiguous(&bed.bits(dtype, &[72, 136])?.transpose(0, 1)?)?])
+        }));
         cases.push(case("copy", format!("permutation of 3×4×5×6 {dtype}"), move |bed| {
             Ok(vec![contiguous(
                 &bed.bits(dtype, &[3, 4, 5, 6])?.permute(&[2, 0, 3, 1])?,

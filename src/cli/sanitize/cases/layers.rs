@@ -2,6 +2,7 @@
 
 use host::{
     DType::{self, BF16, F16, F32},
+    Tier,
     ops::{LinearMode, WeightLayout, attention, linear},
 };
 
@@ -46,9 +47,28 @@ fn fma_and_streaming() -> Vec<Case> {
             },
         ));
     }
-    // Few columns and many, up to eight rows and up to sixteen: a kernel each.
+    // Few columns and many, up to eight rows, sixteen and sixty-four: a kernel each.
     for dtype in HALVES {
-        for (m, n, k) in [(11, 72, 64), (1, 8200, 8), (9, 8200, 8)] {
+        for m in [3, 11, 40] {
+            cases.push(case(
+                "linear",
+                format!("behind a norm, {m}×72×64 {dtype}"),
+                move |bed| {
+                    let (x, w, factor) = (
+                        bed.floats(dtype, &[m, 64])?,
+                        bed.floats(dtype, &[72, 64])?,
+                        bed.floats(dtype, &[64])?,
+                    );
+                    Ok(vec![
+                        linear(&x, &w)
+                            .rms_norm(&factor, 1e-5)
+                            .mode(LinearMode::Streaming)
+                            .run()?,
+                    ])
+                },
+            ));
+        }
+        for (m, n, k) in [(11, 72, 64), (40, 72, 64), (1, 8200, 8), (9, 8200, 8)] {
             cases.push(case("linear", format!("streaming, {m}×{n}×{k} {dtype}"), move |bed| {
                 let (x, w) = (bed.floats(dtype, &[m, k])?, bed.floats(dtype, &[n, k])?);
                 Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])
@@ -61,6 +81,29 @@ fn fma_and_streaming() -> Vec<Case> {
 fn tensor_cores() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in HALVES {
+        // Tiles of 64, 128 and 192 columns, stored by TMA.
+        for (m, n) in [(64, 64), (256, 128), (256, 192), (512, 384)] {
+            cases.push(case(
+                "linear",
+                format!("whole tiles, {m}×{n}×72 {dtype}"),
+                move |bed| {
+                    let (x, w) = (bed.floats(dtype, &[m, 72])?, bed.floats(dtype, &[n, 72])?);
+                    Ok(vec![linear(&x, &w).mode(LinearMode::Hopper).run()?])
+                },
+            ));
+        }
+        for (m, n) in [(70, 72), (400, 200)] {
+            cases.push(case(
+                "linear",
+                format!("weight [k, n], {m}×{n}×72 {dtype} with a residual"),
+                move |bed| {
+                    let (x, w) = (bed.floats(dtype, &[m, 72])?, bed.floats(dtype, &[72, n])?);
+                    let residual = bed.floats(dtype, &[m, n])?;
+                    let call = linear(&x, &w).layout(WeightLayout::Kn).residual(&residual);
+                    Ok(vec![call.mode(LinearMode::Hopper).run()?])
+                },
+            ));
+        }
         for (mode, m, n, k) in [
             (LinearMode::Tiled, 70, 72, 64),
             (LinearMode::Tiled, 130, 392, 40),
@@ -240,5 +283,31 @@ fn gradients() -> Vec<Case> {
             }
         }
     }
+    for dtype in HALVES {
+        for causal in [false, true] {
+            for dim in [64, 128, 256] {
+                cases.push(packed_gradients(dtype, dim, causal));
+            }
+        }
+        // Two stages of rows of 256 need more shared memory than GPUs of sm_80 have, and as much as Blackwell has.
+        cases.push(packed_gradients(dtype, 256, true).on(Tier::Sm80, 227 << 10));
+    }
     cases
+}
+
+/// Several tiles of keys add to the same rows of dQ.
+fn packed_gradients(dtype: DType, dim: u64, causal: bool) -> Case {
+    case(
+        "attention-backward",
+        format!("packed sequences of 140 and 9, 270 keys and 130, head dim {dim}, causal {causal}, {dtype}"),
+        move |bed| {
+            let (q, grad) = (bed.floats(dtype, &[149, 1, dim])?, bed.floats(dtype, &[149, 1, dim])?);
+            let (k, v) = (bed.floats(dtype, &[400, 1, dim])?, bed.floats(dtype, &[400, 1, dim])?);
+            let (ends, key_ends) = (bed.integers(&[0, 140, 149], &[3])?, bed.integers(&[0, 270, 400], &[3])?);
+            let call = attention(&q, &k, &v).cu_seqlens(&ends, &key_ends, 140, 270);
+            let call = if causal { call.causal() } else { call };
+            let gradients = call.run_with_context()?.backward(&grad)?;
+            Ok(vec![gradients.dq, gradients.dk, gradients.dv])
+        },
+    )
 }

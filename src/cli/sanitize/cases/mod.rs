@@ -1,6 +1,6 @@
 //! The table of cases: small inputs that together reach every kernel of the archive, with tails in every extent.
 
-use host::{AnyTensor, DType, Result};
+use host::{AnyTensor, DType, Result, Tier};
 
 use super::bed::Bed;
 
@@ -17,6 +17,8 @@ pub struct Case {
     pub name: String,
     /// The op branches on its data by its nature (the choice of a token, say): it is not run with secrets.
     pub looks_at_data: bool,
+    /// A GPU of one tier that has so much shared memory a block; otherwise the first GPU of every tier.
+    pub gpu: Option<(Tier, u32)>,
     /// Makes the inputs, runs the op, returns what it wrote.
     pub run: Run,
 }
@@ -35,6 +37,7 @@ fn case(
         op,
         name: name.into(),
         looks_at_data: false,
+        gpu: None,
         run: Box::new(run),
     }
 }
@@ -43,6 +46,14 @@ impl Case {
     fn looks_at_data(self) -> Case {
         Case {
             looks_at_data: true,
+            ..self
+        }
+    }
+
+    fn on(self, tier: Tier, shared_per_block: u32) -> Case {
+        Case {
+            name: format!("{}, {} KiB of shared memory", self.name, shared_per_block >> 10),
+            gpu: Some((tier, shared_per_block)),
             ..self
         }
     }

@@ -1,5 +1,5 @@
 //! Row by row: reductions, norms, softmax, in each of the widths that have kernels of their own (1024, 4096, 8192 and 32768
-//! columns are the limits).
+//! columns are the limits; on sm_90a clusters take longer rows, up to some 110,000 of f32 and twice as many of 16 bits).
 
 use host::ops::{ReduceAxis, ReduceKind, layer_norm, log_softmax, reduce, rms_norm, softmax};
 
@@ -62,7 +62,16 @@ fn norms() -> Vec<Case> {
                 Ok([Some(normed.y), normed.sum].into_iter().flatten().collect())
             },
         ));
-        for columns in [1537, 5000, 9001, 33_001] {
+        cases.push(case(
+            "norm",
+            format!("LayerNorm of rows of 33000 {dtype} with a residual"),
+            move |bed| {
+                let (x, r) = (bed.floats(dtype, &[2, 33_000])?, bed.floats(dtype, &[2, 33_000])?);
+                let normed = layer_norm(&x).residual(&r).run()?;
+                Ok([Some(normed.y), normed.sum].into_iter().flatten().collect())
+            },
+        ));
+        for columns in [1537, 5000, 9001, 33_001, 240_001] {
             cases.push(case(
                 "norm",
                 format!("LayerNorm of a row of {columns} {dtype}"),
@@ -73,7 +82,7 @@ fn norms() -> Vec<Case> {
                 },
             ));
         }
-        for (rows, columns) in [(70, 24), (3, 1500), (2, 8200)] {
+        for (rows, columns) in [(70, 24), (3, 1500), (2, 8200), (2, 9304), (1, 37_000)] {
             cases.push(case(
                 "norm",
                 format!("gradients of {rows} rows of {columns} {dtype}"),
@@ -106,6 +115,18 @@ fn softmaxes() -> Vec<Case> {
             let (x, mask) = (bed.floats(dtype, &[6, 50])?, bed.floats(dtype, &[6, 50])?);
             Ok(vec![softmax(&x).mask(&mask).run()?])
         }));
+        // Clusters take no masks.
+        for columns in [5000, 9001, 33_000] {
+            cases.push(case(
+                "softmax",
+                format!("a masked row of {columns} {dtype}"),
+                move |bed| {
+                    let (x, mask) = (bed.floats(dtype, &[1, columns])?, bed.floats(dtype, &[columns])?);
+                    let op = softmax(&x).mask(&mask);
+                    Ok(vec![op.run()?, op.backward(&x)?])
+                },
+            ));
+        }
         for columns in [1025, 5000, 8193, 33_000] {
             cases.push(case(
                 "softmax",
@@ -113,7 +134,7 @@ fn softmaxes() -> Vec<Case> {
                 move |bed| Ok(vec![log_softmax(&bed.floats(dtype, &[1, columns])?).run()?]),
             ));
         }
-        for (rows, columns) in [(4, 333), (2, 1500), (1, 8200)] {
+        for (rows, columns) in [(4, 333), (2, 1500), (1, 5000), (1, 8200)] {
             cases.push(case(
                 "softmax",
                 format!("gradient of {rows} rows of {columns} {dtype}"),

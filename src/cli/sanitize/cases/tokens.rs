@@ -7,8 +7,8 @@ use host::{
     kv::PageId,
     ops::{
         self, CacheView, DecodeOptions, PoolLayout, RopeAngles, RopeFrequencies, RopePairing, cache_append,
-        cache_append_at, cache_read, copy_pages, cross_entropy, decode, embedding, embedding_backward, rope, sample,
-        swap_pages,
+        cache_append_at, cache_read, cache_read_as, copy_pages, cross_entropy, decode, embedding, embedding_backward,
+        rope, sample, swap_pages,
     },
 };
 
@@ -57,6 +57,12 @@ fn tables() -> Vec<Case> {
         );
     }
     cases.push(
+        case("sample", "argmax of 1×40000 f32", |bed| {
+            Ok(vec![ops::argmax(&bed.floats(F32, &[1, 40_000])?)?])
+        })
+        .looks_at_data(),
+    );
+    cases.push(
         case("sample", "whole vocabulary of 1×3000 bf16", |bed| {
             Ok(vec![sample(&bed.floats(BF16, &[1, 3000])?).seed(3).run()?])
         })
@@ -68,7 +74,9 @@ fn tables() -> Vec<Case> {
 fn losses() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in FLOATS {
-        for (rows, columns) in [(5, 300), (2, 8193)] {
+        // Clusters take up to some 230,000 columns of f32 and twice as many of 16 bits.
+        let longest = if dtype == F32 { 240_001 } else { 480_001 };
+        for (rows, columns) in [(5, 300), (2, 8193), (2, 60_001), (1, longest)] {
             cases.push(case(
                 "cross-entropy",
                 format!("{rows} rows of {columns} {dtype}"),
@@ -106,20 +114,26 @@ fn ropes() -> Vec<Case> {
                 },
             ));
         }
-        cases.push(case("rope", format!("new keys into pages, {dtype}"), move |bed| {
-            let pool = Pool::new(bed, dtype, 1, 64, 16, PoolLayout::Nhd)?;
-            let (q, k, v) = (
-                bed.floats(dtype, &[3, 2, 64])?,
-                bed.floats(dtype, &[3, 1, 64])?,
-                bed.floats(dtype, &[3, 1, 64])?,
-            );
-            let inverse: Vec<f32> = (0..32).map(|i| 0.7f32.powi(i)).collect();
-            let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
-            let slots = bed.longs(&[17, 2, 40])?;
-            let call = rope(&q, RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies)).k(&k);
-            let (q, _) = call.append(&v, pool.view(), &slots).run()?;
-            Ok(vec![q, pool.k.clone(), pool.v.clone()])
-        }));
+        for stored in [dtype, DType::E4M3] {
+            cases.push(case(
+                "rope",
+                format!("new keys into pages of {stored}, {dtype}"),
+                move |bed| {
+                    let pool = Pool::new(bed, stored, 1, 64, 16, PoolLayout::Nhd)?;
+                    let (q, k, v) = (
+                        bed.floats(dtype, &[3, 2, 64])?,
+                        bed.floats(dtype, &[3, 1, 64])?,
+                        bed.floats(dtype, &[3, 1, 64])?,
+                    );
+                    let inverse: Vec<f32> = (0..32).map(|i| 0.7f32.powi(i)).collect();
+                    let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
+                    let slots = bed.longs(&[17, 2, 40])?;
+                    let call = rope(&q, RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies)).k(&k);
+                    let (q, _) = call.append(&v, pool.view(), &slots).run()?;
+                    Ok(vec![q, pool.k.clone(), pool.v.clone()])
+                },
+            ));
+        }
     }
     cases
 }
@@ -153,6 +167,19 @@ impl Pool {
 
 fn caches() -> Vec<Case> {
     let mut cases = Vec::new();
+    for dtype in FLOATS {
+        cases.push(case(
+            "cache",
+            format!("{dtype} into a cache of e4m3 and back"),
+            move |bed| {
+                let pool = Pool::new(bed, DType::E4M3, 2, 64, 5, PoolLayout::Nhd)?;
+                let (k, v) = (bed.floats(dtype, &[4, 2, 64])?, bed.floats(dtype, &[4, 2, 64])?);
+                cache_append(&k, &v, pool.view(), &bed.longs(&[3, 19, -1, 0])?)?;
+                let (k, v) = cache_read_as(pool.view(), &bed.integers(&[9, 2], &[2])?, 9, dtype)?;
+                Ok(vec![pool.k.clone(), pool.v.clone(), k, v])
+            },
+        ));
+    }
     // Rows whose width divides into units of 16, 4, 2 and 1 bytes.
     for (dtype, dim, unit) in [(F16, 64, 16), (F16, 6, 4), (F16, 5, 2), (DType::E4M3, 5, 1)] {
         let name = move |what: &str| format!("{what} in units of {unit}");
@@ -188,20 +215,63 @@ fn caches() -> Vec<Case> {
 
 fn decodes() -> Vec<Case> {
     let mut cases = Vec::new();
-    for dtype in FLOATS {
-        for dim in [64, 128, 256] {
+    for (dtype, dim) in [(F16, 64), (F16, 128), (BF16, 64), (BF16, 128)] {
+        // Few rows and many have kernels of their own.
+        for tokens in [1, 5] {
             cases.push(case(
                 "decode",
-                format!("2 sequences in pages of 40, head dim {dim}, {dtype}"),
+                format!("{tokens} tokens of 2 sequences in pages of e4m3, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let pool = Pool::new(bed, DType::E4M3, 2, dim, 40, PoolLayout::Nhd)?;
+                    let (q, lengths) = (bed.floats(dtype, &[2, tokens, 4, dim])?, bed.integers(&[75, 3], &[2])?);
+                    let result = decode(&q, pool.view(), &lengths).causal().run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+        }
+    }
+    for dtype in FLOATS {
+        for dim in [64, 128, 256] {
+            for tokens in [1, 5] {
+                cases.push(case(
+                    "decode",
+                    format!("{tokens} tokens of 2 sequences in pages of 40, head dim {dim}, {dtype}"),
+                    move |bed| {
+                        let (k, v) = (
+                            bed.floats(dtype, &[4, 40, 2, dim])?,
+                            bed.floats(dtype, &[4, 40, 2, dim])?,
+                        );
+                        let table = bed.integers(&[2, 0, 3, 1], &[2, 2])?;
+                        let (q, lengths) = (bed.floats(dtype, &[2, tokens, 4, dim])?, bed.integers(&[75, 3], &[2])?);
+                        let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths).causal().run()?;
+                        Ok(vec![result.out, result.lse])
+                    },
+                ));
+            }
+            // The last page of the first sequence ends among its new tokens.
+            cases.push(case(
+                "decode",
+                format!("rotation, append and attention of 6 tokens, head dim {dim}, {dtype}"),
                 move |bed| {
                     let (k, v) = (
                         bed.floats(dtype, &[4, 40, 2, dim])?,
                         bed.floats(dtype, &[4, 40, 2, dim])?,
                     );
                     let table = bed.integers(&[2, 0, 3, 1], &[2, 2])?;
-                    let (q, lengths) = (bed.floats(dtype, &[2, 1, 4, dim])?, bed.integers(&[75, 3], &[2])?);
-                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths).causal().run()?;
-                    Ok(vec![result.out, result.lse])
+                    let (q, new) = (bed.floats(dtype, &[2, 6, 4, dim])?, bed.floats(dtype, &[2, 6, 2, dim])?);
+                    let lengths = bed.integers(&[37, 3], &[2])?;
+                    let inverse: Vec<f32> = (0..dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
+                    let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
+                    let options = DecodeOptions {
+                        causal: true,
+                        rotary: Some((RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies))),
+                        ..DecodeOptions::default()
+                    };
+                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths)
+                        .append(&new, &new)
+                        .options(options)
+                        .run()?;
+                    Ok(vec![result.out, result.lse, k, v])
                 },
             ));
         }

@@ -1,0 +1,156 @@
+//! Few rows on Hopper: which kernel, and in which order k is added up.
+
+use kernels_gpu::linear::{
+    ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGES, STREAMING_NK_COLUMNS, rows_shared, rows8_shared,
+};
+
+use super::{
+    plan::{Lay, Plan},
+    problem::Geometry,
+};
+use crate::{DType, Device, Result, Tier, tensor_map::TensorMapRequest};
+
+/// Most rows of `linear_rows8_*`.
+const ROWS8: u64 = 8;
+/// Shared memory of a block, at least: a multiprocessor holds one such block. The blocks of the next kernel come as those of
+/// this one leave; if two had room, the first multiprocessors to be free would get two, and others none.
+const LEAST_SHARED: u32 = 117 << 10;
+/// And at most, so that blocks of attention have room beside it, unless x needs more.
+const MOST_SHARED: u32 = 158 << 10;
+/// Stages below which x needs more.
+const ENOUGH_STAGES: u32 = 4;
+/// Blocks that a large GPU holds at a time, two a multiprocessor.
+const MANY_BLOCKS: u64 = 264;
+/// Blocks that leave few of them with one.
+const FULL_BLOCKS: u64 = 240;
+/// Loads of a block from which on a cluster of eight pays: it takes longer to meet than one of four.
+const DEEP_LOADS: u32 = 16;
+
+/// What `linear_rows*` are told beside the problem.
+#[derive(Clone, Debug)]
+pub(super) struct RowsPlan {
+    /// Rows of a tile: 8, 16 or 64.
+    rows: u32,
+    pub(super) w_map: TensorMapRequest,
+    /// For those that load x by TMA.
+    pub(super) x_map: Option<TensorMapRequest>,
+    /// Stages of `linear_rows8_*`.
+    pub(super) stages: u32,
+    pub(super) order: Order,
+    shared: u32,
+}
+
+/// The order in which k is added up: it follows from the weight alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order {
+    /// Loads of a slice.
+    pub(super) depth: u32,
+    /// Slices.
+    pub(super) slices: u32,
+    /// Slices that are added to one another first: those that a block of a cluster takes.
+    pub(super) together: u32,
+}
+
+impl Order {
+    fn new(columns: u64, k: u64) -> Order {
+        let loads = k.div_ceil(ROWS_DEPTH.into()) as u32;
+        let depth = loads.div_ceil(ROWS_SLICES);
+        let tiles = columns.div_ceil(ROWS_COLUMNS.into());
+        let blocks = |parts: u32| tiles * u64::from(parts);
+        let parts = if blocks(8) <= MANY_BLOCKS && loads >= 8 * DEEP_LOADS {
+            8
+        } else if blocks(4) <= MANY_BLOCKS {
+            4
+        } else if (FULL_BLOCKS..=MANY_BLOCKS).contains(&blocks(2)) {
+            2
+        } else {
+            1
+        };
+        Order {
+            depth,
+            slices: loads.div_ceil(depth),
+            together: ROWS_SLICES / parts,
+        }
+    }
+
+    /// Blocks of a cluster.
+    fn parts(self) -> u32 {
+        ROWS_SLICES / self.together
+    }
+}
+
+impl RowsPlan {
+    /// For a problem that the streaming kernels take, unless it is one of the others'.
+    pub(super) fn new(geometry: &Geometry, lay: Lay, device: &Device) -> Option<RowsPlan> {
+        if device.tier() != Tier::Sm90a || geometry.dtype == DType::F32 || lay != Lay::Nk {
+            return None;
+        }
+        let order = Order::new(geometry.columns(), geometry.k);
+        if let Some((stages, shared)) = stages_of_rows8(geometry, device) {
+            let [_, w_map] = geometry.maps(lay, ROWS8 as u32, STREAMING_NK_COLUMNS);
+            return Some(RowsPlan {
+                rows: ROWS8 as u32,
+                w_map,
+                x_map: None,
+                stages,
+                order,
+                shared,
+            });
+        }
+        let rows = if geometry.m <= 16 { 16 } else { 64 };
+        let [x_map, w_map] = geometry.maps(lay, rows, ROWS_COLUMNS);
+        Some(RowsPlan {
+            rows,
+            w_map,
+            x_map: Some(x_map),
+            stages: 0,
+            order,
+            shared: rows_shared(rows),
+        })
+    }
+
+    /// Whether the kernel normalises rows itself.
+    pub(super) fn normalises(&self) -> bool {
+        self.x_map.is_none()
+    }
+
+    /// Blocks of a cluster.
+    pub(super) fn cluster(&self) -> u32 {
+        if self.normalises() { 1 } else { self.order.parts() }
+    }
+
+    pub(super) fn plan(self, geometry: &Geometry, device: &Device) -> Result<Plan> {
+        let entry = format!("linear_rows{}_nk_{}", self.rows, geometry.dtype);
+        let columns = if self.normalises() {
+            STREAMING_NK_COLUMNS
+        } else {
+            ROWS_COLUMNS
+        };
+        let plan = Plan::of_tiles(geometry, entry, [self.rows, columns], self.shared)?;
+        let [tiles, ..] = plan.grid;
+        let blocks = if self.normalises() {
+            tiles.min(device.properties().multiprocessors.into())
+        } else {
+            tiles * u64::from(self.cluster())
+        };
+        Ok(Plan {
+            grid: [blocks, 1, geometry.batch],
+            rows: Some(self),
+            ..plan
+        })
+    }
+}
+
+/// Stages and shared memory of `linear_rows8_*`, if x has room beside them.
+fn stages_of_rows8(geometry: &Geometry, device: &Device) -> Option<(u32, u32)> {
+    // More than a block's shared memory in any case.
+    if geometry.m > ROWS8 || geometry.k > 1 << 17 {
+        return None;
+    }
+    let shared = |stages: u32| rows8_shared(stages, geometry.m as u32, geometry.k as u32);
+    let most = |limit: u32| (1..=ROWS8_STAGES).rev().find(|&stages| shared(stages) <= limit);
+    let stages = most(MOST_SHARED)
+        .filter(|&stages| stages >= ENOUGH_STAGES)
+        .or_else(|| most(device.properties().shared_per_block))?;
+    Some((stages, shared(stages).max(LEAST_SHARED)))
+}

@@ -1,0 +1,108 @@
+//! The order in which tiles of keys add their part to a tile of dQ, and where that is kept.
+//!
+//! Sums of floats depend on their order, so each tile of queries has one: its tiles of keys ascending, or descending
+//! where a mask lets early queries see early keys only: there a tile of keys begins at its diagonal, and the next one
+//! has passed every tile of queries a step before. A counter says how many have added. Tiles of keys are taken in the same
+//! order, from a counter: whom a block waits for has been taken before, so somebody is at work on it.
+
+use super::{
+    gradient::Work,
+    params::{BackwardParams, flags},
+    rows::forget,
+    schedule::Sequence,
+};
+
+/// How many tiles of keys there are to take.
+#[inline(always)]
+pub fn tiles(params: &BackwardParams) -> u32 {
+    params.attention.batch * params.heads_kv * params.key_tiles
+}
+
+/// The tile of `KEYS` keys of place `index` in the order.
+///
+/// # Safety
+/// - `params` are those of the launch: no extent is 0; `index` is below [`tiles`].
+#[inline(always)]
+pub unsafe fn tile<const KEYS: u32>(params: &BackwardParams, index: u32) -> Work {
+    // Found again at each call: kernels that call this often have no registers to keep what follows from parameters.
+    let planes = forget(params.attention.batch) * params.heads_kv;
+    // SAFETY: forwarded to the caller; a section that exists has a head.
+    unsafe {
+        core::hint::assert_unchecked(params.section != 0 && params.key_tiles != 0);
+        let per_section = forget(params.section) * params.key_tiles;
+        core::hint::assert_unchecked(per_section != 0);
+        let section = index / per_section;
+        let rest = index - section * per_section;
+        let first = section * params.section;
+        let width = if planes - first < params.section {
+            planes - first
+        } else {
+            params.section
+        };
+        core::hint::assert_unchecked(width != 0);
+        let (tile, plane) = (rest / width, first + rest % width);
+        let tile = if params.descending != 0 {
+            params.key_tiles - 1 - tile
+        } else {
+            tile
+        };
+        Work::of_keys(params, forget(params.attention.flags), plane, tile * KEYS)
+    }
+}
+
+/// The place of the first tile of queries of a sequence and head in `statistics` and `dq_sum`.
+#[inline(always)]
+pub fn place(params: &BackwardParams, batch: u32, start_q: u32, head: u32) -> u32 {
+    let forward = &params.attention;
+    // SAFETY: the host gives the tile of the kernel.
+    unsafe { core::hint::assert_unchecked(params.query_tile != 0) };
+    let (plane, first) = if forward.flags & flags::VARLEN != 0 {
+        // Packed sequences begin anywhere: each may need one tile more than its tokens fill.
+        (head, start_q / params.query_tile + batch)
+    } else {
+        (batch * forward.heads_q + head, 0)
+    };
+    plane * params.plane_tiles + first
+}
+
+/// The index of the counter of a sequence's and head's first tile of queries.
+#[inline(always)]
+pub fn counter(params: &BackwardParams, batch: u32, head: u32) -> u32 {
+    (batch * params.attention.heads_q + head) * params.query_tiles
+}
+
+/// The address of a counter.
+#[inline(always)]
+pub fn address(params: &BackwardParams, counter: u32) -> *mut u32 {
+    (params.turns + 4 * counter as u64) as *mut u32
+}
+
+/// How many tiles of keys add to tile `n` of queries before the tile `work` does.
+///
+/// # Safety
+/// - `params` are those of the launch, `work` one of its tiles.
+#[inline(always)]
+pub unsafe fn before<const KEYS: u32>(params: &BackwardParams, work: &Work, n: u32) -> u32 {
+    // SAFETY: forwarded to the caller.
+    let sequence = unsafe { Sequence::at(&params.attention, forget(work.batch)) };
+    let (lowest, highest) = of_queries::<KEYS>(params, &sequence, n);
+    let mine = (work.first / KEYS) as i32;
+    let before = if params.descending != 0 {
+        highest - 1 - mine
+    } else {
+        mine - lowest
+    };
+    before as u32
+}
+
+/// The tiles of `KEYS` keys that add to a tile of queries, as (first, one past the last).
+#[inline(always)]
+pub fn of_queries<const KEYS: u32>(params: &BackwardParams, sequence: &Sequence, tile: u32) -> (i32, i32) {
+    let first = tile * params.query_tile;
+    let end = if first + params.query_tile < sequence.seq_q {
+        first + params.query_tile
+    } else {
+        sequence.seq_q
+    };
+    sequence.mask.tiles(first as i32, end as i32 - 1, KEYS as i32)
+}

@@ -1,0 +1,381 @@
+//! Decode of at most eight rows: keys as M, queries as N; values' columns as M, queries as N.
+//!
+//! The products of [`tensor`](super::tensor) have 16 rows of queries, of which a decode step of grouped heads uses four or
+//! eight. Turned round, they have eight, and half the instructions and half the registers of queries and output: three
+//! blocks find room on a multiprocessor instead of two. The weights leave the first product with keys as rows and enter the
+//! second with keys as columns: two 8×8 matrices are transposed.
+//!
+//! Caches of 8-bit floats: `ldmatrix` takes 16 of them for 8 halves, so a lane gets 4 elements of a key, dealt out to
+//! queries in the same order, and 2 × 2 elements of values: even columns are the upper half of M and odd ones the lower.
+
+use super::{
+    DecodeParams, JOIN_ROWS, Shape, finish,
+    fp8::{Query, widen},
+    stream::{Engine, Work, opaque},
+    tensor::{Scoring, finished, queries_at, query_word, staged_row},
+};
+use crate::tile::{
+    element::{Bf16, F16},
+    mma::Mma,
+};
+use core::marker::PhantomData;
+use cuda_std::{
+    math::{ex2, fma, fmax, prmt},
+    matrix, shared, thread, warp,
+};
+
+/// A warp's part of a piece: `S = dim / 16` steps along the head dim, and as many tiles of output columns. `BYTES` of a cache
+/// element.
+pub struct Few<E, const DIM: u32, const S: usize, const BYTES: u32> {
+    /// Queries as B fragments.
+    queries: [[u32; 2]; S],
+    /// Output: columns × queries.
+    out: [[f32; 4]; S],
+    /// Of the lane's two queries.
+    maximum: [f32; 2],
+    sum: [f32; 2],
+    scoring: [Scoring; 2],
+    types: PhantomData<E>,
+}
+
+/// `movmatrix.sync.aligned.m8n8.trans.b16`: the transpose of an 8×8 matrix that the warp holds (sm_75).
+///
+/// # Safety
+/// - All 32 lanes execute this together, in straight-line code.
+#[inline(always)]
+unsafe fn transpose(word: u32) -> u32 {
+    let result: u32;
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        core::arch::asm!("movmatrix.sync.aligned.m8n8.trans.b16 {0}, {1};", out(reg32) result, in(reg32) word,
+            options(nomem, nostack));
+    }
+    result
+}
+
+/// The largest value of the lanes with the same `lane % 4`.
+#[inline(always)]
+unsafe fn maximum_of_keys(value: f32) -> f32 {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let value = fmax(value, warp::shfl_bfly(value, 4));
+        let value = fmax(value, warp::shfl_bfly(value, 8));
+        fmax(value, warp::shfl_bfly(value, 16))
+    }
+}
+
+impl<E, const DIM: u32, const S: usize, const BYTES: u32> Few<E, DIM, S, BYTES> {
+    /// Shared address of a chunk of 16 bytes of a key or value; an even number of chunks further is an XOR with 16 times that.
+    #[inline(always)]
+    fn chunk_at(base: u32, row: u32, chunk: u32) -> u32 {
+        let swizzle = if DIM * BYTES == 64 { row / 2 % 4 } else { row % 8 };
+        base + row * DIM * BYTES + (chunk ^ swizzle) * 16
+    }
+
+    /// The first query of this lane's scores; the next one is the other.
+    #[inline(always)]
+    fn query() -> u32 {
+        thread::lane_id() % 4 * 2
+    }
+
+    /// Scores of 16 keys from token `first`, as [`Scoring::score`] has them: registers `2i + j` are key `group + 8i` and query
+    /// `2 · pair + j`.
+    #[inline(always)]
+    unsafe fn score(&self, params: &DecodeParams, x: &mut [f32; 4], first: i32) {
+        let mut i = 0;
+        while i < 4 {
+            x[i] *= self.scoring[i % 2].scale;
+            i += 1;
+        }
+        // SAFETY: forwarded to the caller.
+        if unsafe { finish::is_inner(first) } {
+            return;
+        }
+        let query = Self::query();
+        // SAFETY: as above.
+        let rows = unsafe { [finish::row(query), finish::row(query + 1)] };
+        let cap = self.scoring[0].cap;
+        i = 0;
+        while i < 4 {
+            let key = first + (thread::lane_id() / 4 + i as u32 / 2 * 8) as i32;
+            x[i] = finished(x[i], cap, params, &rows[i % 2], key);
+            i += 1;
+        }
+    }
+
+    /// Makes weights of scores, and shrinks what was seen before to their scale.
+    #[inline(always)]
+    unsafe fn weigh(&mut self, x: &mut [f32; 4]) {
+        let mut shrinks = [0.0; 2];
+        let mut q = 0;
+        while q < 2 {
+            // SAFETY: forwarded to the caller.
+            let maximum = fmax(self.maximum[q], unsafe { maximum_of_keys(fmax(x[q], x[q + 2])) });
+            let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
+            shrinks[q] = ex2(self.maximum[q] - shift);
+            x[q] = ex2(x[q] - shift);
+            x[q + 2] = ex2(x[q + 2] - shift);
+            self.sum[q] = fma(self.sum[q], shrinks[q], x[q] + x[q + 2]);
+            self.maximum[q] = maximum;
+            q += 1;
+        }
+        let mut t = 0;
+        while t < S {
+            let mut i = 0;
+            while i < 4 {
+                self.out[t][i] *= shrinks[i % 2];
+                i += 1;
+            }
+            t += 1;
+        }
+    }
+}
+
+/// Elements of queries, and the type in which they are multiplied with those of a cache of `BYTES` each.
+pub trait Product<const BYTES: u32>: Query {
+    /// `A·B + C`.
+    ///
+    /// # Safety
+    /// - As for [`Mma::mma`].
+    unsafe fn product(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4];
+    /// Two weights in a word.
+    fn weights(low: f32, high: f32) -> u32;
+}
+
+macro_rules! products {
+    ($($type:ident $bytes:literal by $by:ident)*) => {$(
+        impl Product<$bytes> for $type {
+            #[inline(always)]
+            unsafe fn product(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
+                // SAFETY: forwarded to the caller.
+                unsafe { <$by as Mma>::mma(a, b, c) }
+            }
+
+            #[inline(always)]
+            fn weights(low: f32, high: f32) -> u32 {
+                <$by as crate::tile::element::Element>::pack(low, high)
+            }
+        }
+    )*};
+}
+
+products! { F16 2 by F16  Bf16 2 by Bf16  F16 1 by F16  Bf16 1 by F16 }
+
+impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine for Few<E, DIM, S, BYTES> {
+    const SHAPE: Shape = Shape::few(BYTES, DIM);
+    const CACHE_BYTES: u32 = BYTES;
+    const ROWS: u32 = 8;
+
+    #[inline(always)]
+    unsafe fn stage_queries(_: &DecodeParams) {}
+
+    #[inline(always)]
+    fn query_at(_: &DecodeParams, row: u32, column: u32) -> u32 {
+        super::tensor::chunk_at::<DIM>(queries_at::<Self>(), row, column / 8) + column % 8 * 2
+    }
+
+    #[inline(always)]
+    unsafe fn new(params: &DecodeParams, work: &Work, staged: bool) -> Self {
+        const { assert!(S as u32 * 16 == DIM && Self::SHAPE.query_bytes == 0) };
+        unsafe {
+            // Nothing of this is kept from tile to tile.
+            let lane = opaque(thread::lane_id());
+            let (group, pair) = (lane / 4, lane % 4);
+            let mut queries = [[0; 2]; S];
+            // Of 16-bit caches the words are columns 2·pair and 8 + 2·pair of a step, of others 4·pair and 4·pair + 2.
+            let (width, other) = const { if BYTES == 1 { (4, 2) } else { (2, 8) } };
+            if staged {
+                let at = staged_row::<Self, DIM>(params, group);
+                let mut s = 0;
+                while s < S {
+                    let column = s as u32 * 16 + pair * width;
+                    if BYTES == 1 {
+                        queries[s] = shared::ld((at ^ (column / 8 * 16)) + column % 8 * 2);
+                    } else {
+                        queries[s] = [
+                            shared::ld((at ^ (s as u32 * 32)) + pair * 4),
+                            shared::ld((at ^ (s as u32 * 32 + 16)) + pair * 4),
+                        ];
+                    }
+                    s += 1;
+                }
+            } else {
+                let row = finish::query(group);
+                let mut s = 0;
+                while s < S {
+                    let column = s as u32 * 16 + pair * width;
+                    queries[s] = [query_word(params, row, column), query_word(params, row, column + other)];
+                    s += 1;
+                }
+            }
+            let mut scoring = [Scoring::new(params, work.head); 2];
+            if BYTES == 1 {
+                let factor = E::halve(&mut queries);
+                scoring[0].scale *= warp::shfl_idx(factor, Self::query() * 4);
+                scoring[1].scale *= warp::shfl_idx(factor, Self::query() * 4 + 4);
+            }
+            Few {
+                queries,
+                out: [[0.0; 4]; S],
+                maximum: [f32::NEG_INFINITY; 2],
+                sum: [0.0; 2],
+                scoring,
+                types: PhantomData,
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32) {
+        unsafe {
+            // Where chunks lie does not change from step to step: the widest rows have no registers to keep that.
+            let lane = if BYTES == 1 && DIM == 128 {
+                opaque(thread::lane_id())
+            } else {
+                thread::lane_id()
+            };
+            // Even and odd steps apart, for shorter chains of products.
+            let mut scores = [[0.0f32; 4]; 2];
+            // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
+            let keys_at = Self::chunk_at(keys, lane % 16, lane / 16);
+            let mut s = 0;
+            while s < S {
+                if BYTES == 1 {
+                    let words = matrix::ldmatrix_x4(keys_at ^ (s as u32 * 16));
+                    let mut odd = 0;
+                    while odd < 2 {
+                        let (upper, lower) = (widen(words[2 * odd]), widen(words[2 * odd + 1]));
+                        let a = [upper[0], lower[0], upper[1], lower[1]];
+                        scores[odd] = E::product(a, self.queries[s + odd], scores[odd]);
+                        odd += 1;
+                    }
+                    s += 2;
+                } else {
+                    let a = matrix::ldmatrix_x4(keys_at ^ (s as u32 * 32));
+                    scores[s % 2] = E::product(a, self.queries[s], scores[s % 2]);
+                    s += 1;
+                }
+            }
+            let mut x = [0.0f32; 4];
+            let mut i = 0;
+            while i < 4 {
+                x[i] = scores[0][i] + scores[1][i];
+                i += 1;
+            }
+            self.score(params, &mut x, first);
+            self.weigh(&mut x);
+            let p = [transpose(E::weights(x[0], x[1])), transpose(E::weights(x[2], x[3]))];
+            let mut t = 0;
+            if BYTES == 1 {
+                // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
+                let values_at = Self::chunk_at(values, lane % 16, lane / 16);
+                while t < S {
+                    let words = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 16));
+                    let mut odd = 0;
+                    while odd < 2 {
+                        // Even columns of two keys, then odd ones.
+                        let low = widen(prmt(words[2 * odd], 0, 0x3120));
+                        let high = widen(prmt(words[2 * odd + 1], 0, 0x3120));
+                        let a = [low[0], low[1], high[0], high[1]];
+                        self.out[t + odd] = E::product(a, p, self.out[t + odd]);
+                        odd += 1;
+                    }
+                    t += 2;
+                }
+            } else {
+                // Matrices: columns 0–7 and 8–15 of keys 0–7, then of keys 8–15.
+                let values_at = Self::chunk_at(values, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+                while t < S {
+                    let a = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 32));
+                    self.out[t] = E::product(a, p, self.out[t]);
+                    t += 1;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_statistics(&self, rows: u32) {
+        unsafe {
+            let warp = thread::uniform_warp_idx();
+            let mut q = 0;
+            while q < 2 {
+                let row = Self::query() + q as u32;
+                let mut sum = self.sum[q];
+                let mut lanes = 4;
+                while lanes < 32 {
+                    sum += warp::shfl_bfly(sum, lanes);
+                    lanes *= 2;
+                }
+                if row < rows && thread::lane_id() < 4 {
+                    finish::put_statistics(warp, row, self.maximum[q], sum);
+                }
+                q += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_output(&self, turn: usize, rows: u32) {
+        let (group, warp) = (opaque(thread::lane_id()) / 4, unsafe { thread::uniform_warp_idx() });
+        let mut q = 0;
+        while q < 2 {
+            let row = Self::query() + q as u32;
+            if row < rows && row / JOIN_ROWS == turn as u32 {
+                let to = finish::output::<Self>(warp, row, rows);
+                let mut t = 0;
+                while t < S {
+                    let (upper, lower) = (self.out[t][q], self.out[t][q + 2]);
+                    let at = to + t as u32 * 64;
+                    // SAFETY: the row's turn.
+                    unsafe {
+                        if BYTES == 1 {
+                            shared::st(at + group * 8, [upper, lower]);
+                        } else {
+                            shared::st(at + group * 4, upper);
+                            shared::st(at + group * 4 + 32, lower);
+                        }
+                    }
+                    t += 1;
+                }
+            }
+            q += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn clear(&mut self) {
+        self.out = [[0.0; 4]; S];
+        self.maximum = [f32::NEG_INFINITY; 2];
+        self.sum = [0.0; 2];
+    }
+}
+
+macro_rules! kernels {
+    ($($name:ident $element:ident $dim:literal $bytes:literal)*) => {
+        cuda_std::kernel! {$(
+            /// Decode attention of at most eight rows; see [`crate::decode`].
+            ///
+            /// # Safety
+            /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
+            ///   pool; outputs and workspace overlap nothing; there are at most eight rows and one tile of a KV head.
+            #[launch(threads = Shape::few($bytes, $dim).warps * 32, min_blocks = 3, tensor_core = 1)]
+            pub fn $name(params: DecodeParams) {
+                type Kernel = Few<$element, $dim, { $dim / 16 }, $bytes>;
+                const N: usize = (8 * $dim / (Kernel::SHAPE.warps * 32)) as usize;
+                super::stream::run::<Kernel, $element, N>(&params)
+            }
+        )*}
+    };
+}
+
+kernels! {
+    decode_few_f16_d64 F16 64 2
+    decode_few_f16_d128 F16 128 2
+    decode_few_bf16_d64 Bf16 64 2
+    decode_few_bf16_d128 Bf16 128 2
+    decode_few_e4m3_f16_d64 F16 64 1
+    decode_few_e4m3_f16_d128 F16 128 1
+    decode_few_e4m3_bf16_d64 Bf16 64 1
+    decode_few_e4m3_bf16_d128 Bf16 128 1
+}

@@ -1,0 +1,122 @@
+//! Sums of columns for the gradients of weight and bias: by the rows' statistics, and of partial sums.
+
+use super::{
+    backward::{COLUMNS, NormBackwardParams, NormSumParams, SUM_COLUMNS, THREADS},
+    device::Statistics,
+};
+use crate::row::{Row, WIDTH, zip};
+use crate::tile::element::Element;
+use cuda_std::{barrier::syncthreads, global, shared::Shared, thread};
+
+/// Rows whose loads a thread of `norm_columns_*` starts together.
+const AT_ONCE: usize = 4;
+/// Rows of partial sums whose loads a thread of `norm_sum_*` starts together.
+const SUMMED_AT_ONCE: usize = 16;
+
+/// Partial sums of columns by the statistics of the rows: block `(i, j)` takes the `i`-th [`COLUMNS`] of team `j`.
+#[inline(always)]
+pub unsafe fn columns<E: Element>(p: NormBackwardParams) {
+    let column = thread::block_idx_x() * COLUMNS as u32 + thread::thread_idx_x() * WIDTH;
+    let team = thread::block_idx_y() as u64;
+    if column >= p.columns {
+        return;
+    }
+    let (mut dweight, mut dbias) = ([0.0; 8], [0.0; 8]);
+    let mut row = team;
+    while row < p.rows {
+        // All loads of some rows first.
+        let (mut x, mut dy) = ([[0.0; 8]; AT_ONCE], [[0.0; 8]; AT_ONCE]);
+        let mut statistics = [Statistics {
+            mean: 0.0,
+            rest: 0.0,
+            scale: 0.0,
+            offset: 0.0,
+        }; AT_ONCE];
+        let mut i = 0;
+        while i < AT_ONCE {
+            let row = row + i as u64 * p.teams;
+            if row < p.rows {
+                // SAFETY: the host gives the extents of all tensors.
+                unsafe {
+                    x[i] = Row::new::<E>(p.x, row, p.x_stride, p.columns, p.aligned).load::<E>(column, 0.0);
+                    dy[i] = Row::new::<E>(p.dy, row, p.dy_stride, p.columns, p.aligned).load::<E>(column, 0.0);
+                    let at = (p.statistics as *const f32).add(row as usize * 3);
+                    let (rest, scale): (f32, f32) = (global::ld_nc(at.add(1)), global::ld_nc(at.add(2)));
+                    statistics[i] = Statistics {
+                        mean: global::ld_nc(at),
+                        rest,
+                        scale,
+                        offset: -rest * scale,
+                    };
+                }
+            }
+            i += 1;
+        }
+        let mut i = 0;
+        while i < AT_ONCE {
+            if row + (i as u64) * p.teams < p.rows {
+                let term = zip(dy[i], x[i], |dy, s| dy * statistics[i].unit(s));
+                dweight = zip(dweight, term, |sum, term| sum + term);
+                dbias = zip(dbias, dy[i], |sum, dy| sum + dy);
+            }
+            i += 1;
+        }
+        row += AT_ONCE as u64 * p.teams;
+    }
+    let partial = |address| Row {
+        address: address + team * p.columns as u64 * 4,
+        columns: p.columns,
+        aligned: p.columns % 4 == 0,
+    };
+    // SAFETY: one row of partial sums a team.
+    unsafe {
+        if p.dweight != 0 {
+            partial(p.dweight).store::<f32>(column, dweight);
+        }
+        if p.dbias != 0 {
+            partial(p.dbias).store::<f32>(column, dbias);
+        }
+    }
+}
+
+/// Adds up columns: a warp takes every eighth row of 32 columns, then the warps' sums are added in order.
+#[inline(always)]
+pub unsafe fn add_columns<E: Element>(p: NormSumParams) {
+    let (lane, warp) = (thread::lane_id(), thread::warp_idx());
+    let column = thread::block_idx_x() as u64 * SUM_COLUMNS + lane as u64;
+    let slots = Shared::<f32>::dynamic(0);
+    let mut total = 0.0;
+    // SAFETY: the host gives the extents, and shared memory of a word a thread.
+    unsafe {
+        const WARPS: u64 = THREADS as u64 / 32;
+        let mut row = warp as u64;
+        while row < p.rows && column < p.columns {
+            let mut values = [0.0; SUMMED_AT_ONCE];
+            let mut i = 0;
+            while i < SUMMED_AT_ONCE {
+                let row = row + i as u64 * WARPS;
+                if row < p.rows {
+                    values[i] = global::ld_nc((p.partial as *const f32).add((row * p.columns + column) as usize));
+                }
+                i += 1;
+            }
+            let mut i = 0;
+            while i < SUMMED_AT_ONCE {
+                total += values[i];
+                i += 1;
+            }
+            row += SUMMED_AT_ONCE as u64 * WARPS;
+        }
+        slots.add(warp * 32 + lane).write(total);
+        syncthreads();
+        if warp == 0 && column < p.columns {
+            let mut sum = 0.0;
+            let mut other = 0;
+            while other < THREADS / 32 {
+                sum += slots.add(other * 32 + lane).read();
+                other += 1;
+            }
+            global::st((p.out as *mut E).add(column as usize), E::from_f32(sum));
+        }
+    }
+}

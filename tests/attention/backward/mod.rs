@@ -1,0 +1,19 @@
+//! Gradients: against the f64 reference, finite differences, and themselves.
+
+mod calls;
+mod gradients;
+mod packed;
+mod properties;
+mod shapes;
+
+pub use gradients::*;
+pub use packed::packed;
+
+use host::reference::attention::{AttentionOptions, Causal};
+
+fn causal() -> AttentionOptions {
+    AttentionOptions {
+        causal: Causal::BottomRight,
+        ..Default::default()
+    }
+}

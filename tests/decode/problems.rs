@@ -1,0 +1,101 @@
+//! Results within the 2× rule: pages and rows, head dims, several new tokens, options.
+
+use ferroflash::PoolLayout;
+
+use crate::support::{Case, check_all};
+
+#[test]
+fn pages_of_any_size_in_both_orders() {
+    for (page, layout) in [
+        (1, PoolLayout::Nhd),
+        (16, PoolLayout::Nhd),
+        (16, PoolLayout::Hnd),
+        (5, PoolLayout::Hnd),
+    ] {
+        check_all(Case {
+            page: Some(page),
+            layout,
+            lengths: vec![67, 0, 16],
+            ..Case::default()
+        });
+    }
+}
+
+#[test]
+fn contiguous_rows_in_any_order() {
+    check_all(Case {
+        page: None,
+        rows: Some(vec![3, 0, 1]),
+        lengths: vec![33, 1, 80],
+        ..Case::default()
+    });
+}
+
+#[test]
+fn head_dims_and_ratios() {
+    for (heads, dims) in [
+        ((8, 1), (128, 128)),
+        ((5, 5), (256, 256)),
+        ((28, 4), (40, 40)),
+        ((3, 3), (96, 64)),
+        ((16, 1), (128, 128)),
+    ] {
+        check_all(Case {
+            heads,
+            dims,
+            lengths: vec![37, 3],
+            ..Case::default()
+        });
+    }
+    // More rows than a tile has: 40 heads of one KV head.
+    check_all(Case {
+        heads: (40, 1),
+        lengths: vec![70],
+        ..Case::default()
+    });
+}
+
+#[test]
+fn several_new_tokens() {
+    for (seq_q, causal) in [(2, true), (7, true), (7, false)] {
+        // The shortest sequence is shorter than its queries: some rows see nothing.
+        check_all(Case {
+            seq_q,
+            causal,
+            lengths: vec![70, 3, 0],
+            ..Case::default()
+        });
+    }
+}
+
+#[test]
+fn options() {
+    let base = Case {
+        seq_q: 3,
+        lengths: vec![150, 20, 0],
+        ..Case::default()
+    };
+    check_all(Case {
+        window: (Some(40), None),
+        ..base.clone()
+    });
+    check_all(Case {
+        causal: false,
+        window: (Some(70), Some(1)),
+        ..base.clone()
+    });
+    check_all(Case {
+        softcap: Some(1.5),
+        ..base.clone()
+    });
+    check_all(Case {
+        slopes: true,
+        sinks: true,
+        ..base.clone()
+    });
+    check_all(Case {
+        padding: Some(vec![64, 20, 1]),
+        slopes: true,
+        ..base
+    });
+}

@@ -1,0 +1,235 @@
+//! Extents, strides and layouts: every tail, ragged rows and columns, transposes, leading axes, and any of them at random.
+
+use crate::common::devices;
+use crate::support::{Case, Data, all_dtypes, check_close, check_exact, check_y};
+use ferroflash::{Activation, LinearMode, Tensor, WeightLayout, bf16, f16, linear};
+use host::compare::same_bits;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+#[test]
+fn every_tail_of_m() {
+    for device in devices() {
+        for m in [0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129] {
+            let case = Case {
+                bias: true,
+                residual: true,
+                ..Case::new(m, 24, 40)
+            };
+            all_dtypes!(check_exact(&device, case));
+        }
+    }
+}
+
+#[test]
+fn every_layout_and_tail_of_n_and_k() {
+    for device in devices() {
+        for layout in [WeightLayout::Nk, WeightLayout::Kn] {
+            for (n, k) in [
+                (0, 8),
+                (1, 1),
+                (7, 13),
+                (8, 0),
+                (16, 16),
+                (31, 33),
+                (63, 64),
+                (65, 31),
+                (72, 96),
+                (130, 32),
+            ] {
+                let case = Case {
+                    layout,
+                    bias: true,
+                    ..Case::new(5, n, k)
+                };
+                all_dtypes!(check_exact(&device, case));
+                // Rows of 16-byte multiples: the tensor core kernels take ragged extents too.
+                let next = |extent: u64| extent.next_multiple_of(8) - extent;
+                if next(n) == next(k) {
+                    all_dtypes!(check_exact(
+                        &device,
+                        Case {
+                            padding: next(k) + 8,
+                            ..case
+                        }
+                    ));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn transposed_inputs() {
+    for device in devices() {
+        for (m, n, k) in [(24, 40, 16), (17, 9, 5), (72, 64, 33), (8, 8, 1)] {
+            for layout in [WeightLayout::Nk, WeightLayout::Kn] {
+                let case = Case {
+                    x_transposed: true,
+                    layout,
+                    ..Case::new(m, n, k)
+                };
+                all_dtypes!(check_exact(&device, case));
+                all_dtypes!(check_exact(
+                    &device,
+                    Case {
+                        padding: m.next_multiple_of(8) - m,
+                        ..case
+                    }
+                ));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_large_tiles() {
+    for device in devices() {
+        for (layout, x_transposed) in [
+            (WeightLayout::Nk, false),
+            (WeightLayout::Kn, false),
+            (WeightLayout::Kn, true),
+        ] {
+            // Four multiprocessors, so four tiles of 128 are enough for large ones on the emulator.
+            let case = Case {
+                layout,
+                x_transposed,
+                bias: true,
+                ..Case::new(136, 248, 72)
+            };
+            check_exact::<f16>(&device, case);
+            check_exact::<bf16>(
+                &device,
+                Case {
+                    gated: true,
+                    n: 136,
+                    activation: Activation::Relu,
+                    k: 40,
+                    ..case
+                },
+            );
+        }
+    }
+}
+
+/// What Hopper's kernels of clusters take: nothing added to a 16-bit result that TMA can store. Several tiles a block,
+/// tiles without rows beside others, ragged rows, columns and depths.
+#[test]
+fn several_tiles_a_block() {
+    for device in devices() {
+        for layout in [WeightLayout::Nk, WeightLayout::Kn] {
+            for (m, n, k) in [
+                (700, 520, 136),
+                (129, 264, 200),
+                (1030, 72, 72),
+                (65, 1032, 64),
+                (257, 200, 264),
+            ] {
+                let case = Case {
+                    layout,
+                    bias: true,
+                    activation: Activation::Relu,
+                    ..Case::new(m, n, k)
+                };
+                check_y(&device, case, Data::<bf16>::integers);
+                check_y(
+                    &device,
+                    Case {
+                        bias: false,
+                        gated: true,
+                        ..case
+                    },
+                    Data::<f16>::integers,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_and_leading_axes() {
+    for device in devices() {
+        let (b, m, n, k) = (3u64, 5u64, 16u64, 24u64);
+        let case = Case {
+            bias: true,
+            ..Case::new(m, n, k)
+        };
+        let data: Vec<Data<f16>> = (0..b).map(|i| Data::normal(&case, 100 + i)).collect();
+        let join = |part: fn(&Data<f16>) -> &Vec<f16>| data.iter().flat_map(|d| part(d).clone()).collect::<Vec<f16>>();
+        let x = Tensor::from_slice(&device, &join(|d| &d.x), &[b, m, k]).unwrap();
+        let w = Tensor::from_slice(&device, &join(|d| &d.w), &[b, n, k]).unwrap();
+        let bias = Tensor::from_slice(&device, &join(|d| &d.bias), &[b, n]).unwrap();
+        let y = linear(&x, &w).bias(&bias).run().unwrap();
+        assert_eq!(y.shape(), [b, m, n]);
+        let batched = y.typed::<f16>("y").unwrap().to_vec().unwrap();
+        let mut single = Vec::new();
+        for i in 0..b {
+            let (x, w, bias) = (
+                x.select(0, i).unwrap(),
+                w.select(0, i).unwrap(),
+                bias.select(0, i).unwrap(),
+            );
+            single.extend(
+                linear(&x, &w)
+                    .bias(&bias)
+                    .run()
+                    .unwrap()
+                    .typed::<f16>("y")
+                    .unwrap()
+                    .to_vec()
+                    .unwrap(),
+            );
+        }
+        assert_eq!(same_bits(&batched, &single), Ok(()));
+
+        // One weight for all: leading axes merge, or stay two strides.
+        let w = w.select(0, 0).unwrap();
+        let merged = linear(&x, &w).run().unwrap();
+        let swapped = x.transpose(0, 1).unwrap();
+        let y = linear(&swapped, &w).run().unwrap();
+        assert_eq!(y.shape(), [m, b, n]);
+        let back = y.transpose(0, 1).unwrap().typed::<f16>("y").unwrap().to_vec().unwrap();
+        assert_eq!(
+            same_bits(&back, &merged.typed::<f16>("y").unwrap().to_vec().unwrap()),
+            Ok(())
+        );
+        let vector = linear(&x.select(0, 0).unwrap().select(0, 0).unwrap(), &w)
+            .run()
+            .unwrap();
+        assert_eq!(vector.shape(), [n]);
+    }
+}
+
+#[test]
+fn any_shape_and_option() {
+    let cases = (
+        (0u64..70, 0u64..70, 0u64..70),
+        (any::<bool>(), any::<bool>(), 0u64..9),
+        (0usize..5, any::<bool>(), any::<bool>(), any::<bool>()),
+        prop_oneof![Just(1.0f32), Just(-0.5), Just(2.0)],
+    )
+        .prop_map(
+            |((m, n, k), (kn, x_transposed, padding), (activation, gated, bias, residual), alpha)| Case {
+                m,
+                n,
+                k,
+                layout: if kn { WeightLayout::Kn } else { WeightLayout::Nk },
+                padding,
+                x_transposed,
+                activation: Activation::ALL[activation],
+                gated,
+                alpha,
+                bias,
+                residual,
+                mode: LinearMode::Auto,
+            },
+        );
+    for device in devices() {
+        TestRunner::new(crate::common::problems(24))
+            .run(&cases, |case| {
+                all_dtypes!(check_close(&device, case, 21));
+                Ok(())
+            })
+            .unwrap();
+    }
+}
