@@ -4,6 +4,7 @@
 pub mod dropout;
 pub mod mask;
 pub mod params;
+pub mod ring;
 #[cfg(target_arch = "nvptx64")]
 pub mod rows;
 #[cfg(target_arch = "nvptx64")]

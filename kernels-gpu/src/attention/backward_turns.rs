@@ -4,10 +4,16 @@
 //! where a mask lets early queries see early keys only: there a tile of keys begins at its diagonal, and the next one
 //! has passed every tile of queries a step before. A counter says how many have added. Tiles of keys are taken in the same
 //! order, from a counter: whom a block waits for has been taken before, so somebody is at work on it.
+//!
+//! Without a mask all tiles of keys would begin at the first tile of queries, each a step behind the one before it, where
+//! whatever holds one up holds up all. There `ring` of them go round the tiles of queries together instead: tile `j` of a
+//! ring begins at tile `j·n/ring` of `n`, so who adds to a tile before it did so steps ago. They wait for each other, so
+//! the host takes no larger rings than there are multiprocessors for all heads whose tiles are taken in turns.
 
 use super::{
     gradient::Work,
-    params::{BackwardParams, flags},
+    params::{ASCENDING, BackwardParams, DESCENDING, flags},
+    ring::Ring,
     rows::forget,
     schedule::Sequence,
 };
@@ -41,7 +47,7 @@ pub unsafe fn tile<const KEYS: u32>(params: &BackwardParams, index: u32) -> Work
         };
         core::hint::assert_unchecked(width != 0);
         let (tile, plane) = (rest / width, first + rest % width);
-        let tile = if params.descending != 0 {
+        let tile = if params.ring == DESCENDING {
             params.key_tiles - 1 - tile
         } else {
             tile
@@ -77,17 +83,53 @@ pub fn address(params: &BackwardParams, counter: u32) -> *mut u32 {
     (params.turns + 4 * counter as u64) as *mut u32
 }
 
+/// The tile of queries, `begin` or one after it, at which the tile of keys `work` begins.
+///
+/// # Safety
+/// - `params` are those of the launch, `work` one of its tiles.
+#[inline(always)]
+pub unsafe fn start<const KEYS: u32>(params: &BackwardParams, work: &Work, begin: i32) -> i32 {
+    if !rings(params) {
+        return begin;
+    }
+    // SAFETY: forwarded to the caller.
+    unsafe { ring::<KEYS>(params, work) }.begin() as i32
+}
+
+/// The tile of queries after tile `n` of `begin..end`.
+#[inline(always)]
+pub fn next(n: i32, (begin, end): (i32, i32)) -> i32 {
+    if n + 1 == end { begin } else { n + 1 }
+}
+
+/// Whether tiles of keys go round in rings.
+#[inline(always)]
+fn rings(params: &BackwardParams) -> bool {
+    params.ring != ASCENDING && params.ring != DESCENDING
+}
+
+/// The place of a tile of keys in its ring.
+#[inline(always)]
+unsafe fn ring<const KEYS: u32>(params: &BackwardParams, work: &Work) -> Ring {
+    // SAFETY: forwarded to the caller: there are rings and tiles.
+    unsafe { Ring::of(work.first / KEYS, params.key_tiles, params.ring, params.query_tiles) }
+}
+
 /// How many tiles of keys add to tile `n` of queries before the tile `work` does.
 ///
 /// # Safety
 /// - `params` are those of the launch, `work` one of its tiles.
 #[inline(always)]
 pub unsafe fn before<const KEYS: u32>(params: &BackwardParams, work: &Work, n: u32) -> u32 {
+    if rings(params) {
+        // SAFETY: forwarded to the caller.
+        return unsafe { ring::<KEYS>(params, work) }.before(n);
+    }
     // SAFETY: forwarded to the caller.
     let sequence = unsafe { Sequence::at(&params.attention, forget(work.batch)) };
     let (lowest, highest) = of_queries::<KEYS>(params, &sequence, n);
     let mine = (work.first / KEYS) as i32;
-    let before = if params.descending != 0 {
+    let before = if params.ring == DESCENDING {
         highest - 1 - mine
     } else {
         mine - lowest

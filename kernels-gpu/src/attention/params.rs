@@ -149,10 +149,16 @@ kernel_params! {
         pub key_tiles: u32,
         /// Key heads whose tiles follow each other.
         pub section: u32,
-        /// Whether a tile of queries takes tiles of keys from the last to the first.
-        pub descending: u32,
+        /// Tiles of keys that go round the tiles of queries together, each from another one on, or [`ASCENDING`] or
+        /// [`DESCENDING`].
+        pub ring: u32,
     }
 }
+
+/// Instead of rings: a tile of queries takes tiles of keys ascending, each begins at the first tile of queries it meets.
+pub const ASCENDING: u32 = 0;
+/// The same, but descending.
+pub const DESCENDING: u32 = u32::MAX;
 
 /// The tile of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -102,6 +102,35 @@ fn many_tiles() {
     }
 }
 
+/// So many tiles of queries that tiles of keys go round them in a ring, which begins in their midst and has ragged ends.
+#[test]
+fn rings() {
+    fn body<T: Float>(device: &Device) {
+        check(&Case::<T>::new(23, shape(1, (2, 2), (4100, 300), 72)), device);
+    }
+    for device in devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
+        body::<f16>(device);
+    }
+}
+
+/// So many tiles of keys that a block has the rows of a whole group, one head after the other.
+#[test]
+fn groups_in_one_pass() {
+    fn body<T: Float>(device: &Device) {
+        check(
+            &Case::<T>::new(24, shape(200, (4, 2), (9, 21), 16)).with(causal()),
+            device,
+        );
+        check(
+            &Case::<T>::new(25, shape(34, (6, 2), (200, 700), 24)).with(causal()),
+            device,
+        );
+    }
+    for device in devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
+        body::<bf16>(device);
+    }
+}
+
 #[test]
 fn groups_share_keys() {
     fn body<T: Float>(device: &Device) {

@@ -376,7 +376,7 @@ impl<'a> AttentionBackward<'a> {
             plane_tiles: 0,
             key_tiles: 0,
             section: 0,
-            descending: 0,
+            ring: 0,
         }
     }
 }

@@ -78,13 +78,14 @@ pub unsafe fn produce<const S: usize, const O: usize, const STAGES: u32, const P
             own_ring.expect(own, 2 * Shared::<S, O, STAGES, PARTS>::KEY_BYTES);
             load_panels(k_map, shared.own(0), key_box, place, own_ring.full(own));
             load_panels(v_map, shared.own(1), key_box, place, own_ring.full(own));
+            let start = turns::start::<KEYS>(params, &work, begin);
             let mut turn = 0;
             while turn < work.turns {
                 let head = work.head + turn;
-                let first = turns::place(params, work.batch, work.start_q, head) + begin as u32;
-                let mut statistics = params.statistics + first as u64 * statistics_bytes as u64;
-                let mut n = begin;
-                while n < end {
+                let first = turns::place(params, work.batch, work.start_q, head);
+                let (mut n, mut left) = (start, end - begin);
+                while left > 0 {
+                    let statistics = params.statistics + (first + n as u32) as u64 * statistics_bytes as u64;
                     let place = [work.start_q as i32 + n * rows as i32, head as i32, sequence];
                     let mut info = n as u32;
                     if n < whole_begin || n >= whole_end {
@@ -93,8 +94,9 @@ pub unsafe fn produce<const S: usize, const O: usize, const STAGES: u32, const P
                     if n == ragged {
                         info |= RAGGED;
                     }
-                    n += 1;
-                    if n == end && turn + 1 == work.turns {
+                    n = turns::next(n, (begin, end));
+                    left -= 1;
+                    if left == 0 && turn + 1 == work.turns {
                         info |= LAST;
                     }
                     let (ring, q) = (shared.q_ring(), Cursor::nth(step));
@@ -108,7 +110,6 @@ pub unsafe fn produce<const S: usize, const O: usize, const STAGES: u32, const P
                     ring.wait_empty(grad);
                     ring.expect(grad, row_bytes);
                     load_panels(grad_map, shared.grad(grad), row_box, place, ring.full(grad));
-                    statistics += statistics_bytes as u64;
                     step += 1;
                 }
                 turn += 1;

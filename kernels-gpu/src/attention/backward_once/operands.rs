@@ -35,17 +35,10 @@ pub unsafe fn store_slopes<const S: usize>(to: u32, group: u32, slopes: &[u32; S
     }
 }
 
-/// P as it is kept until dS is computed: rounded, in half the registers; not those that a product reads.
+/// Four of P as they are kept until dS is computed: rounded, in half the registers; not those that a product reads.
 #[inline(always)]
-pub fn hold<E: Half, const S: usize>(scores: &[f32; S]) -> [u32; S] {
-    let mut words = [0; S];
-    let mut i = 0;
-    while i < S / 4 {
-        words[2 * i] = E::pack(scores[4 * i], scores[4 * i + 2]);
-        words[2 * i + 1] = E::pack(scores[4 * i + 1], scores[4 * i + 3]);
-        i += 1;
-    }
-    words
+pub fn hold<E: Half>([a, b, c, d]: [f32; 4]) -> [u32; 2] {
+    [E::pack(a, c), E::pack(b, d)]
 }
 
 /// Registers `4i` to `4i + 3` of what is held.

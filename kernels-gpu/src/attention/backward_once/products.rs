@@ -107,6 +107,7 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                             own.mask_within(&mut scores.0, column as i32, work.own_len as i32);
                         }
                         let staged = shared.statistics(q) + forget(thread::thread_idx_x()) % 4 * 8;
+                        let (mut weights, mut held) = ([0; S], [0; S]);
                         let mut i = 0;
                         while i < S / 4 {
                             let lse: [f32; 2] = ld(staged + 32 * i as u32);
@@ -116,14 +117,18 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                                 scores.0[r] = ex2(fma(scores.0[r], forward.scale_log2, -lse[j % 2]));
                                 j += 1;
                             }
+                            if HELD {
+                                // At once: there are no registers for all of P twice.
+                                let four = [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(|r| scores.0[r]);
+                                [weights[2 * i], weights[2 * i + 1]] =
+                                    [E::pack(four[0], four[1]), E::pack(four[2], four[3])];
+                                [held[2 * i], held[2 * i + 1]] = hold::<E>(four);
+                            }
                             i += 1;
                         }
-                        let weights = round::<E, S>(&scores.0);
-                        let held = if HELD {
-                            hold::<E, S>(&scores.0)
-                        } else {
-                            [0; S]
-                        };
+                        if !HELD {
+                            weights = round::<E, S>(&scores.0);
+                        }
                         let more_values = issue_weighted::<E, S, O>(values, &weights, (shared.grad(grad), row_panel));
 
                         let mut gradients = gradients.wait::<1>();

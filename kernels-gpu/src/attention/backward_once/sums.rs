@@ -41,12 +41,13 @@ pub unsafe fn write<const S: usize, const O: usize, const STAGES: u32, const PAR
             }
             let work = turns::tile::<KEYS>(params, index);
             let (begin, end) = steps(params, &work, rows);
+            let start = turns::start::<KEYS>(params, &work, begin);
             let mut turn = 0;
             while turn < work.turns {
                 let place = turns::place(params, work.batch, work.start_q, work.head + turn);
                 let counter = turns::counter(params, work.batch, work.head + turn);
-                let mut n = begin;
-                while n < end {
+                let (mut n, mut left) = (start, end - begin);
+                while left > 0 {
                     let before = turns::before::<KEYS>(params, &work, n as u32);
                     loop {
                         let there = turns::address(params, counter + n as u32);
@@ -90,7 +91,8 @@ pub unsafe fn write<const S: usize, const O: usize, const STAGES: u32, const PAR
                     bulk::wait_group_read::<0>();
                     shared.part_ring().release(part);
                     step += 1;
-                    n += 1;
+                    n = turns::next(n, (begin, end));
+                    left -= 1;
                 }
                 turn += 1;
             }

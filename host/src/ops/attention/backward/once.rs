@@ -1,7 +1,8 @@
 //! Kernels of all gradients: their tiles, and what they keep in the work buffer.
 
 use kernels_gpu::attention::params::{
-    BACKWARD_ONCE, BACKWARD_TURNS, BackwardParams, BackwardTiles, DELTA_THREADS, delta_rows, flags,
+    ASCENDING, BACKWARD_ONCE, BACKWARD_TURNS, BackwardParams, BackwardTiles, DELTA_THREADS, DESCENDING, delta_rows,
+    flags,
 };
 
 use super::{AttentionBackward, AttentionGradients, kernels::Plan};
@@ -12,6 +13,10 @@ use crate::{AnyTensor, Error, Result, Tier, launch::Prepared};
 /// waits long.
 const SECTION_BYTES: u64 = 16 << 20;
 const DESCENDING_BYTES: u64 = 4 << 20;
+/// From so many tiles of queries on, rings gain 1 to 2 %; below, they lose.
+const RING_TILES: u64 = 64;
+/// Grouped heads are worth one pass where there are so many tiles of keys a multiprocessor.
+const GROUPED_ROUNDS: u64 = 3;
 
 /// The kernel of a problem.
 pub struct Once {
@@ -44,10 +49,6 @@ impl Once {
     /// [`Error::Range`] when its tiles cannot be numbered.
     pub fn new(problem: &Problem) -> Result<Option<Once>> {
         let dim = problem.head_dim.max(problem.value_dim);
-        // A block would have the rows of all heads of a group: too few of them, too long, for an even load.
-        if problem.group() > 1 {
-            return Ok(None);
-        }
         let device = problem.q.device();
         let mapped = device.tier() == Tier::Sm90a;
         // Not every GPU of a tier has as much shared memory as its first ones.
@@ -76,6 +77,12 @@ impl Once {
         let total_tiles = planes.saturating_mul(plane_tiles);
         let counters = (problem.batch.saturating_mul(problem.heads_q)).saturating_mul(query_tiles);
         let places = problem.batch.saturating_mul(problem.heads_kv).saturating_mul(key_tiles);
+        // A block has the rows of all heads of a group: where blocks are few, too long for an even load.
+        let causal = problem.options.mask_flags() == flags::RIGHT && problem.packed.is_none();
+        let enough = places >= GROUPED_ROUNDS * u64::from(device.properties().multiprocessors);
+        if problem.group() > 1 && !(mapped && causal && enough) {
+            return Ok(None);
+        }
         // The grid of Δ has at most 8 blocks a tile.
         for count in [total_tiles, counters.saturating_mul(8), places] {
             if count > i32::MAX as u64 {
@@ -127,18 +134,34 @@ impl Once {
         params.query_tiles = self.query_tiles as u32;
         params.plane_tiles = self.plane_tiles as u32;
         params.key_tiles = self.key_tiles as u32;
-        // Early queries see early keys only: each tile of keys begins at its diagonal.
-        let descending = problem.options.mask_flags() & flags::RIGHT != 0;
-        params.descending = u32::from(descending);
         let planes = problem.batch * problem.heads_kv;
-        let rows = self.query_tiles * u64::from(self.tiles.other) * problem.group();
-        let bytes = rows * (6 * problem.head_dim + 2 * problem.value_dim);
-        params.section = if descending {
-            (DESCENDING_BYTES / bytes.max(1)).max(1)
+        let bytes = (self.query_tiles * u64::from(self.tiles.other) * problem.group())
+            .saturating_mul(6 * problem.head_dim + 2 * problem.value_dim)
+            .max(1);
+        // Early queries see early keys only: each tile of keys begins at its diagonal.
+        let causal = problem.options.mask_flags() & flags::RIGHT != 0;
+        let resident = u64::from(problem.q.device().properties().multiprocessors);
+        let (ring, section) = if self.mapped && self.rings(problem) {
+            // Two tiles of queries and more between those that follow each other, and all of a ring at work together.
+            let most = (self.query_tiles / 2).clamp(1, resident);
+            let ring = self.key_tiles.div_ceil(self.key_tiles.div_ceil(most).max(1)).max(1);
+            (ring as u32, resident / ring)
+        } else if problem.group() > 1 {
+            // Long tiles of keys first, since there are few.
+            (ASCENDING, planes)
+        } else if causal {
+            (DESCENDING, DESCENDING_BYTES / bytes)
         } else {
-            (SECTION_BYTES / bytes.max(1)).max(2)
-        }
-        .min(planes) as u32;
+            (ASCENDING, (SECTION_BYTES / bytes).max(2))
+        };
+        params.ring = ring;
+        params.section = section.clamp(1, planes.max(1)) as u32;
+    }
+
+    /// Whether every tile of keys meets every tile of queries, and enough of them.
+    fn rings(&self, problem: &Problem) -> bool {
+        let whole = problem.options.mask_flags() & (flags::LEFT | flags::RIGHT) == 0;
+        whole && problem.packed.is_none() && self.query_tiles >= RING_TILES
     }
 }
 
