@@ -376,22 +376,29 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                         engine.put_output(turn, work.rows);
                         syncthreads();
                     }
-                    let count = const { E::SHAPE.quads() };
+                    // Four elements at a time, but where registers are few.
+                    let width = const { if E::SHAPE.folds { 4 } else { 1 } };
+                    let count = const { E::SHAPE.quads() * 4 / if E::SHAPE.folds { 4 } else { 1 } };
                     let count = if in_registers { count } else { opaque(count) };
                     let mut i = 0;
                     while i < count {
-                        let element = (i * threads + thread) * 4;
+                        let element = (i * threads + thread) * width;
                         let (row, column) = (first + element / E::SHAPE.dim, element % E::SHAPE.dim);
                         if row < work.rows && row < first + at_a_time {
                             let mut piece = [0.0; 4];
                             let mut warp = 0;
                             while warp < E::SHAPE.warps {
                                 let from = output::<E>(warp, row, work.rows) + column_at::<E>(row, column);
-                                let part: [f32; 4] = shared::ld(from);
+                                let mut part = [0.0; 4];
+                                if width == 4 {
+                                    part = shared::ld(from);
+                                } else {
+                                    part[0] = shared::ld(from);
+                                }
                                 let at = Layout::<E>::FACTORS_AT + Layout::<E>::of_warp(warp, row) * 4;
                                 let factor: f32 = shared::ld(base + at);
                                 let mut c = 0;
-                                while c < 4 {
+                                while c < width as usize {
                                     piece[c] = fma(part[c], factor, piece[c]);
                                     c += 1;
                                 }
@@ -403,7 +410,11 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                     super::cluster::put_part::<E>(params, split, row, column, piece);
                                 } else if column < params.value_dim {
                                     let at = (place + row as u64) * params.value_dim as u64 + column as u64;
-                                    global::st((params.partial + at * 4) as *mut [f32; 4], piece);
+                                    if width == 4 {
+                                        global::st((params.partial + at * 4) as *mut [f32; 4], piece);
+                                    } else {
+                                        global::st((params.partial + at * 4) as *mut f32, piece[0]);
+                                    }
                                 }
                             } else {
                                 let factors: [f32; 2] = shared::ld(base + Layout::<E>::FOLD_AT + row * 8);
@@ -414,7 +425,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                     total = shared::ld(at);
                                 }
                                 let mut c = 0;
-                                while c < 4 {
+                                while c < width as usize {
                                     if in_registers {
                                         total[c] = self.total[own + c];
                                     }
@@ -430,7 +441,11 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                 if last && column < params.value_dim {
                                     let factor: f32 = shared::ld(base + Layout::<E>::FINAL_AT + row * 4);
                                     let to = shared::ld(base + Layout::<E>::OUT_AT + row * 8);
-                                    write_quad::<O>(to, column, total, factor);
+                                    if width == 4 {
+                                        write_quad::<O>(to, column, total, factor);
+                                    } else {
+                                        write_output::<O>(to, column, total[0] * factor);
+                                    }
                                 }
                             }
                         }
