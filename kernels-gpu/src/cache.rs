@@ -1,15 +1,13 @@
 //! Moving keys and values into, out of and within a cache: bit for bit, in units of 1, 2, 4 or 16 bytes, or rounded to
 //! 8-bit floats on their way in and widened on their way out.
 //!
-//! A thread has one unit of a few tokens that follow each other, of keys and of values: eight loads are under way before the
-//! first store.
+//! A thread has one unit of a token, of keys and of values: 32 registers, so that all threads fit that a multiprocessor can
+//! have. More tokens a thread were slower, for there were fewer threads.
 
 use crate::{kernel_params, paging::Paging};
 
 /// Threads of a block.
 pub const THREADS: u32 = 256;
-/// Tokens of a thread.
-pub const TOKENS: u32 = 4;
 /// Elements of a unit where 8-bit floats are made or widened 16 bytes at a time.
 pub const CONVERTED: u32 = 16;
 
@@ -128,11 +126,10 @@ mod device {
         }
     }
 
-    /// Appends (`READ` false) or reads back one unit of a few tokens.
+    /// Appends (`READ` false) or reads back one unit of a token: of its keys and of its values.
     #[inline(always)]
-    pub(super) unsafe fn move_tokens<U: Unit, const READ: bool>(params: &CacheMoveParams) {
+    pub(super) unsafe fn move_token<U: Unit, const READ: bool>(params: &CacheMoveParams) {
         unsafe {
-            const AHEAD: usize = TOKENS as usize;
             // Set up while the kernel before this one still ran.
             #[cfg(tier = "sm_90a")]
             {
@@ -142,57 +139,44 @@ mod device {
             core::hint::assert_unchecked(params.seq != 0);
             core::hint::assert_unchecked(params.lanes != 0);
             let item = thread::block_idx_x() as u64 * THREADS as u64 + thread::thread_idx_x() as u64;
-            let group = if item >> 32 == 0 {
+            let number = if item >> 32 == 0 {
                 (item as u32 / params.lanes) as u64
             } else {
                 item / params.lanes as u64
             };
-            let unit = (item - group * params.lanes as u64) as u32;
-            let first = group * AHEAD as u64;
-            let mut places = [Place::NONE; AHEAD];
-            let mut from = [[0; AHEAD]; 2];
-            // Slots, or tokens of the sequence; −1 for none. All are on their way before one is used.
-            let mut slots = [-1i64; AHEAD];
-            let mut sequences = [0; AHEAD];
-            let mut u = 0;
-            while u < AHEAD {
-                let number = first + u as u64;
-                if number < params.tokens {
-                    // The host refuses more tokens than 32 bits count.
-                    let sequence = number as u32 / params.seq;
-                    let index = number as u32 - sequence * params.seq;
-                    sequences[u] = sequence;
-                    if params.slots != 0 {
-                        slots[u] = global::ld_nc((params.slots + number * 8) as *const i64);
-                    } else {
-                        let length = global::ld_nc((params.lengths + sequence as u64 * 4) as *const i32) as i64;
-                        slots[u] = if READ {
-                            if (index as i64) < length { index as i64 } else { -1 }
-                        } else if length >= 0 {
-                            length + index as i64
-                        } else {
-                            -1
-                        };
-                    }
-                    let mut which = 0;
-                    while which < 2 {
-                        let strides = &params.tensor_strides[which];
-                        from[which][u] = sequence as u64 * strides[0] + index as u64 * strides[1];
-                        which += 1;
-                    }
-                }
-                u += 1;
+            if number >= params.tokens {
+                return;
             }
-            u = 0;
-            while u < AHEAD {
+            let unit = (item - number * params.lanes as u64) as u32;
+            // The host refuses more tokens than 32 bits count.
+            let sequence = number as u32 / params.seq;
+            let index = number as u32 - sequence * params.seq;
+            let place = || {
                 if params.slots != 0 {
-                    places[u] = params.paging.of_slot(slots[u]);
-                } else if slots[u] >= 0 && slots[u] < params.capacity as i64 {
-                    places[u] = params.paging.place(sequences[u], slots[u] as u32);
+                    return params
+                        .paging
+                        .of_slot(global::ld_nc((params.slots + number * 8) as *const i64));
                 }
-                u += 1;
+                let length = global::ld_nc((params.lengths + sequence as u64 * 4) as *const i32) as i64;
+                if READ {
+                    // The table and the length are on their way together.
+                    if (index as u64) < params.capacity {
+                        let place = params.paging.place(sequence, index);
+                        if (index as i64) < length {
+                            return place;
+                        }
+                    }
+                } else if length >= 0 && length + (index as i64) < params.capacity as i64 {
+                    return params.paging.place(sequence, length as u32 + index);
+                }
+                Place::NONE
+            };
+            // What is appended need not wait for its place.
+            let mut at = Place::NONE;
+            if READ {
+                at = place();
             }
-            let mut held = [[U::NOTHING; AHEAD]; 2];
+            let mut held = [U::NOTHING; 2];
             let mut live = [false; 2];
             let mut tensors = [0; 2];
             let mut caches = [0; 2];
@@ -206,41 +190,38 @@ mod device {
                     core::hint::assert_unchecked(row != 0);
                     let head = unit / row;
                     let column = (unit - head * row) as u64 * U::STEP;
-                    let tensor = head as u64 * params.tensor_strides[which][2] + column;
-                    let cache = head as u64 * params.cache_strides[which][2] + column;
-                    tensors[which] = params.tensors[which] + tensor * U::TENSOR_BYTES;
-                    caches[which] = params.caches[which] + cache * U::CACHE_BYTES;
+                    let strides = &params.tensor_strides[which];
+                    let tensor = sequence as u64 * strides[0] + index as u64 * strides[1] + head as u64 * strides[2];
+                    tensors[which] = params.tensors[which] + (tensor + column) * U::TENSOR_BYTES;
+                    caches[which] = head as u64 * params.cache_strides[which][2] + column;
                     if params.scales[which] != 0 {
                         scales[which] = global::ld_nc((params.scales[which] + head as u64 * 4) as *const f32);
                     }
-                    u = 0;
-                    while u < AHEAD {
-                        if places[u].exists() {
-                            let address = if READ {
-                                caches[which] + places[u].offset(&params.cache_strides[which]) * U::CACHE_BYTES
-                            } else {
-                                tensors[which] + from[which][u] * U::TENSOR_BYTES
-                            };
-                            held[which][u] = U::load(address);
-                        }
-                        u += 1;
+                    if !READ {
+                        held[which] = U::load(tensors[which]);
+                    } else if at.exists() {
+                        let cache = caches[which] + at.offset(&params.cache_strides[which]);
+                        held[which] = U::load(params.caches[which] + cache * U::CACHE_BYTES);
                     }
                 }
                 which += 1;
             }
+            if !READ {
+                at = place();
+            }
             which = 0;
             while which < 2 {
-                u = 0;
-                while live[which] && u < AHEAD {
-                    let exists = places[u].exists();
-                    if READ && first + (u as u64) < params.tokens {
-                        let scale = if exists { scales[which] } else { 1.0 };
-                        U::store(tensors[which] + from[which][u] * U::TENSOR_BYTES, held[which][u], scale);
-                    } else if !READ && exists {
-                        let to = places[u].offset(&params.cache_strides[which]) * U::CACHE_BYTES;
-                        U::store(caches[which] + to, held[which][u], scales[which]);
-                    }
-                    u += 1;
+                if !live[which] {
+                } else if READ {
+                    let scale = if at.exists() { scales[which] } else { 1.0 };
+                    U::store(tensors[which], held[which], scale);
+                } else if at.exists() {
+                    let cache = caches[which] + at.offset(&params.cache_strides[which]);
+                    U::store(
+                        params.caches[which] + cache * U::CACHE_BYTES,
+                        held[which],
+                        scales[which],
+                    );
                 }
                 which += 1;
             }
@@ -286,7 +267,7 @@ mod device {
                 /// - Tensors and caches have the extents and strides that the parameters say; no two tokens have one slot.
                 #[launch(threads = THREADS, barriers = 0)]
                 pub fn $append(params: CacheMoveParams) {
-                    move_tokens::<Bits<$unit>, false>(&params)
+                    move_token::<Bits<$unit>, false>(&params)
                 }
 
                 /// Reads the tokens of each sequence, and zeros behind its last.
@@ -295,7 +276,7 @@ mod device {
                 /// - As for the append; table entries in use are pages of the pool.
                 #[launch(threads = THREADS, barriers = 0)]
                 pub fn $read(params: CacheMoveParams) {
-                    move_tokens::<Bits<$unit>, true>(&params)
+                    move_token::<Bits<$unit>, true>(&params)
                 }
 
                 /// Copies or exchanges whole pages.

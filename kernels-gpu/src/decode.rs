@@ -35,9 +35,13 @@ mod scalar;
 mod stream;
 #[cfg(target_arch = "nvptx64")]
 mod tensor;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod wide;
 
 /// Rows of a tile.
 pub const ROWS: u32 = 16;
+/// Rows of a tile of Hopper's kernels for many rows.
+pub const WIDE_ROWS: u32 = 32;
 /// Rows whose warps are joined at a time.
 pub const JOIN_ROWS: u32 = 4;
 /// Keys that a warp takes at a time.
@@ -48,9 +52,11 @@ pub const MIN_SPLIT: u32 = 64;
 pub const UNBOUNDED: u32 = 1 << 30;
 /// Threads of a merging block.
 pub const MERGE_THREADS: u32 = 128;
-/// Bytes at the front of shared memory: bounds, statistics and factors of the rows. A multiple of the widest row of 16-bit
-/// elements, so that stages and queries begin at a multiple of theirs.
-pub const HEADER_BYTES: u32 = 2560;
+/// Bytes at the front of shared memory for tiles of so many rows: the plan, bounds, statistics and factors of the rows. A
+/// multiple of the widest row of 16-bit elements, so that stages and queries begin at a multiple of theirs.
+pub const fn header_bytes(rows: u32) -> u32 {
+    (656 + 100 * rows).next_multiple_of(512)
+}
 
 kernel_params! {
     /// Arguments of `decode_*` and `decode_merge_*`. Strides count elements.
@@ -119,7 +125,7 @@ kernel_params! {
         pub rows: u32,
         /// Tiles of a KV head.
         pub tiles: u32,
-        /// Most pieces of a tile: what [`split_tokens`] is given.
+        /// Most pieces of a tile: what [`split_tokens`] is given, with `least`.
         pub most: u32,
         /// Pieces that the workspace and the grid have room for.
         pub splits: u32,
@@ -146,7 +152,29 @@ kernel_params! {
         /// Blocks of a cluster, a power of two. From 2 on, each cluster has one tile, and neither workspace nor merging
         /// kernel is needed.
         pub cluster: u32,
+        /// Rows that a tile has room for, a power of two.
+        pub tile_rows: u32,
+        /// Least tokens of a piece, a power of two from [`MIN_SPLIT`] on.
+        pub least: u32,
     }
+}
+
+/// `n / d`, for `d` that is not 0: nearly always a power of two, and a division is twenty instructions, one waiting for the other.
+#[inline(always)]
+pub const fn quotient(n: u32, d: u32) -> u32 {
+    // SAFETY: the host launches no kernel for nothing.
+    unsafe { core::hint::assert_unchecked(d != 0) };
+    if d & (d - 1) == 0 {
+        n >> d.trailing_zeros()
+    } else {
+        n / d
+    }
+}
+
+/// Threads of the merging kernel that a row of so many elements has: each folds four.
+#[inline(always)]
+pub const fn quads_of(value_dim: u32) -> u32 {
+    if value_dim < 4 { 1 } else { value_dim / 4 }
 }
 
 /// Elements of a tile that a block of a cluster owns in a row.
@@ -159,18 +187,28 @@ pub const fn gathered(rows: u32, dim: u32, cluster: u32) -> u32 {
     ((rows * dim + all - 1) >> all.trailing_zeros()) * GATHER_GRAIN
 }
 
-/// Size of a tile's pieces, in tokens, when it sees keys `low..high`: a power of two times [`MIN_SPLIT`].
-///
-/// The smallest that gives at most `most / 2` pieces, since a small piece costs more to begin and to join than to read;
-/// from 512 tokens on, the smallest that gives at most `most`.
+/// Most pieces of `1 << shift` tokens: a small piece costs more to begin and to join than to read.
 #[inline(always)]
-pub const fn split_tokens(low: u32, high: u32, most: u32) -> u32 {
-    let few = if most > 1 { most / 2 } else { 1 };
+const fn pieces_of(shift: u32, most: u32) -> u32 {
+    let pieces = if shift < 9 {
+        most / 4
+    } else if shift < 11 {
+        most / 2
+    } else {
+        most
+    };
+    if pieces == 0 { 1 } else { pieces }
+}
+
+/// Size of a tile's pieces, in tokens, when it sees keys `low..high`: the smallest power of two from `least` on, which is one
+/// itself, that gives at most `most / 4` pieces; from 512 tokens on `most / 2`, and from 2048 on `most`.
+#[inline(always)]
+pub const fn split_tokens(low: u32, high: u32, most: u32, least: u32) -> u32 {
     // Where the search begins: anything smaller cannot be enough, since 2^(shift + 1) · most would be too few tokens.
     let mut shift = most.leading_zeros();
-    let tokens = (high - low).leading_zeros();
-    shift = if shift > tokens + 6 { shift - tokens } else { 6 };
-    while shift < 30 && ((high + (1 << shift) - 1) >> shift) - (low >> shift) > if shift < 9 { few } else { most } {
+    let (tokens, least) = ((high - low).leading_zeros(), least.trailing_zeros());
+    shift = if shift > tokens + least { shift - tokens } else { least };
+    while shift < 30 && ((high + (1 << shift) - 1) >> shift) - (low >> shift) > pieces_of(shift, most) {
         shift += 1;
     }
     1 << shift
@@ -189,6 +227,14 @@ pub struct Shape {
     pub query_bytes: u32,
     /// Padded head dim.
     pub dim: u32,
+    /// Rows that a tile has room for.
+    pub rows: u32,
+    /// Rows whose warps are joined at a time.
+    pub join_rows: u32,
+    /// Whether a block may fold all pieces of a tile: where there is room for the totals.
+    pub folds: bool,
+    /// Bytes of the totals in shared memory; 0 where they are in registers.
+    pub total_bytes: u32,
 }
 
 impl Shape {
@@ -235,6 +281,11 @@ impl Shape {
             row_bytes,
             query_bytes,
             dim,
+            rows: ROWS,
+            join_rows: JOIN_ROWS,
+            folds: query_bytes == 0,
+            // What is converted leaves no registers.
+            total_bytes: if cache == 1 { ROWS * dim * 4 } else { 0 },
         }
     }
 
@@ -250,13 +301,23 @@ impl Shape {
             } else {
                 2
             },
+            total_bytes: 0,
             ..shape
         }
     }
 
-    /// Whether a block may fold all pieces of a tile: where the registers have room for the totals.
-    pub const fn folds(self) -> bool {
-        self.query_bytes == 0
+    /// The shape of the kernel for many rows, on Hopper: of heads of 64 or 128 16-bit elements.
+    pub const fn wide(dim: u32) -> Shape {
+        Shape {
+            query_bytes: WIDE_ROWS * dim * 2,
+            // Two blocks on a multiprocessor.
+            stages: if dim == 128 { 2 } else { 4 },
+            rows: WIDE_ROWS,
+            join_rows: WIDE_ROWS / 4,
+            folds: true,
+            total_bytes: WIDE_ROWS * dim * 4,
+            ..Shape::new(90, 2, 2, dim)
+        }
     }
 
     /// Whether a kernel of this shape on tier `sm` can rotate and append: Turing has no registers for that, nor have the widest
@@ -270,9 +331,33 @@ impl Shape {
         2 * KEYS * self.row_bytes
     }
 
+    /// Bytes of the header; queries that have room of their own follow.
+    pub const fn header(self) -> u32 {
+        header_bytes(self.rows)
+    }
+
+    /// Groups of four elements that a thread joins at a time.
+    pub const fn quads(self) -> u32 {
+        (self.join_rows * self.dim).div_ceil(self.warps * 32 * 4)
+    }
+
+    /// Totals of tiles with at most `rows` rows that a thread keeps in registers.
+    pub const fn totals(self, rows: u32) -> u32 {
+        if self.folds && self.total_bytes == 0 {
+            rows / self.join_rows * self.quads() * 4
+        } else {
+            0
+        }
+    }
+
+    /// Where the totals are that are in shared memory.
+    pub const fn totals_at(self) -> u32 {
+        self.header() + self.query_bytes
+    }
+
     /// Where the stages begin.
     pub const fn stages_at(self) -> u32 {
-        HEADER_BYTES + self.query_bytes
+        self.totals_at() + self.total_bytes
     }
 
     /// Where the warps put their results at the end of a piece.
@@ -287,7 +372,7 @@ impl Shape {
     /// Dynamic shared memory of a block when `rows` rows are in use.
     #[inline(always)]
     pub const fn shared_bytes(self, rows: u32) -> u32 {
-        let rows = if rows < JOIN_ROWS { rows } else { JOIN_ROWS };
+        let rows = if rows < self.join_rows { rows } else { self.join_rows };
         let join = self.join_at() + self.warps * rows * self.dim * 4;
         let stages = self.stages_at() + self.warps * self.stages * self.stage_bytes();
         if join > stages { join } else { stages }
@@ -317,7 +402,7 @@ mod tests {
 
     #[test]
     fn pieces_are_few_and_as_small_as_that_allows() {
-        for most in [1, 2, 7, 32, 128] {
+        for (most, least) in [(1, 64), (2, 64), (7, 512), (32, 64), (32, 128), (128, 64)] {
             for (low, high) in [
                 (0, 0),
                 (0, 1),
@@ -328,11 +413,11 @@ mod tests {
                 (131_000, 131_073),
                 (0, 1_000_000_000),
             ] {
-                let size = split_tokens(low, high, most);
+                let size = split_tokens(low, high, most, least);
                 let count = |size: u32| high.div_ceil(size) - low / size;
-                assert!(size.is_power_of_two() && size >= MIN_SPLIT);
+                assert!(size.is_power_of_two() && size >= least);
                 assert!(count(size) <= most, "{low}..{high} in {most}");
-                assert!(size == MIN_SPLIT || count(size / 2) > if size <= 512 { (most / 2).max(1) } else { most });
+                assert!(size == least || count(size / 2) > pieces_of((size / 2).trailing_zeros(), most));
             }
         }
     }
@@ -362,11 +447,21 @@ mod tests {
     }
 
     #[test]
+    fn two_blocks_for_many_rows_fit_a_multiprocessor() {
+        for dim in [64, 128] {
+            let shape = Shape::wide(dim);
+            assert!(shape.folds && shape.appends(90) && MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
+            let block = shape.shared_bytes(WIDE_ROWS) + shape.fresh_bytes(8) + 1024;
+            assert!(2 * block <= 228 << 10, "{dim}: {shape:?} {block}");
+        }
+    }
+
+    #[test]
     fn three_blocks_for_few_rows_fit_a_multiprocessor() {
         for cache in [1, 2] {
             for dim in [64, 128] {
                 let shape = Shape::few(cache, dim);
-                assert!(shape.folds() && MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
+                assert!(shape.folds && MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
                 // Each block takes 1 KiB more than it asks for.
                 let block = shape.shared_bytes(8) + shape.fresh_bytes(1) + 1024;
                 assert!(3 * block <= 228 << 10, "{cache} {dim}: {shape:?} {block}");

@@ -47,12 +47,19 @@ fn head_dims_and_ratios() {
             ..Case::default()
         });
     }
-    // More rows than a tile has: 40 heads of one KV head.
-    check_all(Case {
-        heads: (40, 1),
-        lengths: vec![70],
-        ..Case::default()
-    });
+    // More rows than a tile has: 40 heads of one KV head. As many as the largest one has, in one block and in several.
+    for (heads, dims, lengths) in [
+        ((40, 1), (128, 128), vec![70]),
+        ((32, 1), (128, 128), vec![130, 0, 5]),
+        ((19, 1), (64, 64), vec![700]),
+    ] {
+        check_all(Case {
+            heads,
+            dims,
+            lengths,
+            ..Case::default()
+        });
+    }
 }
 
 #[test]
@@ -91,6 +98,14 @@ fn options() {
     check_all(Case {
         slopes: true,
         sinks: true,
+        ..base.clone()
+    });
+    check_all(Case {
+        heads: (16, 2),
+        slopes: true,
+        sinks: true,
+        softcap: Some(2.0),
+        window: (Some(30), None),
         ..base.clone()
     });
     check_all(Case {

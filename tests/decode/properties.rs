@@ -16,49 +16,52 @@ use crate::support::{Case, Data, on_every_device};
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     on_every_device(|device| {
-        let mut lengths = vec![300, 5, 64, 129, 0, 200];
-        lengths.resize(9, 65);
-        let many = Case {
-            heads: (2, 2),
-            dims: (64, 64),
-            lengths,
-            page: Some(32),
-            ..Case::default()
-        };
-        let batch = many
-            .run(device, &many.data::<f16>())
-            .unwrap()
-            .out
-            .typed::<f16>("out")
-            .unwrap()
-            .to_vec()
-            .unwrap();
-        for row in [0, 3] {
-            // The same sequence from the same seeds: sequence `row` of the batch.
-            let data = many.data::<f16>();
-            let one = Case {
-                lengths: vec![many.lengths[row]],
-                ..many.clone()
+        // Eight rows at most, and more than sixteen.
+        for heads in [(2, 2), (24, 1)] {
+            let mut lengths = vec![300, 5, 64, 129, 0, 200];
+            lengths.resize(9, 65);
+            let many = Case {
+                heads,
+                dims: (64, 64),
+                lengths,
+                page: Some(32),
+                ..Case::default()
             };
-            let elements = 2 * 64;
-            let alone = Data {
-                q: data.q[row * elements..][..elements].to_vec(),
-                place: Place {
-                    table: data.place.table[row * data.place.width..][..data.place.width].to_vec(),
-                    ..data.place
-                },
-                ..data
-            };
-            let out = one
-                .run(device, &alone)
+            let batch = many
+                .run(device, &many.data::<f16>())
                 .unwrap()
                 .out
                 .typed::<f16>("out")
                 .unwrap()
                 .to_vec()
                 .unwrap();
-            same_bits(&out, &batch[row * elements..][..elements])
-                .unwrap_or_else(|e| panic!("row {row} on {device}: {e}"));
+            for row in [0, 3] {
+                // The same sequence from the same seeds: sequence `row` of the batch.
+                let data = many.data::<f16>();
+                let one = Case {
+                    lengths: vec![many.lengths[row]],
+                    ..many.clone()
+                };
+                let elements = heads.0 * 64;
+                let alone = Data {
+                    q: data.q[row * elements..][..elements].to_vec(),
+                    place: Place {
+                        table: data.place.table[row * data.place.width..][..data.place.width].to_vec(),
+                        ..data.place
+                    },
+                    ..data
+                };
+                let out = one
+                    .run(device, &alone)
+                    .unwrap()
+                    .out
+                    .typed::<f16>("out")
+                    .unwrap()
+                    .to_vec()
+                    .unwrap();
+                same_bits(&out, &batch[row * elements..][..elements])
+                    .unwrap_or_else(|e| panic!("row {row} of {heads:?} heads on {device}: {e}"));
+            }
         }
     });
 }

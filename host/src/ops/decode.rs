@@ -2,7 +2,7 @@
 
 use kernels_gpu::{
     angles::Rotation,
-    decode::{DecodeParams, MIN_SPLIT, ROWS, Shape, UNBOUNDED},
+    decode::{DecodeParams, MERGE_THREADS, MIN_SPLIT, ROWS, Shape, UNBOUNDED, quads_of},
 };
 
 use super::{
@@ -106,6 +106,19 @@ pub fn decode<'a>(q: &'a AnyTensor, cache: CacheView<'a>, cache_seqlens: &'a Any
         fused: None,
         options: DecodeOptions::default(),
         stream: None,
+    }
+}
+
+/// Least tokens of a piece: to join the warps of more rows takes longer, and narrow rows are read sooner.
+const fn least_tokens(shape: Shape) -> u32 {
+    if shape.rows > ROWS {
+        512
+    } else if shape.dim > 128 {
+        256
+    } else if shape.row_bytes <= 128 {
+        128
+    } else {
+        MIN_SPLIT
     }
 }
 
@@ -240,8 +253,11 @@ impl<'a> Decode<'a> {
         let group = heads_q / cache.heads;
         let tile_rows = group * seq_q;
         let few = tier == 90 && size == 2 && padded <= 128 && tile_rows <= FEW_ROWS;
+        let wide = tier == 90 && size == 2 && !e4m3 && padded <= 128 && tile_rows > ROWS.into();
         let shape = if few {
             Shape::few(cache_size as u32, padded as u32)
+        } else if wide {
+            Shape::wide(padded as u32)
         } else {
             Shape::new(tier, size as u32, cache_size as u32, padded as u32)
         };
@@ -267,12 +283,13 @@ impl<'a> Decode<'a> {
         if !q.rows_aligned_to(4) {
             return Err(Error::layout("q", "every row must start at a multiple of 4 bytes"));
         }
-        let tiles = tile_rows.div_ceil(ROWS.into());
+        let tiles = tile_rows.div_ceil(shape.rows.into());
         // These follow from the sequence's own problem, never from the batch: they decide how its sums are ordered.
         let most = (WANTED_BLOCKS / (cache.heads * tiles)).clamp(1, MAX_SPLITS);
-        let splits = most.min(cache.capacity.div_ceil(MIN_SPLIT.into())).max(1);
+        let least = least_tokens(shape);
+        let splits = most.min(cache.capacity.div_ceil(least.into())).max(1);
         let all_tiles = batch * cache.heads * tiles;
-        let rows = tile_rows.min(ROWS.into());
+        let rows = tile_rows.min(shape.rows.into());
         // This may follow from the batch: both ways give the same bits.
         let fresh_tokens = if fresh.is_some() { seq_q as u32 } else { 0 };
         let shared = u64::from(shape.shared_bytes(rows as u32) + shape.fresh_bytes(fresh_tokens));
@@ -284,8 +301,8 @@ impl<'a> Decode<'a> {
         let two = MAX_RESIDENT * multiprocessors;
         let pairs = few && cache_size == 2 && all_tiles <= two && fills(two);
         let full = fills(slots) || pairs;
-        let fold = splits == 1 || (shape.folds() && (full || all_tiles >= ENOUGH_TILES * slots));
-        let lone = tier == 90 && !fold && shape.folds() && batch == 1 && cache.capacity <= LONE_CAPACITY;
+        let fold = splits == 1 || (shape.folds && (full || all_tiles >= ENOUGH_TILES * slots));
+        let lone = tier == 90 && !fold && shape.folds && batch == 1 && cache.capacity <= LONE_CAPACITY;
         let gathered = |cluster: u64| u64::from(shape.gather_bytes(rows as u32, splits as u32, cluster as u32));
         let fits = |cluster: u64| {
             let shared = shared + gathered(cluster);
@@ -371,6 +388,8 @@ impl<'a> Decode<'a> {
             value_dim: cache.value_dim as u32,
             rows: rows as u32,
             tiles: small("seq_q · heads_q", tiles)?,
+            tile_rows: shape.rows,
+            least,
             most: most as u32,
             splits: splits as u32,
             fold: fold.into(),
@@ -387,7 +406,11 @@ impl<'a> Decode<'a> {
         let dtype = q.dtype().name();
         let entry = format!(
             "decode_{}{}{dtype}_d{padded}",
-            if few { "few_" } else { "" },
+            match (few, wide) {
+                (true, _) => "few_",
+                (_, true) => "wide_",
+                _ => "",
+            },
             if e4m3 { "e4m3_" } else { "" }
         );
         let caches = [("k_cache", self.cache.k()), ("v_cache", self.cache.v())];
@@ -430,7 +453,11 @@ impl<'a> Decode<'a> {
         if apart {
             let entry = format!("decode_merge_{dtype}");
             let contract = Contract::new(device, &entry)
-                .grid([all_tiles * rows, 1, 1])
+                .grid([
+                    (all_tiles * rows * u64::from(quads_of(params.value_dim))).div_ceil(MERGE_THREADS.into()),
+                    1,
+                    1,
+                ])
                 .on(self.stream)
                 .programmatic()
                 .reads("partial", &partial)

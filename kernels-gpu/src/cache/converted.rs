@@ -3,7 +3,7 @@
 
 use super::{
     CONVERTED, CacheMoveParams, THREADS,
-    device::{Unit, move_tokens},
+    device::{Unit, move_token},
 };
 use crate::tile::{
     element::{Bf16, Element, F16},
@@ -131,9 +131,9 @@ macro_rules! moves {
             #[launch(threads = THREADS, barriers = 0)]
             pub fn $append(params: CacheMoveParams) {
                 if params.elements == CONVERTED {
-                    move_tokens::<Narrow<$element>, false>(&params)
+                    move_token::<Narrow<$element>, false>(&params)
                 } else {
-                    move_tokens::<NarrowOne<$element>, false>(&params)
+                    move_token::<NarrowOne<$element>, false>(&params)
                 }
             }
 
@@ -144,9 +144,9 @@ macro_rules! moves {
             #[launch(threads = THREADS, barriers = 0)]
             pub fn $read(params: CacheMoveParams) {
                 if params.elements == CONVERTED {
-                    move_tokens::<Wide<$element>, true>(&params)
+                    move_token::<Wide<$element>, true>(&params)
                 } else {
-                    move_tokens::<WideOne<$element>, true>(&params)
+                    move_token::<WideOne<$element>, true>(&params)
                 }
             }
         )*}

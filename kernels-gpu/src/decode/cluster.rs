@@ -23,7 +23,7 @@ const GRAIN: u32 = super::GATHER_GRAIN;
 /// Whether the blocks of a cluster share a tile: never where registers are few.
 #[inline(always)]
 pub fn is_on<E: Engine>(params: &DecodeParams) -> bool {
-    E::SHAPE.folds() && params.cluster > 1
+    E::SHAPE.folds && params.cluster > 1
 }
 
 /// The tile of this block's cluster.
@@ -31,14 +31,14 @@ pub fn is_on<E: Engine>(params: &DecodeParams) -> bool {
 /// # Safety
 /// - `params` are those of the launch.
 #[inline(always)]
-pub unsafe fn work(params: &DecodeParams) -> Work {
+pub unsafe fn work<E: Engine>(params: &DecodeParams) -> Work {
     unsafe {
         let (heads, tiles) = (params.heads_kv, params.tiles);
         core::hint::assert_unchecked(heads != 0);
         core::hint::assert_unchecked(tiles != 0);
         let number = thread::block_idx_x() >> params.cluster.trailing_zeros();
         let (rest, head) = (number / heads, number % heads);
-        Work::new(params, rest / tiles, head, rest % tiles)
+        Work::new(params, E::SHAPE.rows, rest / tiles, head, rest % tiles)
     }
 }
 
@@ -81,18 +81,21 @@ pub unsafe fn put_statistics<E: Engine>(params: &DecodeParams, piece: u32, row: 
     }
 }
 
-/// Gives an element of a piece's result to its owner.
+/// Gives four neighbouring elements of a piece's result to their owner.
 ///
 /// # Safety
 /// - As for [`put_statistics`].
 #[inline(always)]
-pub unsafe fn put_part<E: Engine>(params: &DecodeParams, piece: u32, row: u32, column: u32, value: f32) {
+pub unsafe fn put_part<E: Engine>(params: &DecodeParams, piece: u32, row: u32, column: u32, [a, b, c, d]: [f32; 4]) {
     let element = row * E::SHAPE.dim + column;
     let grain = element / GRAIN;
     let (own, owner) = (grain >> params.cluster.trailing_zeros(), grain & (params.cluster - 1));
-    let to = part_at::<E>(params, piece, own * GRAIN + element % GRAIN);
+    let to = mapa(part_at::<E>(params, piece, own * GRAIN + element % GRAIN), owner);
     // SAFETY: forwarded to the caller.
-    unsafe { st_cluster(mapa(to, owner), value) };
+    unsafe {
+        st_cluster(to, [a, b]);
+        st_cluster(to + 8, [c, d]);
+    }
 }
 
 /// Folds this block's elements over all pieces and writes them.
@@ -103,7 +106,7 @@ pub unsafe fn put_part<E: Engine>(params: &DecodeParams, piece: u32, row: u32, c
 pub unsafe fn merge<E: Engine, O: Element>(params: &DecodeParams) {
     unsafe {
         cluster_arrive();
-        let work = work(params);
+        let work = work::<E>(params);
         cluster_wait();
         if work.pieces == 1 {
             return;

@@ -200,7 +200,7 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
                     s += 1;
                 }
             } else {
-                let row = finish::query(group);
+                let row = finish::query::<Self>(group);
                 let mut s = 0;
                 while s < S {
                     let column = s as u32 * 16 + pair * width;
@@ -308,7 +308,7 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
                     lanes *= 2;
                 }
                 if row < rows && thread::lane_id() < 4 {
-                    finish::put_statistics(warp, row, self.maximum[q], sum);
+                    finish::put_statistics::<Self>(warp, row, self.maximum[q], sum);
                 }
                 q += 1;
             }
@@ -362,7 +362,7 @@ macro_rules! kernels {
             #[launch(threads = Shape::few($bytes, $dim).warps * 32, min_blocks = 3, tensor_core = 1)]
             pub fn $name(params: DecodeParams) {
                 type Kernel = Few<$element, $dim, { $dim / 16 }, $bytes>;
-                const N: usize = (8 * $dim / (Kernel::SHAPE.warps * 32)) as usize;
+                const N: usize = Kernel::SHAPE.totals(8) as usize;
                 super::stream::run::<Kernel, $element, N>(&params)
             }
         )*}

@@ -1,7 +1,9 @@
 //! Joining: warps to a piece, pieces to a row, a row to its output. Fixed order everywhere.
 
 use super::{
-    DecodeParams, JOIN_ROWS, ROWS,
+    DecodeParams,
+    fresh::Quad,
+    quotient,
     stream::{Engine, Work, opaque},
 };
 use crate::tile::element::Element;
@@ -13,38 +15,59 @@ use cuda_std::{
     shared, thread,
 };
 
-/// Bounds of the rows: [`Row`](super::stream::Row), 16 bytes each.
-const ROWS_AT: u32 = 0;
-/// Maximum and sum of each warp's rows.
-const WARPS_AT: u32 = ROWS_AT + ROWS * 16;
-/// Factor of each warp's rows.
-const FACTORS_AT: u32 = WARPS_AT + 4 * ROWS * 8;
-/// Factors of what was folded before and of the piece, for each row.
-const FOLD_AT: u32 = FACTORS_AT + 4 * ROWS * 4;
-/// Maximum and sum of what was folded, for each row.
-const TOTAL_AT: u32 = FOLD_AT + ROWS * 8;
-/// Factor that finishes each row.
-const FINAL_AT: u32 = TOTAL_AT + ROWS * 8;
+/// What [`plan`](super::plan) says: the cost of each warp's tiles, then a place, 64 bytes; then cursors and segments.
+pub const PLAN_AT: u32 = 0;
 /// The keys that all rows see, and whose scores have no cap and no bias: first, one past the last; 16 bytes.
-const INNER_AT: u32 = FINAL_AT + ROWS * 4;
-/// Address of each row's output.
-const OUT_AT: u32 = INNER_AT + 16;
-/// Address of each row's query; 0 for rows that do not exist.
-const QUERY_AT: u32 = OUT_AT + ROWS * 8;
-/// What [`plan`](super::plan) says: the cost of each warp's tiles, then a place, 64 bytes.
-pub const PLAN_AT: u32 = QUERY_AT + ROWS * 8;
-const _: () = assert!(PLAN_AT % 16 == 0 && PLAN_AT + 64 + 18 * 32 <= super::HEADER_BYTES);
+const INNER_AT: u32 = PLAN_AT + 64 + 18 * 32;
+/// Bounds of the rows: [`Row`](super::stream::Row), 16 bytes each.
+const ROWS_AT: u32 = INNER_AT + 16;
+
+/// Where the rest of the header is, for tiles of so many rows.
+struct Layout<E>(PhantomData<E>);
+
+impl<E: Engine> Layout<E> {
+    const ROWS: u32 = E::SHAPE.rows;
+    /// Maximum and sum of each warp's rows.
+    const WARPS_AT: u32 = ROWS_AT + Self::ROWS * 16;
+    /// Factor of each warp's rows.
+    const FACTORS_AT: u32 = Self::WARPS_AT + 4 * Self::ROWS * 8;
+    /// Factors of what was folded before and of the piece, for each row.
+    const FOLD_AT: u32 = Self::FACTORS_AT + 4 * Self::ROWS * 4;
+    /// Maximum and sum of what was folded, for each row.
+    const TOTAL_AT: u32 = Self::FOLD_AT + Self::ROWS * 8;
+    /// Factor that finishes each row.
+    const FINAL_AT: u32 = Self::TOTAL_AT + Self::ROWS * 8;
+    /// Address of each row's output.
+    const OUT_AT: u32 = Self::FINAL_AT + Self::ROWS * 4;
+    /// Address of each row's query; 0 for rows that do not exist.
+    const QUERY_AT: u32 = {
+        let at = Self::OUT_AT + Self::ROWS * 8;
+        assert!(at % 8 == 0 && at + Self::ROWS * 8 <= super::header_bytes(Self::ROWS));
+        at
+    };
+
+    /// Where warp `warp` has something of a row, in units.
+    #[inline(always)]
+    const fn of_warp(warp: u32, row: u32) -> u32 {
+        warp * Self::ROWS + row
+    }
+}
 
 /// Bounds of the rows for engines that want them in shared memory, and the empty totals. A barrier follows.
 ///
 /// # Safety
 /// - All threads of the block call this together.
 #[inline(always)]
-pub unsafe fn begin<O: Element>(params: &DecodeParams, work: &Work) {
+pub unsafe fn begin<E: Engine, O: Element>(params: &DecodeParams, work: &Work) {
     unsafe {
         // Nothing of this is kept from tile to tile.
         let row = opaque(thread::thread_idx_x());
-        if row < ROWS {
+        let mut at = row * 16;
+        while at < E::SHAPE.total_bytes {
+            shared::st(shared::dynamic_base() + E::SHAPE.totals_at() + at, [0u32; 4]);
+            at += const { E::SHAPE.warps * 32 * 16 };
+        }
+        if row < E::SHAPE.rows {
             let base = shared::dynamic_base();
             let bounds = work.row(params, row);
             let words = [
@@ -54,16 +77,19 @@ pub unsafe fn begin<O: Element>(params: &DecodeParams, work: &Work) {
                 bounds.slope.to_bits(),
             ];
             shared::st(base + ROWS_AT + row * 16, words);
-            shared::st(base + TOTAL_AT + row * 8, [f32::NEG_INFINITY, 0.0]);
+            shared::st(base + Layout::<E>::TOTAL_AT + row * 8, [f32::NEG_INFINITY, 0.0]);
             let mut query = 0;
             if row < work.rows {
-                shared::st(base + OUT_AT + row * 8, output_address::<O>(params, work, row));
+                shared::st(
+                    base + Layout::<E>::OUT_AT + row * 8,
+                    output_address::<O>(params, work, row),
+                );
                 let strides = &params.q_strides;
                 let (index, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
                 let at = work.batch as u64 * strides[0] + index * strides[1] + head * strides[2];
                 query = params.q + at * size_of::<O>() as u64;
             }
-            shared::st(base + QUERY_AT + row * 8, query);
+            shared::st(base + Layout::<E>::QUERY_AT + row * 8, query);
             // Later queries see no earlier first key and no earlier last one.
             let plain = params.softcap == 0.0 && params.alibi_slopes == 0;
             if row == 0 {
@@ -81,9 +107,9 @@ pub unsafe fn begin<O: Element>(params: &DecodeParams, work: &Work) {
 /// # Safety
 /// - A barrier lies behind [`begin`].
 #[inline(always)]
-pub unsafe fn query(row: u32) -> u64 {
+pub unsafe fn query<E: Engine>(row: u32) -> u64 {
     // SAFETY: forwarded to the caller.
-    unsafe { shared::ld(shared::dynamic_base() + QUERY_AT + row * 8) }
+    unsafe { shared::ld(shared::dynamic_base() + Layout::<E>::QUERY_AT + row * 8) }
 }
 
 /// Whether all rows see the 16 keys from token `first`, and scores are products times a factor.
@@ -116,10 +142,10 @@ pub unsafe fn row(row: u32) -> super::stream::Row {
 /// # Safety
 /// - `warp` and `row` are in range, and no other thread says the same.
 #[inline(always)]
-pub unsafe fn put_statistics(warp: u32, row: u32, maximum: f32, sum: f32) {
+pub unsafe fn put_statistics<E: Engine>(warp: u32, row: u32, maximum: f32, sum: f32) {
     unsafe {
         shared::st(
-            shared::dynamic_base() + WARPS_AT + (warp * ROWS + row) * 8,
+            shared::dynamic_base() + Layout::<E>::WARPS_AT + Layout::<E>::of_warp(warp, row) * 8,
             [maximum, sum],
         )
     }
@@ -128,8 +154,17 @@ pub unsafe fn put_statistics(warp: u32, row: u32, maximum: f32, sum: f32) {
 /// Where a warp puts the output of a row in the row's turn.
 #[inline(always)]
 pub fn output<E: Engine>(warp: u32, row: u32, rows: u32) -> u32 {
-    let at_a_time = if rows < JOIN_ROWS { rows } else { JOIN_ROWS };
-    shared::dynamic_base() + E::SHAPE.join_at() + (warp * at_a_time + row % JOIN_ROWS) * E::SHAPE.dim * 4
+    let most = const { E::SHAPE.join_rows };
+    let at_a_time = if rows < most { rows } else { most };
+    shared::dynamic_base() + E::SHAPE.join_at() + (warp * at_a_time + row % most) * E::SHAPE.dim * 4
+}
+
+/// Where a column of a row is from there. Where eight rows are written at a time, it is moved by the row's number, since rows
+/// lie a multiple of all banks apart.
+#[inline(always)]
+pub fn column_at<E: Engine>(row: u32, column: u32) -> u32 {
+    let moved = if E::SHAPE.join_rows == 8 { row % 8 * 32 } else { 0 };
+    (column * 4) ^ moved
 }
 
 /// What to subtract from exponents: the maximum, or 0 for nothing.
@@ -205,6 +240,20 @@ pub unsafe fn write_output<O: Element>(row: u64, column: u32, value: f32) {
     }
 }
 
+/// Writes four elements of a row's output, times its factor.
+///
+/// # Safety
+/// - As for [`write_output`]; rows and `column` are multiples of four elements.
+#[inline(always)]
+pub unsafe fn write_quad<O: Quad>(row: u64, column: u32, [a, b, c, d]: [f32; 4], factor: f32) {
+    unsafe {
+        global::st(
+            (row + column as u64 * size_of::<O>() as u64) as *mut O::Bits,
+            O::narrow([a * factor, b * factor, c * factor, d * factor]),
+        )
+    }
+}
+
 /// Writes a row's log-sum-exp.
 ///
 /// # Safety
@@ -223,13 +272,13 @@ fn tile_number(params: &DecodeParams, work: &Work) -> u64 {
     (work.batch as u64 * params.heads_kv as u64 + work.head as u64) * params.tiles as u64 + work.tile as u64
 }
 
-/// The fold of a tile's pieces: `N` elements a thread, element `i · threads + thread` of `[row, dim]`.
+/// The fold of a tile's pieces: `N` elements a thread, four neighbours of a row at a time; see [`Shape::totals`](super::Shape::totals).
 pub struct Fold<O, const N: usize> {
     total: [f32; N],
     element: PhantomData<O>,
 }
 
-impl<O: Element, const N: usize> Fold<O, N> {
+impl<O: Quad, const N: usize> Fold<O, N> {
     /// Nothing yet.
     #[inline(always)]
     pub const fn new() -> Self {
@@ -254,7 +303,11 @@ impl<O: Element, const N: usize> Fold<O, N> {
         split: u32,
         last: bool,
     ) {
-        const { assert!(!E::SHAPE.folds() || N as u32 * E::SHAPE.warps * 32 == E::ROWS * E::SHAPE.dim) };
+        let in_registers = const {
+            let is = E::SHAPE.folds && E::SHAPE.total_bytes == 0;
+            assert!(N as u32 == if is { E::SHAPE.totals(E::ROWS) } else { 0 });
+            is
+        };
         unsafe {
             let base = shared::dynamic_base();
             let thread = thread::thread_idx_x();
@@ -267,16 +320,21 @@ impl<O: Element, const N: usize> Fold<O, N> {
                 let mut maximum = f32::NEG_INFINITY;
                 let mut warp = 0;
                 while warp < E::SHAPE.warps {
-                    let part: [f32; 2] = shared::ld(base + WARPS_AT + (warp * ROWS + thread) * 8);
+                    let part: [f32; 2] =
+                        shared::ld(base + Layout::<E>::WARPS_AT + Layout::<E>::of_warp(warp, thread) * 8);
                     maximum = fmax(maximum, part[0]);
                     warp += 1;
                 }
                 let mut sum = 0.0;
                 warp = 0;
                 while warp < E::SHAPE.warps {
-                    let part: [f32; 2] = shared::ld(base + WARPS_AT + (warp * ROWS + thread) * 8);
+                    let part: [f32; 2] =
+                        shared::ld(base + Layout::<E>::WARPS_AT + Layout::<E>::of_warp(warp, thread) * 8);
                     let factor = ex2(part[0] - shift(maximum));
-                    shared::st(base + FACTORS_AT + (warp * ROWS + thread) * 4, factor);
+                    shared::st(
+                        base + Layout::<E>::FACTORS_AT + Layout::<E>::of_warp(warp, thread) * 4,
+                        factor,
+                    );
                     sum = fma(part[1], factor, sum);
                     warp += 1;
                 }
@@ -289,13 +347,13 @@ impl<O: Element, const N: usize> Fold<O, N> {
                         [maximum, sum],
                     );
                 } else {
-                    let total: [f32; 2] = shared::ld(base + TOTAL_AT + thread * 8);
+                    let total: [f32; 2] = shared::ld(base + Layout::<E>::TOTAL_AT + thread * 8);
                     let (total, factors) = join(total, [maximum, sum]);
-                    shared::st(base + TOTAL_AT + thread * 8, total);
-                    shared::st(base + FOLD_AT + thread * 8, factors);
+                    shared::st(base + Layout::<E>::TOTAL_AT + thread * 8, total);
+                    shared::st(base + Layout::<E>::FOLD_AT + thread * 8, factors);
                     if last {
                         let (factor, lse) = finished(params, work, thread, total);
-                        shared::st(base + FINAL_AT + thread * 4, factor);
+                        shared::st(base + Layout::<E>::FINAL_AT + thread * 4, factor);
                         write_lse(params, work, thread, lse);
                         if params.whole != 0 && params.fold == 0 && work.pieces > 1 {
                             let first = tile_number(params, work) * params.splits as u64 * params.rows as u64;
@@ -309,30 +367,41 @@ impl<O: Element, const N: usize> Fold<O, N> {
             }
             syncthreads();
             let threads = const { E::SHAPE.warps * 32 };
+            let (at_a_time, turns) = const { (E::SHAPE.join_rows, E::ROWS / E::SHAPE.join_rows) };
             let mut turn = 0;
-            while turn < (E::ROWS / JOIN_ROWS) as usize {
-                let first = turn as u32 * JOIN_ROWS;
+            while turn < turns as usize {
+                let first = turn as u32 * at_a_time;
                 if first < work.rows {
                     if turn > 0 {
                         engine.put_output(turn, work.rows);
                         syncthreads();
                     }
-                    let count = if E::SHAPE.folds() {
-                        N as u32 / (E::ROWS / JOIN_ROWS)
-                    } else {
-                        opaque((JOIN_ROWS * E::SHAPE.dim).div_ceil(threads))
-                    };
+                    // Four elements at a time, but where registers are few.
+                    let width = const { if E::SHAPE.folds { 4 } else { 1 } };
+                    let count = const { E::SHAPE.quads() * 4 / if E::SHAPE.folds { 4 } else { 1 } };
+                    let count = if in_registers { count } else { opaque(count) };
                     let mut i = 0;
                     while i < count {
-                        let element = i * threads + thread;
+                        let element = (i * threads + thread) * width;
                         let (row, column) = (first + element / E::SHAPE.dim, element % E::SHAPE.dim);
-                        if row < work.rows && row < first + JOIN_ROWS {
-                            let mut piece = 0.0;
+                        if row < work.rows && row < first + at_a_time {
+                            let mut piece = [0.0; 4];
                             let mut warp = 0;
                             while warp < E::SHAPE.warps {
-                                let part: f32 = shared::ld(output::<E>(warp, row, work.rows) + column * 4);
-                                let factor: f32 = shared::ld(base + FACTORS_AT + (warp * ROWS + row) * 4);
-                                piece = fma(part, factor, piece);
+                                let from = output::<E>(warp, row, work.rows) + column_at::<E>(row, column);
+                                let mut part = [0.0; 4];
+                                if width == 4 {
+                                    part = shared::ld(from);
+                                } else {
+                                    part[0] = shared::ld(from);
+                                }
+                                let at = Layout::<E>::FACTORS_AT + Layout::<E>::of_warp(warp, row) * 4;
+                                let factor: f32 = shared::ld(base + at);
+                                let mut c = 0;
+                                while c < width as usize {
+                                    piece[c] = fma(part[c], factor, piece[c]);
+                                    c += 1;
+                                }
                                 warp += 1;
                             }
                             if apart {
@@ -341,20 +410,42 @@ impl<O: Element, const N: usize> Fold<O, N> {
                                     super::cluster::put_part::<E>(params, split, row, column, piece);
                                 } else if column < params.value_dim {
                                     let at = (place + row as u64) * params.value_dim as u64 + column as u64;
-                                    global::st((params.partial + at * 4) as *mut f32, piece);
+                                    if width == 4 {
+                                        global::st((params.partial + at * 4) as *mut [f32; 4], piece);
+                                    } else {
+                                        global::st((params.partial + at * 4) as *mut f32, piece[0]);
+                                    }
                                 }
                             } else {
-                                let factors: [f32; 2] = shared::ld(base + FOLD_AT + row * 8);
-                                let own = turn * (N / (E::ROWS / JOIN_ROWS) as usize) + i as usize;
-                                let before = if E::SHAPE.folds() { self.total[own] } else { 0.0 };
-                                let total = fold(before, factors, piece);
-                                if E::SHAPE.folds() {
-                                    self.total[own] = total;
+                                let factors: [f32; 2] = shared::ld(base + Layout::<E>::FOLD_AT + row * 8);
+                                let own = (turn as u32 * E::SHAPE.quads() + i) as usize * 4;
+                                let at = base + E::SHAPE.totals_at() + (row * E::SHAPE.dim + column) * 4;
+                                let mut total = [0.0; 4];
+                                if E::SHAPE.folds && !in_registers {
+                                    total = shared::ld(at);
+                                }
+                                let mut c = 0;
+                                while c < width as usize {
+                                    if in_registers {
+                                        total[c] = self.total[own + c];
+                                    }
+                                    total[c] = fold(total[c], factors, piece[c]);
+                                    if in_registers {
+                                        self.total[own + c] = total[c];
+                                    }
+                                    c += 1;
+                                }
+                                if E::SHAPE.folds && !in_registers {
+                                    shared::st(at, total);
                                 }
                                 if last && column < params.value_dim {
-                                    let factor: f32 = shared::ld(base + FINAL_AT + row * 4);
-                                    let to = shared::ld(base + OUT_AT + row * 8);
-                                    write_output::<O>(to, column, total * factor);
+                                    let factor: f32 = shared::ld(base + Layout::<E>::FINAL_AT + row * 4);
+                                    let to = shared::ld(base + Layout::<E>::OUT_AT + row * 8);
+                                    if width == 4 {
+                                        write_quad::<O>(to, column, total, factor);
+                                    } else {
+                                        write_output::<O>(to, column, total[0] * factor);
+                                    }
                                 }
                             }
                         }
@@ -377,7 +468,7 @@ const AHEAD: u32 = 16;
 /// Whether the blocks of a cluster share a tile.
 #[inline(always)]
 fn clustered<E: Engine>(params: &DecodeParams) -> bool {
-    cfg!(tier = "sm_90a") && E::SHAPE.folds() && params.cluster > 1
+    cfg!(tier = "sm_90a") && E::SHAPE.folds && params.cluster > 1
 }
 
 /// The left fold of a row's pieces, whose maximum and sum and `W` elements of the output `load` gives.
@@ -420,23 +511,25 @@ pub unsafe fn fold_pieces<const W: usize>(
     (total, out)
 }
 
-/// Folds the pieces of one row, one block each, where they were computed apart.
+/// Folds the pieces of rows where they were computed apart: a thread has four neighbouring elements.
 ///
 /// # Safety
 /// - The workspace holds what the decode kernel with the same parameters wrote.
 #[inline(always)]
-pub unsafe fn merge<O: Element>(params: &DecodeParams) {
+pub unsafe fn merge<O: Quad>(params: &DecodeParams) {
     unsafe {
         let (rows, tiles, heads) = (params.rows, params.tiles, params.heads_kv);
-        core::hint::assert_unchecked(rows != 0);
-        core::hint::assert_unchecked(tiles != 0);
-        core::hint::assert_unchecked(heads != 0);
-        let block = thread::block_idx_x();
-        let (rest, row) = (block / rows, block % rows);
-        let (rest, tile) = (rest / tiles, rest % tiles);
-        let (batch, head) = (rest / heads, rest % heads);
+        let item = thread::block_idx_x() * super::MERGE_THREADS + thread::thread_idx_x();
+        let quads = super::quads_of(params.value_dim);
+        let number = quotient(item, quads);
+        let column = (item - number * quads) * 4;
+        let entry = quotient(number, rows);
+        let pair = quotient(entry, tiles);
+        let batch = quotient(pair, heads);
+        let (row, tile, head) = (number - entry * rows, entry - pair * tiles, pair - batch * heads);
         // Lengths stand since before the decode kernel began: they need not wait for its end.
-        let work = Work::new(params, batch, head, tile);
+        let some = batch < params.batch;
+        let work = Work::new(params, params.tile_rows, if some { batch } else { 0 }, head, tile);
         // Every block waits, so that this launch does not end before the one it follows; what follows this one may be
         // set up, and waits itself.
         #[cfg(tier = "sm_90a")]
@@ -444,10 +537,9 @@ pub unsafe fn merge<O: Element>(params: &DecodeParams) {
             cuda_std::grid_dependency::launch_dependents();
             cuda_std::grid_dependency::wait();
         }
-        if row >= work.rows || work.pieces == 1 {
+        if !some || row >= work.rows || work.pieces == 1 {
             return;
         }
-        let thread = thread::thread_idx_x();
         let place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
         if params.whole != 0 {
             let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
@@ -455,33 +547,22 @@ pub unsafe fn merge<O: Element>(params: &DecodeParams) {
                 return;
             }
         }
-        let (total, out) = fold_pieces::<2>(work.pieces, |piece| {
+        let (total, out) = fold_pieces::<4>(work.pieces, |piece| {
             let at = place + piece as u64 * rows as u64;
             let statistics = global::ld((params.statistics + at * 8) as *const [f32; 2]);
-            let mut parts = [0.0; 2];
-            let mut i = 0;
-            while i < 2 {
-                let column = i * super::MERGE_THREADS + thread;
-                if column < params.value_dim {
-                    let at = at * params.value_dim as u64 + column as u64;
-                    parts[i as usize] = global::ld((params.partial + at * 4) as *const f32);
-                }
-                i += 1;
+            let at = at * params.value_dim as u64 + column as u64;
+            let mut part = [0.0; 4];
+            if column < params.value_dim {
+                part = global::ld((params.partial + at * 4) as *const [f32; 4]);
             }
-            (statistics, parts)
+            (statistics, part)
         });
         let (factor, lse) = finished(params, &work, row, total);
-        if thread == 0 {
+        if column == 0 {
             write_lse(params, &work, row, lse);
         }
-        let to = output_address::<O>(params, &work, row);
-        let mut i = 0;
-        while i < 2 {
-            let column = i as u32 * super::MERGE_THREADS + thread;
-            if column < params.value_dim {
-                write_output::<O>(to, column, out[i] * factor);
-            }
-            i += 1;
+        if column < params.value_dim {
+            write_quad::<O>(output_address::<O>(params, &work, row), column, out, factor);
         }
     }
 }

@@ -127,7 +127,7 @@ impl<E: Query, const DIM: u32, const T: usize, const S: usize> Engine for Fp8<E,
             let mut scorings = [scoring; 2];
             let mut half = 0;
             while half < 2 {
-                let row = finish::query(group + 8 * half as u32);
+                let row = finish::query::<Self>(group + 8 * half as u32);
                 let mut words = [[0; 2]; S];
                 let mut s = 0;
                 if staged {
@@ -185,7 +185,7 @@ impl<E: Query, const DIM: u32, const T: usize, const S: usize> Engine for Fp8<E,
                 x[i] = scores[i / 4][i % 4] + scores[2 + i / 4][i % 4];
                 i += 1;
             }
-            Scoring::score(self.scoring, params, &mut x, first);
+            Scoring::score(self.scoring, params, 0, &mut x, first);
             self.seen.weigh(&mut x, params.rows > 8);
             let p = fragment::a_from_accumulator(&x, 0, F16::pack);
             // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
@@ -211,7 +211,7 @@ impl<E: Query, const DIM: u32, const T: usize, const S: usize> Engine for Fp8<E,
     #[inline(always)]
     unsafe fn put_statistics(&self, rows: u32) {
         // SAFETY: forwarded to the caller.
-        unsafe { self.seen.put_statistics(rows) };
+        unsafe { self.seen.put_statistics::<Self>(0, rows) };
     }
 
     #[inline(always)]
@@ -248,7 +248,7 @@ macro_rules! kernels {
             #[launch(threads = Shape::new(SM, 2, 1, $dim).warps * 32, min_blocks = 1, tensor_core = 1)]
             pub fn $name(params: DecodeParams) {
                 type Kernel = Fp8<$element, $dim, { $dim / 8 }, { $dim / 16 }>;
-                const N: usize = (16 * $dim / (Kernel::SHAPE.warps * 32)) as usize;
+                const N: usize = Kernel::SHAPE.totals(super::ROWS) as usize;
                 super::stream::run::<Kernel, $element, N>(&params)
             }
         )*}

@@ -7,7 +7,7 @@
 //! bits are those of a rotation, an append and an attention one after the other.
 
 use super::{
-    DecodeParams, KEYS, ROWS, finish,
+    DecodeParams, KEYS, finish,
     stream::{Engine, SM, Work, opaque},
 };
 use crate::{
@@ -183,7 +183,11 @@ pub unsafe fn stage<E: Engine, O: Quad>(params: &DecodeParams, work: &Work, begi
     unsafe {
         let items = const { E::SHAPE.dim / 8 };
         // Engines that read queries from shared memory each time read all rows.
-        let rows = if E::SHAPE.folds() { params.rows } else { ROWS };
+        let rows = if E::SHAPE.query_bytes == 0 {
+            params.rows
+        } else {
+            E::ROWS
+        };
         let first = if begin > work.fresh { begin } else { work.fresh };
         let count = if end > first { end - first } else { 0 };
         let size = size_of::<O>() as u64;
@@ -193,7 +197,7 @@ pub unsafe fn stage<E: Engine, O: Quad>(params: &DecodeParams, work: &Work, begi
             let (line, item) = (index / items, index % items);
             if line < rows {
                 let position = (work.fresh + work.query(params, line)) as i32;
-                let from = finish::query(line);
+                let from = finish::query::<E>(line);
                 let pair = rotated::<O>(params, from, params.head_dim, item, params.rotation.pairs, position);
                 shared::st(E::query_at(params, line, pair.low_column), pair.low);
                 shared::st(E::query_at(params, line, pair.high_column), pair.high);
@@ -228,7 +232,7 @@ pub unsafe fn stage<E: Engine, O: Quad>(params: &DecodeParams, work: &Work, begi
                 // The tile of the query at that position.
                 let query = token + params.seq_q - work.length as u32;
                 let mut cache = 0;
-                if query * params.group / ROWS == work.tile && pair.low_column < width {
+                if query * params.group / E::SHAPE.rows == work.tile && pair.low_column < width {
                     let place = params.paging.place(work.batch, token);
                     let units = place.page * steps[0] + place.slot * steps[1] + work.head * steps[2];
                     cache = pool + units as u64 * 16;

@@ -58,7 +58,7 @@ impl Segment {
     /// Whether these are all pieces of the tile, and the block folds them.
     #[inline(always)]
     fn whole<E: Engine>(&self, params: &DecodeParams) -> bool {
-        self.work.pieces == 1 || (self.count == self.work.pieces && E::SHAPE.folds() && params.whole != 0)
+        self.work.pieces == 1 || (self.count == self.work.pieces && E::SHAPE.folds && params.whole != 0)
     }
 
     /// Puts into shared memory what joining needs; the warp calls this together.
@@ -195,7 +195,7 @@ impl Cursor {
                 if self.left <= 0 || self.batch >= params.batch {
                     return None;
                 }
-                let work = Work::new(params, self.batch, self.head, self.tile);
+                let work = Work::new(params, E::SHAPE.rows, self.batch, self.head, self.tile);
                 let piece = self.piece;
                 let mut count = work.pieces - piece;
                 if params.fold != 0 {
@@ -278,7 +278,7 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
         }
         #[cfg(tier = "sm_90a")]
         if super::cluster::is_on::<E>(params) {
-            let work = super::cluster::work(params);
+            let work = super::cluster::work::<E>(params);
             let share = super::cluster::share(params, work.pieces);
             let piece = share * thread::cluster_block_rank();
             let behind = if piece + share < work.pieces {
@@ -308,7 +308,7 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
         let first = index * each;
         let behind = if first + each < entries { first + each } else { entries };
         let cost = |entry: u32| -> (u64, Work) {
-            let work = Work::new(params, entry / tiles, 0, entry % tiles);
+            let work = Work::new(params, E::SHAPE.rows, entry / tiles, 0, entry % tiles);
             (work.pieces as u64 * unit(work.size) as u64, work)
         };
         let mut own = 0;

@@ -36,13 +36,13 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
     #[inline(always)]
     unsafe fn stage_queries(params: &DecodeParams) {
         unsafe {
-            let base = shared::dynamic_base() + super::HEADER_BYTES;
+            let base = shared::dynamic_base() + Self::SHAPE.header();
             // Nothing of this is kept from tile to tile.
             let mut index = super::stream::opaque(thread::thread_idx_x());
             while index < ROWS * DIM {
                 let (row, column) = (index / DIM, index % DIM);
                 let mut value = 0.0;
-                let at = finish::query(row);
+                let at = finish::query::<Self>(row);
                 if at != 0 && column < params.head_dim {
                     value = global::ld_nc((at + column as u64 * 4) as *const f32);
                 }
@@ -54,7 +54,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
 
     #[inline(always)]
     fn query_at(_: &DecodeParams, row: u32, column: u32) -> u32 {
-        shared::dynamic_base() + super::HEADER_BYTES + (row * DIM + column) * 4
+        shared::dynamic_base() + Self::SHAPE.header() + (row * DIM + column) * 4
     }
 
     #[inline(always)]
@@ -73,7 +73,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
             // Where the chunks lie does not change from step to step: there are no registers to keep that.
             let lane = opaque(thread::lane_id());
             let (key, half) = (lane % KEYS, lane / KEYS);
-            let queries = shared::dynamic_base() + super::HEADER_BYTES + half * HALF as u32 * DIM * 4;
+            let queries = shared::dynamic_base() + Self::SHAPE.header() + half * HALF as u32 * DIM * 4;
             let mut x = [0.0f32; HALF];
             let mut chunk = 0;
             let chunks = opaque(DIM / 4);
@@ -162,7 +162,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
                 let row = half * HALF as u32 + r as u32;
                 let sum = warp::reduce_sum::<16>(self.sum[r]);
                 if key == 0 && row < rows {
-                    finish::put_statistics(warp, row, self.maximum[r], sum);
+                    finish::put_statistics::<Self>(warp, row, self.maximum[r], sum);
                 }
                 r += 1;
             }
@@ -206,7 +206,7 @@ macro_rules! kernels {
             #[launch(threads = Shape::new(SM, 4, 4, $dim).warps * 32, min_blocks = 1)]
             pub fn $name(params: DecodeParams) {
                 type Kernel = Scalar<$dim, { $dim / 32 }>;
-                const N: usize = if Kernel::SHAPE.folds() { (ROWS * $dim / (Kernel::SHAPE.warps * 32)) as usize } else { 0 };
+                const N: usize = Kernel::SHAPE.totals(ROWS) as usize;
                 super::stream::run::<Kernel, f32, N>(&params)
             }
         )*}

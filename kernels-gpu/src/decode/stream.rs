@@ -1,7 +1,7 @@
 //! A block's way through its keys, whatever computes with them.
 
 use super::{
-    DecodeParams, KEYS, ROWS, Shape, UNBOUNDED, finish,
+    DecodeParams, KEYS, Shape, UNBOUNDED, finish,
     fresh::{self, Quad},
     plan::{self, Cursor, Segment},
     split_tokens,
@@ -62,12 +62,12 @@ pub struct Row {
 }
 
 impl Work {
-    /// What tile `tile` of a KV head sees.
+    /// What tile `tile` of a KV head sees; a tile has room for `tile_rows` rows.
     ///
     /// # Safety
     /// - `params` are those of the launch.
     #[inline(always)]
-    pub unsafe fn new(params: &DecodeParams, batch: u32, head: u32, tile: u32) -> Work {
+    pub unsafe fn new(params: &DecodeParams, tile_rows: u32, batch: u32, head: u32, tile: u32) -> Work {
         unsafe {
             let mut length = global::ld_nc((params.lengths + batch as u64 * 4) as *const i32);
             length = if length < 0 { 0 } else { length };
@@ -83,8 +83,12 @@ impl Work {
                 floor = if floor > length { length } else { floor };
             }
             let all = params.seq_q * params.group;
-            let first_row = tile * ROWS;
-            let rows = if all - first_row < ROWS { all - first_row } else { ROWS };
+            let first_row = tile * tile_rows;
+            let rows = if all - first_row < tile_rows {
+                all - first_row
+            } else {
+                tile_rows
+            };
             core::hint::assert_unchecked(params.group != 0);
             let position = |row: u32| length - params.seq_q as i32 + (row / params.group) as i32;
             let (first, last) = (position(first_row), position(first_row + rows - 1));
@@ -103,7 +107,7 @@ impl Work {
             let low = if low > length { length } else { low };
             let high = if high < low { low } else { high };
             let (low, high) = (low as u32, high as u32);
-            let size = split_tokens(low, high, params.most);
+            let size = split_tokens(low, high, params.most, params.least);
             let shift = size.trailing_zeros();
             let pieces = ((high + size - 1) >> shift) - (low >> shift);
             let pieces = if high == low { 1 } else { pieces };
@@ -138,8 +142,7 @@ impl Work {
                     slope: 0.0,
                 };
             }
-            core::hint::assert_unchecked(params.group != 0);
-            let query = (self.first_row + row) / params.group;
+            let query = self.query(params, row);
             let position = self.length - params.seq_q as i32 + query as i32;
             let begin = if params.window_left == UNBOUNDED {
                 0
@@ -192,8 +195,8 @@ pub trait Engine: Sized {
     const SHAPE: Shape;
     /// Bytes of a cache element.
     const CACHE_BYTES: u32;
-    /// Most rows of a tile.
-    const ROWS: u32 = ROWS;
+    /// Most rows of a tile in use.
+    const ROWS: u32 = Self::SHAPE.rows;
     /// What a row's 16-byte chunks are permuted by: their number is XORed with this for key number `key`.
     #[inline(always)]
     fn swizzle(key: u32) -> u32 {
@@ -232,7 +235,7 @@ pub trait Engine: Sized {
     /// - The warp calls this together; `rows` is the number of rows in use.
     unsafe fn put_statistics(&self, rows: u32);
 
-    /// Writes the output of turn `turn` of the rows in use, [`JOIN_ROWS`](super::JOIN_ROWS) of them, for [`finish`].
+    /// Writes the output of turn `turn` of the rows in use, as many as [`Shape`] says, for [`finish`].
     ///
     /// # Safety
     /// - The warp calls this together; `rows` is the number of rows in use; `turn` is known to the compiler.
@@ -286,7 +289,7 @@ impl Loader<'_> {
                 self.steps = segment.steps;
             }
             cursor.save(at);
-            if !(E::SHAPE.folds() && SM != 75) && thread::lane_id() == 0 {
+            if !(E::SHAPE.folds && SM != 75) && thread::lane_id() == 0 {
                 shared::st(plan::span(warp), [self.batch, self.head, self.begin, self.end]);
             }
             syncwarp(warp::FULL);
@@ -296,7 +299,7 @@ impl Loader<'_> {
     /// Sequence, head, first token and one past the last of the segment: from shared memory where registers are few.
     #[inline(always)]
     unsafe fn span<E: Engine>(&self) -> [u32; 4] {
-        if E::SHAPE.folds() && SM != 75 {
+        if E::SHAPE.folds && SM != 75 {
             [self.batch, self.head, self.begin, self.end]
         } else {
             // SAFETY: the warp has put it there.
@@ -324,7 +327,7 @@ impl Loader<'_> {
             let params = self.params;
             if self.steps != 0 {
                 let chunks = const { E::SHAPE.row_bytes / 16 };
-                let lane = if E::SHAPE.folds() && SM != 75 {
+                let lane = if E::SHAPE.folds && SM != 75 {
                     thread::lane_id()
                 } else {
                     opaque(thread::lane_id())
@@ -339,7 +342,7 @@ impl Loader<'_> {
                     &params.v_steps
                 };
                 let place = self.next;
-                let slot = if E::SHAPE.folds() && SM != 75 {
+                let slot = if E::SHAPE.folds && SM != 75 {
                     place.slot
                 } else {
                     params.paging.slot(self.token)
@@ -379,7 +382,7 @@ impl Loader<'_> {
                 let mut turn = 0;
                 // Four at a time, so that their shuffles overlap; but no more addresses than there are registers for.
                 let turns = opaque(turns);
-                if E::SHAPE.folds() && SM != 75 && warp::vote_all(warp::FULL, own != NOWHERE) {
+                if E::SHAPE.folds && SM != 75 && warp::vote_all(warp::FULL, own != NOWHERE) {
                     while turn < turns {
                         let mut u = 0;
                         while u < at_once {
@@ -492,7 +495,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
         // looks up, and one a stage. They stand once in the code, since a lone sequence waits for every instruction to be
         // fetched; but apart where registers are few.
         let (mut read, mut fill, mut ahead) = (0, E::SHAPE.stages - 1, E::SHAPE.stages);
-        if !(E::SHAPE.folds() && SM != 75) {
+        if !(E::SHAPE.folds && SM != 75) {
             while ahead > 0 {
                 loader.load::<E>(ring + fill * E::SHAPE.stage_bytes());
                 fill = if fill + 1 == E::SHAPE.stages { 0 } else { fill + 1 };
@@ -518,7 +521,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
             // All else that a tile needs; copies are under way meanwhile.
             let prepare = || {
                 let (work, _) = Segment::load(own_work());
-                finish::begin::<O>(params, &work);
+                finish::begin::<E, O>(params, &work);
                 syncthreads();
                 let staged = fresh::is_on::<E>(params);
                 if staged {
@@ -538,7 +541,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                 Some(engine)
             };
             let mut engine = None;
-            if !(E::SHAPE.folds() && SM != 75) {
+            if !(E::SHAPE.folds && SM != 75) {
                 engine = prepare();
                 // Turing has not one register to spare.
                 #[cfg(tier = "sm_75")]
@@ -559,7 +562,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                         ahead -= 1;
                     }
                 }
-                if E::SHAPE.folds() && SM != 75 && engine.is_none() {
+                if E::SHAPE.folds && SM != 75 && engine.is_none() {
                     engine = prepare();
                     // All blocks of the cluster have begun: their memory may be written.
                     #[cfg(tier = "sm_90a")]
@@ -583,7 +586,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                     read = if read + 1 == E::SHAPE.stages { 0 } else { read + 1 };
                     steps -= 1;
                     first += block_keys;
-                    let size = if E::SHAPE.folds() && SM != 75 {
+                    let size = if E::SHAPE.folds && SM != 75 {
                         own_size
                     } else {
                         Segment::size(own_work())

@@ -72,21 +72,21 @@ impl<const T: usize> Seen<T> {
         }
     }
 
-    /// Writes maximum and sum of the rows in use for [`finish`].
+    /// Writes maximum and sum of the rows in use for [`finish`]; row `first` is the first of these.
     ///
     /// # Safety
     /// - The warp calls this together; `rows` is the number of rows in use.
     #[inline(always)]
-    pub unsafe fn put_statistics(&self, rows: u32) {
+    pub unsafe fn put_statistics<E: Engine>(&self, first: u32, rows: u32) {
         unsafe {
             let lane = thread::lane_id();
             let (group, pair, warp) = (lane / 4, lane % 4, thread::uniform_warp_idx());
             let mut half = 0;
             while half < 2 {
-                let row = group + 8 * half as u32;
+                let row = first + group + 8 * half as u32;
                 let sum = warp::reduce_sum::<4>(self.sum[half]);
                 if row < rows && pair == 0 {
-                    finish::put_statistics(warp, row, self.maximum[half], sum);
+                    finish::put_statistics::<E>(warp, row, self.maximum[half], sum);
                 }
                 half += 1;
             }
@@ -133,12 +133,12 @@ impl Scoring {
     }
 
     /// Makes scores, in units of log₂, of the raw ones of 16 keys from token `first`: with caps and biases, −∞ where a row
-    /// does not see the key. Both rows of a lane have their own scoring, and one cap.
+    /// does not see the key. Both rows of a lane, of the 16 from row `row`, have their own scoring, and one cap.
     ///
     /// # Safety
     /// - The warp calls this together, behind [`finish::begin`] and a barrier.
     #[inline(always)]
-    pub unsafe fn score(both: [Scoring; 2], params: &DecodeParams, x: &mut [f32; 8], first: i32) {
+    pub unsafe fn score(both: [Scoring; 2], params: &DecodeParams, row: u32, x: &mut [f32; 8], first: i32) {
         let mut i = 0;
         while i < 8 {
             x[i] *= both[i / 2 % 2].scale;
@@ -151,7 +151,7 @@ impl Scoring {
         let lane = thread::lane_id();
         // Nobody has registers for what the rows see, kept from step to step.
         // SAFETY: as above.
-        let rows = unsafe { [finish::row(lane / 4), finish::row(lane / 4 + 8)] };
+        let rows = unsafe { [finish::row(row + lane / 4), finish::row(row + lane / 4 + 8)] };
         let cap = both[0].cap;
         i = 0;
         while i < 8 {
@@ -204,7 +204,7 @@ pub fn queries_at<E: Engine>() -> u32 {
     let at = if E::SHAPE.query_bytes == 0 {
         E::SHAPE.join_at()
     } else {
-        super::HEADER_BYTES
+        E::SHAPE.header()
     };
     shared::dynamic_base() + at
 }
@@ -228,12 +228,12 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
     #[inline(always)]
     unsafe fn stage_queries(params: &DecodeParams) {
         unsafe {
-            let base = shared::dynamic_base() + super::HEADER_BYTES;
+            let base = shared::dynamic_base() + Self::SHAPE.header();
             // Nothing of this is kept from tile to tile.
             let mut index = super::stream::opaque(thread::thread_idx_x());
             while index < ROWS * DIM / 2 {
                 let (row, column) = (index / (DIM / 2), index % (DIM / 2) * 2);
-                let word = query_word(params, finish::query(row), column);
+                let word = query_word(params, finish::query::<Self>(row), column);
                 shared::st(chunk_at::<DIM>(base, row, column / 8) + column % 8 * 2, word);
                 index += Self::SHAPE.warps * 32;
             }
@@ -261,7 +261,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
                     s += 1;
                 }
             } else if Self::IN_REGISTERS {
-                let rows = [finish::query(group), finish::query(group + 8)];
+                let rows = [finish::query::<Self>(group), finish::query::<Self>(group + 8)];
                 let mut s = 0;
                 while s < S {
                     let column = s as u32 * 16 + pair * 2;
@@ -297,7 +297,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
             let mut scores = [[0.0f32; 4]; 4];
             // Matrices of queries: rows 0–7 and 8–15 of the first 8 columns, then of the others. Of keys: keys 0–7, both
             // halves of the 16 columns; keys 8–15, the same.
-            let queries_at = chunk_at::<DIM>(shared::dynamic_base() + super::HEADER_BYTES, lane % 16, lane / 16);
+            let queries_at = chunk_at::<DIM>(shared::dynamic_base() + Self::SHAPE.header(), lane % 16, lane / 16);
             let keys_at = chunk_at::<DIM>(keys, lane % 8 + lane / 16 * 8, lane / 8 % 2);
             // Turing's wide heads have no register to spare for fragments of several turns or for a second chain.
             let narrow = SM == 75 && !Self::IN_REGISTERS;
@@ -330,7 +330,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
                 x[i] = scores[i / 4][i % 4] + scores[2 + i / 4][i % 4];
                 i += 1;
             }
-            Scoring::score([self.scoring; 2], params, &mut x, first);
+            Scoring::score([self.scoring; 2], params, 0, &mut x, first);
             self.seen.weigh(&mut x, params.rows > 8);
             let p = fragment::a_from_accumulator(&x, 0, E::pack);
             let mut t = 0;
@@ -354,7 +354,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
     #[inline(always)]
     unsafe fn put_statistics(&self, rows: u32) {
         // SAFETY: forwarded to the caller.
-        unsafe { self.seen.put_statistics(rows) };
+        unsafe { self.seen.put_statistics::<Self>(0, rows) };
     }
 
     #[inline(always)]
@@ -418,7 +418,7 @@ macro_rules! kernels {
             $(#[$attribute])*
             pub fn $name(params: DecodeParams) {
                 type Kernel = Tensor<$element, $dim, { $dim / 8 }, { $dim / 16 }>;
-                const N: usize = if Kernel::SHAPE.folds() { (ROWS * $dim / (Kernel::SHAPE.warps * 32)) as usize } else { 0 };
+                const N: usize = Kernel::SHAPE.totals(ROWS) as usize;
                 super::stream::run::<Kernel, $element, N>(&params)
             }
         )*}

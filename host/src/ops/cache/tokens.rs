@@ -1,6 +1,6 @@
 //! Tokens into a cache and out of it.
 
-use kernels_gpu::cache::{CONVERTED, CacheMoveParams, THREADS, TOKENS};
+use kernels_gpu::cache::{CONVERTED, CacheMoveParams, THREADS};
 
 use super::{CacheView, expect_extent, expect_integers, expect_tokens, tokens_of, widest_unit};
 use crate::{AnyTensor, DType, Error, Result, launch::Contract, stream::Stream};
@@ -163,7 +163,7 @@ fn move_tokens(
     } else {
         format!("cache_{what}_b{unit}")
     };
-    let items = tokens.div_ceil(TOKENS.into()) * lanes;
+    let items = tokens * lanes;
     let mut contract = Contract::new(k.device(), &entry)
         .grid([items.div_ceil(THREADS.into()), 1, 1])
         .on(stream)
