@@ -1,17 +1,21 @@
 //! Many sequences on one model: admitted as others end, over one pool of pages, with equal beginnings computed once.
 //!
+//! Where the device chooses all tokens, a step is begun before the tokens of the one before are read, so that the device never waits
+//! for the CPU. A sequence whose token turns out to be its last one has one token more computed, which nobody sees.
+//!
 //! A request is admitted when the pool has pages for all that it may become, so that nothing that runs is ever thrown out.
 //! Prompts are computed one at a time and every row of a step has the bits that it has alone, so that an answer depends on its
 //! own request only.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use host::ReadBack;
 use host::kv::SequenceId;
 
 use crate::error::{Error, Result};
-use crate::generate::{Chooser, FinishReason, GenerateOptions, choice_for, chosen};
+use crate::generate::{Chooser, FinishReason, GenerateOptions, choice_for, chosen, token_ids};
 use crate::model::Model;
-use crate::recorded::Outcome;
+use crate::recorded::{Choice, Outcome};
 use crate::session::{PAGE, Session};
 
 /// How a batch runs.
@@ -48,11 +52,18 @@ struct Waiting {
 }
 
 struct Running {
-    request: RequestId,
     sequence: SequenceId,
     last: u32,
     chooser: Chooser,
     pages: usize,
+    /// Tokens whose steps were begun.
+    begun: usize,
+}
+
+/// A step that was begun and whose tokens have not been read.
+struct Flight {
+    rows: Vec<RequestId>,
+    place: usize,
 }
 
 /// Requests that run together. Made by [`Model::batch`].
@@ -61,7 +72,15 @@ pub struct Batch<'m> {
     session: Session<'m>,
     options: BatchOptions,
     waiting: VecDeque<Waiting>,
-    running: Vec<Running>,
+    running: BTreeMap<RequestId, Running>,
+    /// Whose token each row of the next step begins with.
+    rows: Vec<RequestId>,
+    /// Whether the device has those tokens.
+    on_device: bool,
+    flight: Option<Flight>,
+    /// Where the tokens of steps arrive, in turn.
+    places: [ReadBack; 2],
+    turn: usize,
     submitted: usize,
     shared: u64,
 }
@@ -80,6 +99,7 @@ impl Model {
                 return Err(host::Error::range(argument, value, "at least 1").into());
             }
         }
+        let place = || ReadBack::new(self.device(), 8 * options.max_sequences);
         Ok(Batch {
             model: self,
             session: Session::new(
@@ -91,7 +111,12 @@ impl Model {
             .narrow(),
             options,
             waiting: VecDeque::new(),
-            running: Vec::new(),
+            running: BTreeMap::new(),
+            rows: Vec::new(),
+            on_device: false,
+            flight: None,
+            places: [place()?, place()?],
+            turn: 0,
             submitted: 0,
             shared: 0,
         })
@@ -136,9 +161,8 @@ impl Batch<'_> {
     pub fn cancel(&mut self, request: RequestId) -> Result<bool> {
         let waiting = self.waiting.len();
         self.waiting.retain(|w| w.request != request);
-        if let Some(at) = self.running.iter().position(|r| r.request == request) {
-            let ended = self.running.remove(at);
-            self.session.end(ended.sequence)?;
+        if self.running.contains_key(&request) {
+            self.end(&[request])?;
             return Ok(true);
         }
         Ok(self.waiting.len() < waiting)
@@ -188,7 +212,7 @@ impl Batch<'_> {
 
     /// The next request, if it may run now.
     fn admit(&mut self) -> Option<Waiting> {
-        let taken: usize = self.running.iter().map(|r| r.pages).sum();
+        let taken: usize = self.running.values().map(|r| r.pages).sum();
         let fits = self.waiting.front()?.pages + taken <= self.session.pages();
         (fits && self.running.len() < self.options.max_sequences).then(|| self.waiting.pop_front())?
     }
@@ -202,57 +226,151 @@ impl Batch<'_> {
         self.shared += known as u64;
         self.session.make_room(next.pages);
         let logits = self.session.prefill(sequence, &next.prompt[known..])?;
-        let chosen_now = self.session.choose_first(&logits, choice_for([&next.chooser]))?;
+        let choice = choice_for([&next.chooser]);
+        let chosen_now = self.session.choose_first(&logits, choice, self.rows.len())?;
         let outcome = Outcome {
             logits,
             chosen: chosen_now,
         };
         let mut running = Running {
-            request: next.request,
             sequence,
             last: chosen(&outcome, &[&next.chooser])?[0],
             chooser: next.chooser,
             pages: next.pages,
+            begun: 1,
         };
-        let event = running.accept();
+        let event = running.accept(next.request);
         if event.finished.is_some() {
             self.session.end(sequence)?;
         } else {
-            self.running.push(running);
+            // A token that the CPU chose is not where the next step looks for it.
+            self.on_device &= choice == Choice::Greedy;
+            self.rows.push(next.request);
+            self.running.insert(next.request, running);
         }
         Ok(event)
     }
 
     fn decode(&mut self) -> Result<Vec<Event>> {
         if self.running.is_empty() {
+            self.flight = None;
             return Ok(Vec::new());
         }
-        let sequences: Vec<SequenceId> = self.running.iter().map(|r| r.sequence).collect();
-        let last: Vec<u32> = self.running.iter().map(|r| r.last).collect();
-        let choosers: Vec<&Chooser> = self.running.iter().map(|r| &r.chooser).collect();
-        let choice = choice_for(choosers.iter().copied());
-        let outcome = self.session.decode(&sequences, Some(&last), choice, 0)?;
-        let tokens = chosen(&outcome, &choosers)?;
-        let mut events = Vec::with_capacity(tokens.len());
-        for (running, token) in self.running.iter_mut().zip(tokens) {
-            running.last = token;
-            events.push(running.accept());
+        let choice = choice_for(self.running.values().map(|r| &r.chooser));
+        let flight = match self.flight.take() {
+            Some(flight) => flight,
+            None if choice == Choice::Host => return self.decode_by_cpu(),
+            None => match self.begin()? {
+                Some(flight) => flight,
+                None => return Ok(Vec::new()),
+            },
+        };
+        // A row whose first token the CPU chose has to wait until the CPU has those of all others.
+        if choice == Choice::Greedy && self.on_device {
+            self.flight = self.begin()?;
         }
-        for (event, sequence) in events.iter().zip(sequences) {
-            if event.finished.is_some() {
-                self.session.end(sequence)?;
+        let tokens = token_ids(self.places[flight.place].finish()?);
+        self.accept(&flight.rows, &tokens)
+    }
+
+    /// Begins a step of all sequences that may have another token, unless there are none.
+    fn begin(&mut self) -> Result<Option<Flight>> {
+        let all_begun = |r: &Running| r.begun >= r.chooser.most();
+        let full: Vec<RequestId> = self
+            .rows
+            .iter()
+            .copied()
+            .filter(|r| all_begun(&self.running[r]))
+            .collect();
+        self.leave(&full)?;
+        if self.rows.is_empty() {
+            return Ok(None);
+        }
+        let of = |request: &RequestId| &self.running[request];
+        let sequences: Vec<SequenceId> = self.rows.iter().map(|r| of(r).sequence).collect();
+        let last: Vec<u32> = self.rows.iter().map(|r| of(r).last).collect();
+        let tokens = (!self.on_device).then_some(&last[..]);
+        let outcome = self.session.decode(&sequences, tokens, Choice::Greedy, 0)?;
+        let Some(tokens) = outcome.chosen else {
+            return Err(host::Error::unsupported("a device that does not choose").into());
+        };
+        self.on_device = true;
+        let place = self.turn % 2;
+        self.turn += 1;
+        self.places[place].start(&tokens)?;
+        for request in &self.rows {
+            if let Some(running) = self.running.get_mut(request) {
+                running.begun += 1;
             }
         }
-        let mut finished = events.iter().map(|e| e.finished.is_some());
-        self.running.retain(|_| !finished.next().unwrap_or(false));
+        Ok(Some(Flight {
+            rows: self.rows.clone(),
+            place,
+        }))
+    }
+
+    /// A step whose tokens the CPU chooses.
+    fn decode_by_cpu(&mut self) -> Result<Vec<Event>> {
+        self.on_device = false;
+        let running = self.running.values();
+        let sequences: Vec<SequenceId> = running.clone().map(|r| r.sequence).collect();
+        let last: Vec<u32> = running.clone().map(|r| r.last).collect();
+        let choosers: Vec<&Chooser> = running.map(|r| &r.chooser).collect();
+        let outcome = self.session.decode(&sequences, Some(&last), Choice::Host, 0)?;
+        let tokens = chosen(&outcome, &choosers)?;
+        self.rows = self.running.keys().copied().collect();
+        self.running.values_mut().for_each(|r| r.begun += 1);
+        self.accept(&self.rows.clone(), &tokens)
+    }
+
+    /// Takes the tokens of a step; those of sequences that have ended meanwhile are dropped.
+    fn accept(&mut self, rows: &[RequestId], tokens: &[u32]) -> Result<Vec<Event>> {
+        let mut events = Vec::with_capacity(rows.len());
+        for (request, token) in rows.iter().zip(tokens) {
+            if let Some(running) = self.running.get_mut(request) {
+                self.session.name(running.sequence, running.last)?;
+                running.last = *token;
+                events.push(running.accept(*request));
+            }
+        }
+        events.sort_by_key(|event| event.request);
+        let ended = events.iter().filter(|event| event.finished.is_some());
+        let ended: Vec<RequestId> = ended.map(|event| event.request).collect();
+        self.end(&ended)?;
         Ok(events)
+    }
+
+    /// Ends sequences that run. Steps that were begun may still write to their pages: whoever has those next comes behind.
+    fn end(&mut self, ended: &[RequestId]) -> Result<()> {
+        self.leave(ended)?;
+        for request in ended {
+            if let Some(running) = self.running.remove(request) {
+                self.session.end(running.sequence)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes sequences out of the rows of the next step; the last rows take their places.
+    fn leave(&mut self, leaving: &[RequestId]) -> Result<()> {
+        let mut at = self.rows.len();
+        while at > 0 {
+            at -= 1;
+            if leaving.contains(&self.rows[at]) {
+                self.rows.swap_remove(at);
+                if self.on_device && at < self.rows.len() {
+                    self.session.move_token(self.rows.len(), at)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 impl Running {
-    fn accept(&mut self) -> Event {
+    fn accept(&mut self, request: RequestId) -> Event {
         Event {
-            request: self.request,
+            request,
             token: self.last,
             finished: self.chooser.accept(self.last),
         }

@@ -64,6 +64,11 @@ impl Chooser {
         })
     }
 
+    /// Most tokens of the answer.
+    pub(crate) fn most(&self) -> usize {
+        self.options.max_new_tokens
+    }
+
     /// Counts a chosen token; the reason if it is the last one.
     pub(crate) fn accept(&mut self, token: u32) -> Option<FinishReason> {
         self.step += 1;
@@ -93,7 +98,7 @@ pub(crate) fn chosen(outcome: &Outcome, choosers: &[&Chooser]) -> Result<Vec<u32
 }
 
 /// Tokens as the device writes them: i64.
-fn token_ids(bytes: &[u8]) -> Vec<u32> {
+pub(crate) fn token_ids(bytes: &[u8]) -> Vec<u32> {
     let words = bytes.as_chunks::<8>().0.iter();
     words.map(|b| i64::from_le_bytes(*b) as u32).collect()
 }
@@ -196,7 +201,7 @@ impl Generator<'_> {
         let outcome = match self.last {
             None => {
                 let logits = self.session.prefill(self.sequence, &self.prompt)?;
-                let chosen = self.session.choose_first(&logits, choice)?;
+                let chosen = self.session.choose_first(&logits, choice, 0)?;
                 Outcome { logits, chosen }
             }
             Some(token) => self.session.decode(&[self.sequence], Some(&[token]), choice, 0)?,
@@ -215,7 +220,7 @@ impl Generator<'_> {
         while ahead.started < wanted {
             let chosen = if ahead.started == 0 {
                 let logits = self.session.prefill(self.sequence, &self.prompt)?;
-                self.session.choose_first(&logits, ahead.choice)?
+                self.session.choose_first(&logits, ahead.choice, 0)?
             } else {
                 self.session
                     .decode(&[self.sequence], None, ahead.choice, ahead.started)?

@@ -44,29 +44,29 @@ impl Choice {
         }
     }
 
-    /// The chosen tokens, i64 `[rows]`, left in `lane` for the next step too.
-    pub(crate) fn choose(self, logits: &AnyTensor, lane: &Lane) -> Result<Option<AnyTensor>> {
+    /// The chosen tokens, i64 `[rows]`, left in `next` for the next step too; `draw` is the number of the token to draw.
+    pub(crate) fn choose(self, logits: &AnyTensor, next: &AnyTensor, draw: &AnyTensor) -> Result<Option<AnyTensor>> {
         let chosen = match self {
             Choice::Host => return Ok(None),
-            Choice::Greedy => return Ok(Some(argmax_and_copy(logits, Some(&lane.tokens))?)),
+            Choice::Greedy => return Ok(Some(argmax_and_copy(logits, Some(next))?)),
             Choice::Drawn {
                 temperature,
                 top_k,
                 top_p,
                 seed,
             } => {
-                let mut draw = sample(logits)
+                let mut sample = sample(logits)
                     .temperature(f32::from_bits(temperature))
                     .top_p(f64::from(f32::from_bits(top_p)))
                     .seed(seed)
-                    .offset_from(&lane.draw);
+                    .offset_from(draw);
                 if top_k > 0 {
-                    draw = draw.top_k(u64::from(top_k));
+                    sample = sample.top_k(u64::from(top_k));
                 }
-                draw.run()?
+                sample.run()?
             }
         };
-        copy(&chosen, &lane.tokens)?;
+        copy(&chosen, next)?;
         Ok(Some(chosen))
     }
 }
@@ -82,7 +82,7 @@ pub(crate) struct Outcome {
 
 /// Steps of a number of sequences: their inputs at fixed addresses, and the graphs recorded over them.
 pub(crate) struct Lane {
-    /// i64 `[rows]`.
+    /// i64 `[rows]`: the session's.
     pub(crate) tokens: AnyTensor,
     /// Positions, lengths, ends and tables: i32.
     pub(crate) packed: AnyTensor,
@@ -98,9 +98,9 @@ enum Recorded {
 }
 
 impl Lane {
-    pub(crate) fn new(device: &Device, rows: u64, packed: u64) -> Result<Lane> {
+    pub(crate) fn new(device: &Device, tokens: AnyTensor, packed: u64) -> Result<Lane> {
         Ok(Lane {
-            tokens: AnyTensor::zeros(device, DType::I64, &[rows])?,
+            tokens,
             packed: AnyTensor::zeros(device, DType::I32, &[packed])?,
             draw: AnyTensor::zeros(device, DType::I64, &[1])?,
             steps: HashMap::new(),
@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn the_device_draws_what_the_cpu_draws_and_leaves_it_for_the_next_step() {
         let device = Device::emulator().unwrap();
-        let lane = Lane::new(&device, 1, 1).unwrap();
+        let tokens = AnyTensor::zeros(&device, DType::I64, &[1]).unwrap();
+        let lane = Lane::new(&device, tokens, 1).unwrap();
         let logits: Vec<f32> = (0..300u32).map(|i| ((i * 7919) % 101) as f32 / 25.0).collect();
         let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
         let row = AnyTensor::from_bytes(&device, DType::F32, &[1, 300], &bytes).unwrap();
@@ -164,7 +165,8 @@ mod tests {
             };
             for step in 0..3u64 {
                 lane.draw.write_bytes(&step.to_le_bytes()).unwrap();
-                let chosen = Choice::of(&options).choose(&row, &lane).unwrap().unwrap();
+                let choice = Choice::of(&options);
+                let chosen = choice.choose(&row, &lane.tokens, &lane.draw).unwrap().unwrap();
                 let token = i64::from_le_bytes(chosen.to_bytes().unwrap().try_into().unwrap());
                 let expected = Sampler::new(options).unwrap().sample(&logits, 0, step).unwrap();
                 assert_eq!(token, i64::from(expected), "{options:?}, step {step}");
@@ -175,6 +177,6 @@ mod tests {
         seen.sort_unstable();
         seen.dedup();
         assert!(seen.len() > 3, "draws differ: {seen:?}");
-        assert!(Choice::Host.choose(&row, &lane).unwrap().is_none());
+        assert!(Choice::Host.choose(&row, &lane.tokens, &lane.draw).unwrap().is_none());
     }
 }

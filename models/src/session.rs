@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 
 use host::kv::{NewTokens, PagePool, PoolConfig, SequenceId};
+use host::ops::copy;
 use host::{AnyTensor, DType};
 
 use crate::error::{Error, Result};
@@ -24,6 +25,8 @@ pub(crate) const PAGE: usize = 16;
 const CHUNK: usize = 8192;
 /// Rows of logits computed at a time.
 const LOGIT_ROWS: u64 = 512;
+/// Bytes that are copied to the device at a time.
+const COPIED: usize = 64 << 10;
 /// Step between the numbers of sequences that decode steps are recorded for, and below which every number has its own.
 const LANE_STEP: usize = 8;
 
@@ -56,6 +59,8 @@ pub(crate) struct Session<'m> {
     layers: Vec<[AnyTensor; 2]>,
     /// Columns of block tables: pages of the longest sequence so far, not many more. Every step copies a table.
     columns: usize,
+    /// The tokens that the last step chose, i64: the next one begins with them.
+    tokens: AnyTensor,
     /// Decode steps by their number of rows.
     lanes: HashMap<usize, Lane>,
 }
@@ -89,11 +94,13 @@ impl<'m> Session<'m> {
                 Ok([empty()?, empty()?])
             })
             .collect::<Result<_>>()?;
+        let rows = sequences.next_multiple_of(LANE_STEP) as u64;
         Ok(Self {
             model,
             pool: PagePool::new(config)?,
             layers,
             columns,
+            tokens: AnyTensor::zeros(&model.device, DType::I64, &[rows])?,
             lanes: HashMap::new(),
         })
     }
@@ -172,7 +179,7 @@ impl<'m> Session<'m> {
         draw: usize,
     ) -> Result<Outcome> {
         let rows = self.lane_rows(sequences.len());
-        let packed = self.append(sequences, tokens, 1, rows)?;
+        let packed = self.append(sequences, None, 1, rows)?;
         let rope = self.rope(&packed)?;
         let mut lane = self.lane(rows)?;
         let outcome = self.decode_in(&mut lane, &packed, tokens, choice, draw, rope);
@@ -194,7 +201,13 @@ impl<'m> Session<'m> {
         draw: usize,
         rope: Option<RopeInput>,
     ) -> Result<Outcome> {
-        lane.packed.write_bytes(&packed.bytes())?;
+        // Small copies do not wait for the steps that are under way.
+        let mut at = 0;
+        for part in packed.bytes().chunks(COPIED) {
+            let end = at + part.len() as u64 / 4;
+            lane.packed.slice(0, at..end)?.write_bytes(part)?;
+            at = end;
+        }
         if let Some(tokens) = tokens {
             let padded = tokens.iter().copied().chain(std::iter::repeat(0)).take(packed.batch);
             let bytes: Vec<u8> = padded.flat_map(|t| i64::from(t).to_le_bytes()).collect();
@@ -208,19 +221,34 @@ impl<'m> Session<'m> {
         let step = self.step(&lane.tokens, &lane.packed, packed, rope, Kind::Decode)?;
         let work = |lane: &Lane| {
             let logits = self.head(&self.forward(&step)?)?;
-            let chosen = choice.choose(&logits, lane)?;
+            let chosen = choice.choose(&logits, &lane.tokens, &lane.draw)?;
             Ok(Outcome { logits, chosen })
         };
         if once { work(lane) } else { lane.run(choice, work) }
     }
 
-    /// Chooses the first token after a prompt of one sequence; the next decode step may continue from it.
-    pub(crate) fn choose_first(&mut self, logits: &AnyTensor, choice: Choice) -> Result<Option<AnyTensor>> {
+    /// Chooses the first token after a prompt; a decode step may continue from it, as its row `row`.
+    pub(crate) fn choose_first(&mut self, logits: &AnyTensor, choice: Choice, row: usize) -> Result<Option<AnyTensor>> {
+        let next = self.tokens.slice(0, row as u64..row as u64 + 1)?;
         let lane = self.lane(1)?;
         lane.draw.fill_bytes(0)?;
-        let chosen = choice.choose(logits, &lane);
+        let chosen = choice.choose(logits, &next, &lane.draw);
         self.lanes.insert(1, lane);
         chosen
+    }
+
+    /// Lets row `to` of the next step begin with the token that row `from` of the last one chose.
+    pub(crate) fn move_token(&self, from: usize, to: usize) -> Result<()> {
+        let place = |row: usize| self.tokens.slice(0, row as u64..row as u64 + 1);
+        Ok(copy(&place(from)?, &place(to)?)?)
+    }
+
+    /// Says which token was appended to a sequence next, so that others can begin with what it began with.
+    pub(crate) fn name(&mut self, sequence: SequenceId, token: u32) -> Result<()> {
+        self.pool.name(sequence, &[token])?;
+        // The step that wrote it has ended.
+        let epoch = self.pool.begin_launch();
+        Ok(self.pool.complete(epoch)?)
     }
 
     /// A decode step of sequences that have `context` tokens, whose cache is filled with zeros, and the cache: to be measured.
@@ -234,7 +262,8 @@ impl<'m> Session<'m> {
         }
         let packed = self.append(&ids, None, 1, sequences)?;
         let rope = self.rope(&packed)?;
-        let lane = Lane::new(&self.model.device, sequences as u64, packed.values.len() as u64)?;
+        let tokens = self.tokens.slice(0, 0..sequences as u64)?;
+        let lane = Lane::new(&self.model.device, tokens, packed.values.len() as u64)?;
         lane.packed.write_bytes(&packed.bytes())?;
         let step = self.step(&lane.tokens, &lane.packed, &packed, rope, Kind::Decode)?;
         Ok((step, self.layers.clone()))
@@ -244,7 +273,10 @@ impl<'m> Session<'m> {
     fn lane(&mut self, rows: usize) -> Result<Lane> {
         match self.lanes.remove(&rows) {
             Some(lane) => Ok(lane),
-            None => Lane::new(&self.model.device, rows as u64, (rows * (3 + self.columns)) as u64),
+            None => {
+                let tokens = self.tokens.slice(0, 0..rows as u64)?;
+                Lane::new(&self.model.device, tokens, (rows * (3 + self.columns)) as u64)
+            }
         }
     }
 

@@ -261,6 +261,75 @@ fn sixteen_lengths_together_are_sixteen_alone() {
     }
 }
 
+/// Steps are begun before the tokens of those before are read: ends by a token, by length and by hand and a neighbour whose tokens
+/// the CPU draws change nobody's answer.
+#[test]
+fn a_step_begun_ahead_changes_no_answer() {
+    for device in devices() {
+        let (_folder, checkpoint) = variant("llama");
+        let model = load(&checkpoint, &device, Some(DType::F16));
+        let prompt = |n: u32| (0..n).map(|i| (i * 31 + 7 * n) % 96).collect::<Vec<u32>>();
+        let ends = tokens(&model, &prompt(5), greedy(6))[2];
+        for drawn in [0, 6] {
+            let options = |n: u32| GenerateOptions {
+                eos: Some(vec![ends]),
+                stream: u64::from(n),
+                sampling: SamplingOptions {
+                    temperature: if n == drawn { 0.9 } else { 0.0 },
+                    ..SamplingOptions::greedy()
+                },
+                ..greedy(2 + 5 * n as usize % 7)
+            };
+            let mut batch = model
+                .batch(BatchOptions {
+                    max_sequences: 3,
+                    cache_tokens: 3 * 32,
+                    share_prefixes: true,
+                })
+                .unwrap();
+            let requests: Vec<_> = (1..=9).map(|n| batch.submit(&prompt(n), options(n)).unwrap()).collect();
+            let mut together: Vec<Vec<u32>> = vec![Vec::new(); 9];
+            let mut cancelled = false;
+            while !batch.is_idle() {
+                for event in batch.step().unwrap() {
+                    together[event.request.0].push(event.token);
+                }
+                if !cancelled && together[2].len() == 2 {
+                    cancelled = batch.cancel(requests[2]).unwrap();
+                }
+            }
+            for (n, answer) in (1..=9).zip(&together) {
+                let alone = tokens(&model, &prompt(n), options(n));
+                let expected = if n == 3 && cancelled { &alone[..2] } else { &alone[..] };
+                assert_eq!(answer, expected, "{n} tokens on {device}, {drawn} drawn");
+            }
+        }
+    }
+}
+
+/// What a sequence in a batch has written is known to those that begin with it.
+#[test]
+fn an_answer_is_shared_with_the_prompt_that_goes_on_from_it() {
+    for device in devices() {
+        let (_folder, checkpoint) = variant("llama");
+        let model = load(&checkpoint, &device, None);
+        let prompt: Vec<u32> = (0..20).collect();
+        let mut batch = model
+            .batch(BatchOptions {
+                max_sequences: 2,
+                cache_tokens: 128,
+                share_prefixes: true,
+            })
+            .unwrap();
+        batch.submit(&prompt, greedy(14)).unwrap();
+        let answer = batch.run().unwrap().remove(0);
+        let longer = [&prompt[..], &answer[..]].concat();
+        batch.submit(&longer, greedy(2)).unwrap();
+        batch.run().unwrap();
+        assert_eq!(batch.shared_tokens(), 32, "two pages on {device}");
+    }
+}
+
 #[test]
 fn a_row_of_logits_is_the_same_bit_for_bit_whatever_stands_behind_it() {
     for device in devices() {

@@ -59,6 +59,31 @@ impl PagePool {
         self.append_partly_known(sequence, tokens.ids(), tokens.len())
     }
 
+    /// Names the next tokens of a sequence that were appended without ids, in their order; all before them are known. Their full
+    /// pages enter the prefix cache with the next launch that completes.
+    ///
+    /// # Errors
+    /// [`PoolError::UnknownSequence`]; [`PoolError::LengthOverCapacity`] for more ids than tokens. Nothing changes then.
+    pub fn name(&mut self, id: SequenceId, ids: &[u32]) -> Result<(), PoolError> {
+        let sequence = self.sequence(id)?;
+        let (requested_tokens, capacity_tokens) = (sequence.tokens.len() + ids.len(), sequence.length);
+        if requested_tokens > capacity_tokens {
+            return Err(PoolError::LengthOverCapacity {
+                requested_tokens,
+                capacity_tokens,
+            });
+        }
+        let Some(mut sequence) = self.root.and_then(|_| self.sequences.remove(&id)) else {
+            return Ok(());
+        };
+        sequence.tokens.extend_from_slice(ids);
+        if let Some(root) = self.root {
+            self.stage_full_pages(&mut sequence, &root);
+        }
+        self.sequences.insert(id, sequence);
+        Ok(())
+    }
+
     /// Appends `count` tokens of which the first `ids.len()` are known.
     pub(super) fn append_partly_known(
         &mut self,

@@ -100,6 +100,32 @@ fn prefix_key_is_the_documented_sha256() {
 }
 
 #[test]
+fn tokens_named_after_they_were_appended_are_found() {
+    let mut pool = pool(4, 16);
+    let tokens: Vec<u32> = (0..9).collect();
+    let a = written(&mut pool, &tokens[..3]);
+    let _ = pool.append(a, 5).unwrap();
+    let end_launch = |pool: &mut host::kv::PagePool| {
+        let epoch = pool.begin_launch();
+        pool.complete(epoch).unwrap();
+    };
+    end_launch(&mut pool);
+    assert_eq!(pool.lookup_prefix(&tokens), 0, "nobody knows what was written");
+    pool.name(a, &tokens[3..5]).unwrap();
+    end_launch(&mut pool);
+    assert_eq!(pool.lookup_prefix(&tokens), 4);
+    assert!(pool.name(a, &tokens[5..9]).is_err(), "three tokens have no name");
+    pool.name(a, &tokens[5..8]).unwrap();
+    end_launch(&mut pool);
+    assert_eq!(pool.lookup_prefix(&tokens), 8);
+    // From here on appended with ids again.
+    let _ = pool.append(a, &[8u32, 9, 10, 11]).unwrap();
+    end_launch(&mut pool);
+    assert_eq!(pool.lookup_prefix(&(0..13).collect::<Vec<u32>>()), 12);
+    pool.check_invariants().unwrap();
+}
+
+#[test]
 fn prefix_leaves_one_token_to_compute() {
     let mut pool = pool(4, 16);
     let tokens: Vec<u32> = (0..8).collect();

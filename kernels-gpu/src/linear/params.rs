@@ -321,7 +321,7 @@ kernel_params! {
         pub activation: u32,
         /// 1 for gated pairs.
         pub gated: u32,
-        /// Fills the struct to a multiple of 8 bytes.
+        /// 0, which a compiler does not know; fills the struct to a multiple of 8 bytes.
         pub reserved: u32,
     }
 }

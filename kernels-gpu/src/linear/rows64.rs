@@ -239,6 +239,8 @@ unsafe fn rows<T: Mma, const N: usize>(params: &StreamParams, address: ParamAddr
         }
         grid_dependency::wait();
         grid_dependency::launch_dependents();
+        // 0, which the compiler does not know.
+        let nothing = linear.reserved;
         let (group, pair) = (lane / 4, lane % 4);
         let place_of_eight = column_of(group);
         let own = place_of_eight * 128;
@@ -265,6 +267,22 @@ unsafe fn rows<T: Mma, const N: usize>(params: &StreamParams, address: ParamAddr
                         a[c][1] = shared::ld(w + c as u32 * 2048 + 1024 + half);
                         c += 1;
                     }
+                    // Sums, though of nothing: ptxas would gather the registers of a fragment anew for each product.
+                    let mut fragments = [[[0u32; 4]; 2]; 2];
+                    let mut c = 0;
+                    while c < 2 {
+                        let mut i = 0;
+                        while i < 2 {
+                            let of = [a[c][0][2 * i], a[c][1][2 * i], a[c][0][2 * i + 1], a[c][1][2 * i + 1]];
+                            let mut word = 0;
+                            while word < 4 {
+                                fragments[c][i][word] = of[word] ^ nothing;
+                                word += 1;
+                            }
+                            i += 1;
+                        }
+                        c += 1;
+                    }
                     // Four by four: between two products that wait for one another there are eight others.
                     let mut n = 0;
                     while n < N {
@@ -280,9 +298,8 @@ unsafe fn rows<T: Mma, const N: usize>(params: &StreamParams, address: ParamAddr
                             while j < 4 && n + j < N {
                                 let mut c = 0;
                                 while c < 2 {
-                                    let fragment =
-                                        [a[c][0][2 * i], a[c][1][2 * i], a[c][0][2 * i + 1], a[c][1][2 * i + 1]];
-                                    d[c][n + j] = T::mma(fragment, [b[j][2 * i], b[j][2 * i + 1]], d[c][n + j]);
+                                    let b = [b[j][2 * i], b[j][2 * i + 1]];
+                                    d[c][n + j] = T::mma(fragments[c][i], b, d[c][n + j]);
                                     c += 1;
                                 }
                                 j += 1;
