@@ -18,8 +18,8 @@ pub fn grid() -> Vec<Spec> {
             }
         }
     }
-    for seq in [4096, 8192] {
-        specs.push(backward(1, (32, 8), seq, 128, true));
+    for (batch, seq) in [(8, 1024), (4, 2048), (1, 4096), (1, 8192)] {
+        specs.push(backward(batch, (32, 8), seq, 128, true));
     }
     specs
 }
