@@ -104,6 +104,8 @@ mod device {
     use super::*;
     use crate::activation;
     use crate::activation::eight::activate_fast;
+    #[cfg(not(tier = "sm_75"))]
+    use crate::activation::eight::activate_short;
     use crate::row::{Vector, WIDTH, map, zip};
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{barrier::syncthreads, global, global::Value, kernel, shared::Shared, thread};
@@ -248,6 +250,10 @@ mod device {
     /// Activation `kind` of eight values, to the precision that `E` can show.
     #[inline(always)]
     fn values<E: Element>(kind: u32, x: Vector) -> Vector {
+        #[cfg(not(tier = "sm_75"))]
+        if size_of::<E>() == 2 {
+            return activate_short(kind, x);
+        }
         if size_of::<E>() == 2 {
             activate_fast(kind, x)
         } else {
@@ -278,12 +284,24 @@ mod device {
         unsafe { stream::<E, E, 2, 1, AT_ONCE>(&p, [a, b], [out], through) }
     }
 
+    /// SiLU, the usual one, alone has registers for two vectors at a time.
     #[inline(always)]
     unsafe fn gate<E: Element>(p: ElementwiseParams) {
+        unsafe {
+            if p.activation == activation::SILU {
+                gate_by::<E, AT_ONCE>(&p, activation::SILU);
+            } else {
+                gate_by::<E, 1>(&p, p.activation);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gate_by<E: Element, const N: usize>(p: &ElementwiseParams, kind: u32) {
         operands!(p: a a_stride, b b_stride, out out_stride);
         let product = #[inline(always)]
-        |[gate, up]: [Vector; 2]| [zip(values::<E>(p.activation, gate), up, |value, up| value * up)];
-        unsafe { stream::<E, E, 2, 1, AT_ONCE>(&p, [a, b], [out], product) }
+        |[gate, up]: [Vector; 2]| [zip(values::<E>(kind, gate), up, |value, up| value * up)];
+        unsafe { stream::<E, E, 2, 1, N>(p, [a, b], [out], product) }
     }
 
     #[inline(always)]
@@ -344,11 +362,15 @@ mod device {
     }
 
     per_dtype! { "`out = act(a)`."
-    activate, 4 blocks: activation_f32 f32, activation_f16 F16, activation_bf16 Bf16 }
+    activate, 4 blocks: activation_f32 f32, activation_f16 F16 }
+    per_dtype! { "`out = act(a)`."
+    activate, 5 blocks: activation_bf16 Bf16 }
     per_dtype! { "`out = b · act'(a)`: `b` is the gradient of `act(a)`."
     activate_backward, 3 blocks: activation_backward_f32 f32, activation_backward_f16 F16, activation_backward_bf16 Bf16 }
     per_dtype! { "`out = act(a) · b`."
-    gate, 3 blocks: gated_f32 f32, gated_f16 F16, gated_bf16 Bf16 }
+    gate, 3 blocks: gated_f32 f32 }
+    per_dtype! { "`out = act(a) · b`."
+    gate, 4 blocks: gated_f16 F16, gated_bf16 Bf16 }
     per_dtype! { "Gradients of `act(a) · b`, by `a` in `out` and by `b` in `out2`; `c` is the gradient of the product."
     gate_backward, 3 blocks: gated_backward_f32 f32, gated_backward_f16 F16, gated_backward_bf16 Bf16 }
     per_dtype! { "`out = alpha · a + beta · b`, without the second term where there is no `b`."

@@ -11,7 +11,11 @@ mod columns;
 #[cfg(target_arch = "nvptx64")]
 mod dense;
 #[cfg(tier = "sm_90a")]
+mod kept;
+#[cfg(tier = "sm_90a")]
 mod slices;
+#[cfg(tier = "sm_90a")]
+mod sums;
 
 kernel_params! {
     /// Arguments of the `norm_*` kernels. Addresses are 0 for what is not wanted.

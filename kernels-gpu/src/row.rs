@@ -52,8 +52,10 @@ pub const PAIR_LARGE_COLUMNS: u64 = PAIR_LARGE_THREADS as u64 * PAIR_HELD as u64
 pub const PAIR_LONG: usize = 2;
 /// Dynamic shared memory of a block that works on one row: two sets of one slot of 16 bytes a warp.
 pub const EXCHANGE_BYTES: u64 = 2 * 32 * 16;
-/// The same of a block of a cluster: two sets of one slot of 16 bytes for each of up to 12 warps of up to 8 blocks.
-pub const CLUSTER_EXCHANGE_BYTES: u64 = 2 * 8 * 12 * 16;
+/// The same of a block of a cluster: two sets of one slot of 32 bytes for each warp of up to 8 blocks.
+pub const fn cluster_exchange_bytes(threads: u64) -> u64 {
+    2 * 8 * threads
+}
 /// Shared memory of the barriers of the rings of a block: up to 64 stages of all its teams.
 pub const RING_BARRIER_BYTES: u64 = 64 * 8;
 
@@ -104,13 +106,15 @@ pub const fn ring_columns(columns: u64, threads: u64, blocks: u64) -> u64 {
     columns.div_ceil(threads * blocks * WIDTH as u64) * threads * WIDTH as u64
 }
 
-/// Dynamic shared memory of a block of a cluster whose ring has `stages` of two rows, `bytes` of each in this block.
-pub const fn cluster_ring_bytes(stages: u64, bytes: u64) -> u64 {
-    CLUSTER_EXCHANGE_BYTES + RING_BARRIER_BYTES + stages * (2 * bytes + 16)
+/// Dynamic shared memory of a block of `threads` of a cluster whose ring has `stages`, each of `bytes` in this block.
+pub const fn cluster_ring_bytes(threads: u64, stages: u64, bytes: u64) -> u64 {
+    cluster_exchange_bytes(threads) + RING_BARRIER_BYTES + stages * bytes
 }
 
 #[cfg(tier = "sm_90a")]
 mod cluster;
+#[cfg(tier = "sm_90a")]
+mod exchange;
 #[cfg(target_arch = "nvptx64")]
 mod memory;
 #[cfg(target_arch = "nvptx64")]
@@ -131,6 +135,6 @@ mod team;
 mod values;
 
 #[cfg(tier = "sm_90a")]
-pub use {cluster::*, place::*, powers::*, slice::*};
+pub use {cluster::*, exchange::*, place::*, powers::*, slice::*};
 #[cfg(target_arch = "nvptx64")]
 pub use {memory::*, ordered::*, part::*, ring::*, team::*, values::*};

@@ -8,10 +8,15 @@
 
 use crate::{kernel_params, row::WIDTH};
 
+#[cfg(tier = "sm_90a")]
+mod gradient;
+
 /// Rows that one team adds up at least.
 pub const ROWS: u64 = 16;
 /// Multiprocessors for which there are blocks; fixed, so that sums of columns do not depend on the device.
 pub const MULTIPROCESSORS: u64 = 132;
+/// Most stages of a ring: more leave L1 less room, and are slower.
+pub const STAGES: u64 = 2;
 /// Threads of a block of `norm_block_backward_*`.
 pub const SUMS_BLOCK_THREADS: u32 = 128;
 /// Vectors that each takes of a row.
@@ -87,12 +92,16 @@ kernel_params! {
         pub stages: u32,
     }
 
-    /// Arguments of the `norm_sum_*` kernels: sums of columns.
+    /// Arguments of the `norm_sum_*` kernels: sums of columns of one matrix, or of two.
     pub struct NormSumParams {
         /// f32, `rows × columns`.
         pub partial: u64,
         /// `columns` sums, out.
         pub out: u64,
+        /// The second matrix, for blocks of `blockIdx.y` = 1.
+        pub partial2: u64,
+        /// Its sums, out.
+        pub out2: u64,
         /// Rows.
         pub rows: u64,
         /// Columns.
@@ -118,6 +127,34 @@ mod device {
         RINGS && p.stages != 0 && p.aligned != 0 && p.columns % WIDTH == 0
     }
 
+    #[cfg(tier = "sm_90a")]
+    use crate::norm::kept::Kept as Elements;
+    #[cfg(not(tier = "sm_90a"))]
+    use crate::tile::element::Element as Elements;
+
+    /// Gradients of rows, and this thread's sums of columns.
+    #[inline(always)]
+    unsafe fn any<E: Elements, T: Team, const N: usize>(p: NormBackwardParams) -> ([Vector; N], [Vector; N]) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if !whole(&p) {
+                return backward::<E, T, N, false>(p);
+            }
+            // Warps exchange nothing. RMSNorm with a bias is rare: its sums have no registers there.
+            #[cfg(tier = "sm_90a")]
+            if T::LANES > 32 {
+                if p.centered != 0 {
+                    return super::gradient::gradients::<E, T, N, true>(&p);
+                }
+                if p.dbias == 0 {
+                    return super::gradient::gradients::<E, T, N, false>(&p);
+                }
+                return backward::<E, T, N, false>(p);
+            }
+            backward::<E, T, N, true>(p)
+        }
+    }
+
     /// Gradients of rows, and this thread's sums of columns. The rows come through a ring, out of which each pass takes them again;
     /// where there is none they are loaded again, from L1 or L2.
     #[inline(always)]
@@ -130,7 +167,7 @@ mod device {
         let matrices = [(p.x, p.x_stride * bytes), (p.dy, p.dy_stride * bytes)];
         // SAFETY: the rows are fit for it, and the host gives the shared memory.
         let mut ring = if WHOLE {
-            Some(unsafe { Ring::new::<T, E>(matrices, p.rows, p.columns, p.stages) })
+            Some(unsafe { Ring::<2>::new::<T, E>(matrices, p.rows, p.columns, p.stages) })
         } else {
             None
         };
@@ -142,14 +179,14 @@ mod device {
             let weight = matrix(p.weight, 0);
             // SAFETY: the host gives the extents of all tensors; each element is one thread's.
             unsafe {
-                if let Some(ring) = &ring {
-                    ring.wait();
+                if let Some((ring, stage)) = &ring {
+                    ring.wait(*stage);
                 }
                 // Vector `k` of x, and of dy.
                 let x_of = #[inline(always)]
                 |k: usize| {
-                    if let Some(ring) = &ring {
-                        ring.vector::<T, E>(0, k)
+                    if let Some((ring, stage)) = &ring {
+                        ring.vector::<T, E>(*stage, 0, k)
                     } else if column_of::<T>(0, k) < p.columns {
                         E::pack8(x.load::<E>(column_of::<T>(0, k), 0.0))
                     } else {
@@ -158,8 +195,8 @@ mod device {
                 };
                 let dy_of = #[inline(always)]
                 |k: usize| {
-                    if let Some(ring) = &ring {
-                        ring.vector::<T, E>(1, k)
+                    if let Some((ring, stage)) = &ring {
+                        ring.vector::<T, E>(*stage, 1, k)
                     } else if column_of::<T>(0, k) < p.columns {
                         E::pack8(dy.load::<E>(column_of::<T>(0, k), 0.0))
                     } else {
@@ -216,8 +253,8 @@ mod device {
                     // sums tell. Then once more, from the mean. 16 bits do not show what four standard deviations lose; f32 does.
                     let mut pivot = 0.0;
                     if p.centered != 0 {
-                        pivot = if let Some(ring) = &ring {
-                            ring.first::<T, E>()
+                        pivot = if let Some((ring, stage)) = &ring {
+                            ring.first::<E>(*stage)
                         } else {
                             global::ld_nc(x.address as *const E).to_f32()
                         };
@@ -302,8 +339,10 @@ mod device {
                     }
                     k += 1;
                 }
-                if let Some(ring) = &mut ring {
-                    ring.release::<T, E>(row);
+                if let Some((ring, stage)) = &mut ring {
+                    T::meet();
+                    ring.refill::<T, E>(*stage, row + ring.stages as u64 * T::step());
+                    *stage = ring.after(*stage);
                 }
             }
             row += T::step();
@@ -397,14 +436,10 @@ mod device {
 
     /// Rows of a team of a block, or of a cluster.
     #[inline(always)]
-    unsafe fn by_blocks<E: Element, T: Team, const N: usize>(p: NormBackwardParams) {
+    unsafe fn by_blocks<E: Elements, T: Team, const N: usize>(p: NormBackwardParams) {
         // SAFETY: forwarded to the caller.
         unsafe {
-            let (dweight, dbias) = if whole(&p) {
-                backward::<E, T, N, true>(p)
-            } else {
-                backward::<E, T, N, false>(p)
-            };
+            let (dweight, dbias) = any::<E, T, N>(p);
             if T::first() < p.teams {
                 store_sums::<T, N>(p.dweight, T::first(), p.columns, &dweight);
                 store_sums::<T, N>(p.dbias, T::first(), p.columns, &dbias);
@@ -415,7 +450,7 @@ mod device {
     /// Rows of a cluster each.
     #[cfg(tier = "sm_90a")]
     #[inline(always)]
-    unsafe fn by_clusters<E: Element, const N: usize>(p: NormBackwardParams) {
+    unsafe fn by_clusters<E: Elements, const N: usize>(p: NormBackwardParams) {
         // SAFETY: forwarded to the caller; all blocks have begun before one writes to another.
         unsafe {
             cuda_std::barrier::cluster_sync();
@@ -425,14 +460,10 @@ mod device {
 
     /// Rows of a warp each; the sums of a block's warps are added in order.
     #[inline(always)]
-    unsafe fn by_warps<E: Element, const N: usize>(p: NormBackwardParams) {
+    unsafe fn by_warps<E: Elements, const N: usize>(p: NormBackwardParams) {
         // SAFETY: forwarded to the caller; the rings are done with shared memory once all warps have met.
         unsafe {
-            let (dweight, dbias) = if whole(&p) {
-                backward::<E, Warps<BACKWARD_WARPS>, N, true>(p)
-            } else {
-                backward::<E, Warps<BACKWARD_WARPS>, N, false>(p)
-            };
+            let (dweight, dbias) = any::<E, Warps<BACKWARD_WARPS>, N>(p);
             let (lane, warp) = (thread::lane_id(), thread::warp_idx());
             let sums = |address: u64, mine: &[Vector; N]| {
                 if address == 0 {

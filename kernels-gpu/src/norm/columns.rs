@@ -85,6 +85,11 @@ pub unsafe fn add_columns<E: Element>(p: NormSumParams) {
     let (lane, warp) = (thread::lane_id(), thread::warp_idx());
     let column = thread::block_idx_x() as u64 * SUM_COLUMNS + lane as u64;
     let slots = Shared::<f32>::dynamic(0);
+    let (partial, out) = if thread::block_idx_y() == 0 {
+        (p.partial, p.out)
+    } else {
+        (p.partial2, p.out2)
+    };
     let mut total = 0.0;
     // SAFETY: the host gives the extents, and shared memory of a word a thread.
     unsafe {
@@ -96,7 +101,7 @@ pub unsafe fn add_columns<E: Element>(p: NormSumParams) {
             while i < SUMMED_AT_ONCE {
                 let row = row + i as u64 * WARPS;
                 if row < p.rows {
-                    values[i] = global::ld_nc((p.partial as *const f32).add((row * p.columns + column) as usize));
+                    values[i] = global::ld_nc((partial as *const f32).add((row * p.columns + column) as usize));
                 }
                 i += 1;
             }
@@ -116,7 +121,7 @@ pub unsafe fn add_columns<E: Element>(p: NormSumParams) {
                 sum += slots.add(other * 32 + lane).read();
                 other += 1;
             }
-            global::st((p.out as *mut E).add(column as usize), E::from_f32(sum));
+            global::st((out as *mut E).add(column as usize), E::from_f32(sum));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The blocks of a cluster as one team (sm_90): sums pass through distributed shared memory.
 
-use super::{CLUSTER_EXCHANGE_BYTES, Team};
+use super::{Team, cluster_exchange_bytes};
 use cuda_std::{
-    barrier::{cluster_arrive, cluster_wait, syncthreads},
+    barrier::{cluster_arrive, cluster_sync, cluster_wait, syncthreads},
     global,
     shared::{self, mapa, st_cluster},
     thread,
@@ -18,7 +18,7 @@ impl<const THREADS: u32> Cluster<THREADS> {
     /// Gives every block the value of each warp; their slots are returned, 16 bytes apart, in the order of the warps.
     #[inline(always)]
     unsafe fn exchange<V: global::Value>(value: V, turn: &mut u32) -> u32 {
-        let slots = shared::dynamic_base() + *turn * (CLUSTER_EXCHANGE_BYTES / 2) as u32;
+        let slots = shared::dynamic_base() + *turn * (Self::EXCHANGE / 2);
         let (lane, blocks) = (thread::lane_id(), thread::cluster_size());
         *turn ^= 1;
         let own = slots + (thread::cluster_block_rank() * Self::WARPS + thread::warp_idx()) * 16;
@@ -64,13 +64,18 @@ impl<const THREADS: u32> Team for Cluster<THREADS> {
     fn index() -> u32 {
         0
     }
-    const EXCHANGE: u32 = CLUSTER_EXCHANGE_BYTES as u32;
+    const EXCHANGE: u32 = cluster_exchange_bytes(THREADS as u64) as u32;
 
     /// Of this block: its shared memory is its own.
     #[inline(always)]
     unsafe fn meet() {
         // SAFETY: forwarded to the caller.
         unsafe { syncthreads() }
+    }
+    #[inline(always)]
+    unsafe fn begin() {
+        // SAFETY: forwarded to the caller.
+        unsafe { cluster_sync() }
     }
     #[inline(always)]
     unsafe fn join<S: Shuffle + global::Value>(

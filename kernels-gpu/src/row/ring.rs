@@ -1,9 +1,10 @@
-//! Rows on their way from memory: a ring of pairs of rows in shared memory that bulk copies fill while the team works on
+//! Rows on their way from memory: a ring of rows in shared memory that bulk copies fill while the team works on
 //! the rows before (sm_90).
 //!
 //! For teams whose registers are full of other things: the rows that they take later are under way all the time, at no
 //! cost of registers, and each pass over a row reads it from shared memory.
 
+use super::values::anew_bits;
 use super::{RING_BARRIER_BYTES, Team, WIDTH, column_of, vector_at};
 use crate::tile::element::Element;
 use cuda_std::{bulk, mbarrier, shared};
@@ -11,106 +12,141 @@ use cuda_std::{bulk, mbarrier, shared};
 /// Whether this tier has bulk copies.
 pub const RINGS: bool = cfg!(tier = "sm_90a");
 
-/// The ring of a team, of rows of two matrices of the same columns: whole vectors at multiples of 16 bytes.
-pub struct Ring {
+/// The ring of a team, of rows of `M` matrices of the same columns: whole vectors at multiples of 16 bytes.
+pub struct Ring<const M: usize> {
     /// Address of each matrix, and bytes from one of its rows to the next.
-    matrices: [(u64, u64); 2],
+    matrices: [(u64, u64); M],
     rows: u64,
     columns: u32,
-    /// Of a row in this block, and of a stage.
+    /// Of a row in this block.
     row_bytes: u32,
-    stage_bytes: u32,
-    stages: u32,
+    /// Stages.
+    pub stages: u32,
     barriers: u32,
     base: u32,
-    stage: u32,
+}
+
+/// A stage of a ring, and the parity of the row that it has.
+#[derive(Clone, Copy)]
+pub struct Stage {
+    index: u32,
     phase: u32,
 }
 
-impl Ring {
-    /// The ring, its first rows asked for.
+impl<const M: usize> Ring<M> {
+    /// The ring, its first rows asked for, and the stage of the first.
     ///
     /// # Safety
-    /// - All threads of the team come here together; the tier has bulk copies; `stages` is at least 1.
+    /// - All threads of the team come here together; `stages` is at least 2.
     /// - Rows are whole vectors at multiples of 16 bytes, and nothing writes them while the kernel runs.
-    /// - The block has [`ring_bytes`](super::ring_bytes) of dynamic shared memory.
+    /// - The block has [`ring_bytes`](super::ring_bytes), that of a cluster
+    ///   [`cluster_ring_bytes`](super::cluster_ring_bytes) of dynamic shared memory.
     #[inline(always)]
-    pub unsafe fn new<T: Team, E: Element>(matrices: [(u64, u64); 2], rows: u64, columns: u32, stages: u32) -> Self {
+    pub unsafe fn new<T: Team, E: Element>(
+        matrices: [(u64, u64); M],
+        rows: u64,
+        columns: u32,
+        stages: u32,
+    ) -> (Self, Stage) {
         let size = size_of::<E>() as u32;
         let mut row_bytes = columns * size;
-        let mut stage_bytes = 2 * row_bytes;
         if T::blocks() > 1 {
             let piece = T::LANES * WIDTH;
             // As `ring_columns`, without a division: by a power of two.
             let pieces = ((columns + (piece - 1)) / piece + (T::blocks() - 1)) >> T::blocks().trailing_zeros();
             row_bytes = pieces * piece * size;
-            // Behind the rows, the first vector of the first one.
-            stage_bytes = 2 * row_bytes + 16;
         }
-        let shared = shared::dynamic_base() + T::EXCHANGE;
+        let barriers = shared::dynamic_base() + T::EXCHANGE;
         let ring = Ring {
             matrices,
             rows,
             columns,
             row_bytes,
-            stage_bytes,
             stages,
-            barriers: shared + T::index() * stages * mbarrier::BYTES,
-            base: shared + RING_BARRIER_BYTES as u32 + T::index() * stages * stage_bytes,
-            stage: 0,
-            phase: 0,
+            barriers: barriers + T::index() * stages * mbarrier::BYTES,
+            base: barriers + RING_BARRIER_BYTES as u32 + T::index() * stages * M as u32 * row_bytes,
         };
         // SAFETY: forwarded to the caller.
         unsafe {
-            if T::lane() == T::rank() * T::LANES {
+            if Self::asks::<T>() {
                 let mut stage = 0;
                 while stage < stages {
-                    mbarrier::init(ring.barriers + stage * mbarrier::BYTES, 1);
+                    mbarrier::init(ring.filled(stage), 1);
+                    if T::LANES > 32 {
+                        mbarrier::init(ring.emptied(stage), T::LANES / 32);
+                    }
                     stage += 1;
+                }
+                if T::LANES > 32 {
+                    mbarrier::init(ring.joined(), T::LANES / 32 * T::blocks());
                 }
                 mbarrier::fence_init();
             }
-            T::meet();
+            T::begin();
             let mut stage = 0;
             while stage < stages {
                 ring.ask::<T, E>(T::first() + stage as u64 * T::step(), stage);
                 stage += 1;
             }
         }
-        ring
+        (ring, Stage { index: 0, phase: 0 })
+    }
+
+    /// Whether this thread starts the copies.
+    #[inline(always)]
+    fn asks<T: Team>() -> bool {
+        T::lane() == T::rank() * T::LANES
+    }
+
+    /// Completes when a stage has its rows.
+    #[inline(always)]
+    fn filled(&self, stage: u32) -> u32 {
+        self.barriers + stage * mbarrier::BYTES
+    }
+
+    /// Completes when each warp of the block is done with a stage.
+    #[inline(always)]
+    fn emptied(&self, stage: u32) -> u32 {
+        self.barriers + (self.stages + stage) * mbarrier::BYTES
+    }
+
+    /// The barrier of exchanges between the warps of the team, of one arrival each.
+    #[inline(always)]
+    pub fn joined(&self) -> u32 {
+        self.barriers + 2 * self.stages * mbarrier::BYTES
     }
 
     /// Starts the copies of a row of each matrix, if there is one.
     #[inline(always)]
     unsafe fn ask<T: Team, E: Element>(&self, row: u64, stage: u32) {
-        if T::lane() == T::rank() * T::LANES && row < self.rows {
-            let barrier = self.barriers + stage * mbarrier::BYTES;
-            let to = self.base + stage * self.stage_bytes;
-            let [(x, x_stride), (y, y_stride)] = self.matrices;
-            let rows = [x + row * x_stride, y + row * y_stride].map(|at| at as *const u8);
-            let copy = |matrix: u32, from: u32, at: u32, bytes: u32| {
-                let to = to + matrix * self.row_bytes + at;
-                // SAFETY: the stage is free, the rows are readable.
-                unsafe { bulk::load(to, rows[matrix as usize].add(from as usize), bytes, barrier) };
+        if Self::asks::<T>() && row < self.rows {
+            let barrier = self.filled(stage);
+            let to = self.base + stage * M as u32 * self.row_bytes;
+            let copy = |from: u32, at: u32, bytes: u32| {
+                let mut i = 0;
+                while i < M {
+                    let (matrix, stride) = self.matrices[i];
+                    let source = (matrix + row * stride + from as u64) as *const u8;
+                    // SAFETY: the stage is free, the rows are readable.
+                    unsafe { bulk::load(to + i as u32 * self.row_bytes + at, source, bytes, barrier) };
+                    i += 1;
+                }
             };
             // SAFETY: as above.
             unsafe {
                 if T::blocks() == 1 {
-                    mbarrier::arrive_expect_tx(barrier, 2 * self.row_bytes);
-                    copy(0, 0, 0, self.row_bytes);
-                    copy(1, 0, 0, self.row_bytes);
+                    mbarrier::arrive_expect_tx(barrier, M as u32 * self.row_bytes);
+                    copy(0, 0, self.row_bytes);
                     return;
                 }
                 // Every so many columns are this block's; it arrives when all have been asked for.
                 let piece = T::LANES * WIDTH * size_of::<E>() as u32;
                 let end = self.columns * size_of::<E>() as u32;
-                bulk::load(to + 2 * self.row_bytes, rows[0], 16, barrier);
-                let (mut from, mut at, mut bytes) = (T::rank() * piece, 0, 16);
+                let (mut from, mut at, mut bytes) = (T::rank() * piece, 0, 0);
                 while from < end {
                     let part = if end - from < piece { end - from } else { piece };
-                    copy(0, from, at, part);
-                    copy(1, from, at, part);
-                    bytes += 2 * part;
+                    copy(from, at, part);
+                    bytes += M as u32 * part;
                     at += piece;
                     from += piece * T::blocks();
                 }
@@ -119,28 +155,30 @@ impl Ring {
         }
     }
 
-    /// Waits for the rows of the current turn.
+    /// The stage after one.
+    #[inline(always)]
+    pub fn after(&self, stage: Stage) -> Stage {
+        if stage.index + 1 == self.stages {
+            Stage {
+                index: 0,
+                phase: stage.phase ^ 1,
+            }
+        } else {
+            Stage {
+                index: stage.index + 1,
+                ..stage
+            }
+        }
+    }
+
+    /// Waits for the rows of a stage.
     ///
     /// # Safety
     /// - All threads of the team come here, and the row exists.
     #[inline(always)]
-    pub unsafe fn wait(&self) {
+    pub unsafe fn wait(&self, stage: Stage) {
         // SAFETY: somebody asked for it.
-        unsafe { mbarrier::wait_parity(self.barriers + self.stage * mbarrier::BYTES, self.phase) }
-    }
-
-    /// The first element of the row of the first matrix.
-    ///
-    /// # Safety
-    /// - [`wait`](Self::wait) has returned.
-    #[inline(always)]
-    pub unsafe fn first<T: Team, E: Element>(&self) -> f32 {
-        // SAFETY: within the stage.
-        unsafe {
-            let stage = self.base + self.stage * self.stage_bytes;
-            let at = if T::blocks() == 1 { 0 } else { 2 * self.row_bytes };
-            shared::ld::<E>(stage + at).to_f32()
-        }
+        unsafe { mbarrier::wait_parity(self.filled(stage.index), stage.phase) }
     }
 
     /// This thread's vector `k` of the row of one of the matrices, zeros beyond the row.
@@ -148,32 +186,84 @@ impl Ring {
     /// # Safety
     /// - [`wait`](Self::wait) has returned.
     #[inline(always)]
-    pub unsafe fn vector<T: Team, E: Element>(&self, matrix: u32, k: usize) -> E::Packed {
+    pub unsafe fn vector<T: Team, E: Element>(&self, stage: Stage, matrix: u32, k: usize) -> E::Packed {
         if column_of::<T>(0, k) >= self.columns {
             return E::ZEROS;
         }
-        let row = self.base + self.stage * self.stage_bytes + matrix * self.row_bytes;
+        let row = self.base + (stage.index * M as u32 + matrix) * self.row_bytes;
         let lane = T::lane() - T::rank() * T::LANES;
         let at = row + (lane + k as u32 * T::LANES) * (WIDTH * size_of::<E>() as u32);
         // SAFETY: within the stage; aligned, as it is a multiple of 16 bytes.
         unsafe { vector_at::<E>(at) }
     }
 
-    /// Gives the stage of `row`, the current one, to a later row.
+    /// This thread's vector `k` of the row of one of the matrices, zeros beyond the row,
+    /// read again: registers do not keep it from before.
     ///
     /// # Safety
-    /// - All threads of the team come here together, and none reads the stage any more.
+    /// - [`wait`](Self::wait) has returned.
     #[inline(always)]
-    pub unsafe fn release<T: Team, E: Element>(&mut self, row: u64) {
-        // SAFETY: all have read it once they have met.
-        unsafe {
-            T::meet();
-            self.ask::<T, E>(row + self.stages as u64 * T::step(), self.stage);
+    pub unsafe fn vector_anew<T: Team, E: Element>(&self, stage: Stage, matrix: u32, k: usize) -> E::Packed {
+        if column_of::<T>(0, k) >= self.columns {
+            return E::ZEROS;
         }
-        self.stage += 1;
-        if self.stage == self.stages {
-            self.stage = 0;
-            self.phase ^= 1;
+        let row = self.base + (stage.index * M as u32 + matrix) * self.row_bytes;
+        let lane = anew_bits(T::lane()) - T::rank() * T::LANES;
+        let at = row + (lane + k as u32 * T::LANES) * (WIDTH * size_of::<E>() as u32);
+        // SAFETY: within the stage; aligned, as it is a multiple of 16 bytes.
+        unsafe { vector_at::<E>(at) }
+    }
+
+    /// The first element of the row of the first matrix, of a team of one block.
+    ///
+    /// # Safety
+    /// - [`wait`](Self::wait) has returned.
+    #[inline(always)]
+    pub unsafe fn first<E: Element>(&self, stage: Stage) -> f32 {
+        // SAFETY: within the stage.
+        unsafe { shared::ld::<E>(self.base + stage.index * M as u32 * self.row_bytes).to_f32() }
+    }
+
+    /// This warp is done with a stage.
+    ///
+    /// # Safety
+    /// - All lanes come here together, once for each row.
+    #[inline(always)]
+    pub unsafe fn release<T: Team>(&self, stage: Stage) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            cuda_std::barrier::syncwarp(cuda_std::warp::FULL);
+            if T::LANES > 32 {
+                mbarrier::arrive_if(self.emptied(stage.index), cuda_std::thread::lane_id() == 0);
+            }
+        }
+    }
+
+    /// Gives a stage to `row`, once all warps of the block have [released](Self::release) it.
+    ///
+    /// # Safety
+    /// - All lanes of the warp come here together; this warp has released the stage.
+    #[inline(always)]
+    pub unsafe fn refill_released<T: Team, E: Element>(&self, stage: Stage, row: u64) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if T::LANES > 32 && Self::asks::<T>() && row < self.rows {
+                mbarrier::wait_parity(self.emptied(stage.index), stage.phase);
+            }
+            self.refill::<T, E>(stage, row);
+        }
+    }
+
+    /// Gives a stage to `row`.
+    ///
+    /// # Safety
+    /// - All lanes of the warp come here together; no warp of the block reads the stage any more.
+    #[inline(always)]
+    pub unsafe fn refill<T: Team, E: Element>(&self, stage: Stage, row: u64) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            self.ask::<T, E>(row, stage.index);
+            cuda_std::barrier::syncwarp(cuda_std::warp::FULL);
         }
     }
 }

@@ -43,6 +43,15 @@ pub trait Team {
     /// # Safety
     /// - All threads of the team come here together.
     unsafe fn meet();
+    /// As [`meet`](Self::meet), of all blocks of the team.
+    ///
+    /// # Safety
+    /// - As for that.
+    #[inline(always)]
+    unsafe fn begin() {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::meet() }
+    }
     /// Joins a value of every thread; all get the result, of the same order of combination. `turn` alternates.
     ///
     /// # Safety

@@ -21,6 +21,15 @@ pub fn anew(x: f32) -> f32 {
     same
 }
 
+/// As [`anew`], of bits.
+#[inline(always)]
+pub fn anew_bits(x: u32) -> u32 {
+    let same: u32;
+    // SAFETY: a move.
+    unsafe { asm!("mov.b32 {0}, {1};", out(reg32) same, in(reg32) x, options(nomem, nostack)) };
+    same
+}
+
 /// `f` of each element.
 #[inline(always)]
 pub fn map(mut x: Vector, f: impl Fn(f32) -> f32) -> Vector {

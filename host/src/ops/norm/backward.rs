@@ -1,11 +1,11 @@
 //! Gradients of the norms.
 
 use kernels_gpu::norm::backward::{
-    BACKWARD_WARPS, BLOCKS, COLUMNS, MULTIPROCESSORS, NormBackwardParams, NormSumParams, ROWS, SUM_COLUMNS,
+    BACKWARD_WARPS, BLOCKS, COLUMNS, MULTIPROCESSORS, NormBackwardParams, NormSumParams, ROWS, STAGES, SUM_COLUMNS,
     SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_COLUMNS, SUMS_LARGE_COLUMNS, SUMS_LARGE_THREADS, THREADS, WARP_SUMS,
 };
 use kernels_gpu::row::{
-    CLUSTER_EXCHANGE_BYTES, EXCHANGE_BYTES, PAIR_WARP_COLUMNS, cluster_ring_bytes, ring_bytes, ring_columns,
+    EXCHANGE_BYTES, PAIR_WARP_COLUMNS, cluster_exchange_bytes, cluster_ring_bytes, ring_bytes, ring_columns,
 };
 
 use super::{
@@ -28,39 +28,54 @@ pub struct NormGradients {
     pub dbias: Option<AnyTensor>,
 }
 
-/// Sums of the columns of `partial`, `[rows, columns]` in f32, rounded to `dtype`.
-fn sum_columns(partial: &AnyTensor, dtype: DType, stream: Option<&Stream>) -> Result<AnyTensor> {
-    let (rows, columns) = (partial.extent(0), partial.extent(1));
-    let out = AnyTensor::empty(partial.device(), dtype, &[columns])?;
+/// Sums of the columns of one or two matrices of partial sums, `[rows, columns]` in f32, rounded to `dtype`, in one launch.
+fn sum_columns(
+    partials: [Option<&AnyTensor>; 2],
+    dtype: DType,
+    stream: Option<&Stream>,
+) -> Result<[Option<AnyTensor>; 2]> {
+    let Some(first) = partials[0].or(partials[1]) else {
+        return Ok([None, None]);
+    };
+    let (device, rows, columns) = (first.device(), first.extent(0), first.extent(1));
+    let sums = |partial: Option<&AnyTensor>| partial.map(|_| AnyTensor::empty(device, dtype, &[columns])).transpose();
+    let out = [sums(partials[0])?, sums(partials[1])?];
+    let given: Vec<_> = partials
+        .iter()
+        .zip(&out)
+        .filter_map(|(partial, out)| Some(((*partial)?, out.as_ref()?)))
+        .collect();
+    let second = given.get(1);
     let entry = format!("norm_sum_{dtype}");
-    let launch = Contract::new(partial.device(), &entry)
-        .grid([columns.div_ceil(SUM_COLUMNS), 1, 1])
+    let launch = Contract::new(device, &entry)
+        .grid([columns.div_ceil(SUM_COLUMNS), given.len() as u64, 1])
         .shared(THREADS as u64 * 4)
         .on(stream)
-        .reads("partial", partial)
-        .writes("sums", &out)
+        .reads("partial", given[0].0)
+        .reads_if("partial2", second.map(|(partial, _)| *partial))
+        .writes("sums", given[0].1)
+        .writes_if("sums2", second.map(|(_, out)| *out))
         .prepare()?;
     let params = NormSumParams {
-        partial: partial.address(),
-        out: out.address(),
+        partial: given[0].0.address(),
+        out: given[0].1.address(),
+        partial2: address(second.map(|(partial, _)| *partial)),
+        out2: address(second.map(|(_, out)| *out)),
         rows,
         columns,
     };
-    // SAFETY: the argument struct of these kernels, with the extents of both tensors.
+    // SAFETY: the argument struct of these kernels, with the extents of all tensors.
     unsafe { launch.launch(&params)? };
     Ok(out)
 }
 
-/// Stages of the rings of a block's teams: two at most, more are slower; none where not one fits.
-fn ring_stages(device: &Device, teams: u64, blocks: u64, row_bytes: u64) -> u64 {
+/// Stages of the rings of a block's teams; none where not one fits.
+fn ring_stages(device: &Device, blocks: u64, bytes: impl Fn(u64) -> u64) -> u64 {
     let properties = device.properties();
     // Each block has a kilobyte of its own besides.
     let room = (properties.shared_per_multiprocessor as u64 / blocks).saturating_sub(1024);
     let room = room.min(properties.shared_per_block as u64);
-    (1..=2)
-        .rev()
-        .find(|&stages| ring_bytes(teams, stages, row_bytes) <= room)
-        .unwrap_or(0)
+    (1..=STAGES).rev().find(|&stages| bytes(stages) <= room).unwrap_or(0)
 }
 
 impl Norm<'_> {
@@ -144,20 +159,18 @@ impl Norm<'_> {
         let streams = aligned && row_bytes.is_multiple_of(16) && x.columns.is_multiple_of(8) && width != Width::Long;
         let of_cluster = |stages| {
             cluster_ring_bytes(
+                SUMS_LARGE_THREADS as u64,
                 stages,
-                ring_columns(x.columns, SUMS_LARGE_THREADS as u64, cluster) * dtype.size(),
+                2 * ring_columns(x.columns, SUMS_LARGE_THREADS as u64, cluster) * dtype.size(),
             )
         };
         let stages = match device.tier() {
-            Tier::Sm90a if streams && clusters => (1..=4)
-                .rev()
-                .find(|&stages| of_cluster(stages) <= device.properties().shared_per_block as u64)
-                .unwrap_or(0),
-            Tier::Sm90a if streams => ring_stages(device, of_block, blocks, row_bytes),
+            Tier::Sm90a if streams && clusters => ring_stages(device, 1, of_cluster),
+            Tier::Sm90a if streams => ring_stages(device, blocks, |stages| ring_bytes(of_block, stages, row_bytes)),
             _ => 0,
         };
         let shared = match (stages, width) {
-            (0, _) if clusters => CLUSTER_EXCHANGE_BYTES,
+            (0, _) if clusters => cluster_exchange_bytes(SUMS_LARGE_THREADS as u64),
             (_, _) if clusters => of_cluster(stages),
             (0, Width::Warp) => WARP_SUMS,
             (0, _) => EXCHANGE_BYTES,
@@ -225,15 +238,7 @@ impl Norm<'_> {
             // SAFETY: as above.
             unsafe { launch.launch(&params)? };
         }
-        let sums = |partial: Option<AnyTensor>| {
-            partial
-                .map(|partial| sum_columns(&partial, dtype, self.stream))
-                .transpose()
-        };
-        Ok(NormGradients {
-            dx,
-            dweight: sums(dweight)?,
-            dbias: sums(dbias)?,
-        })
+        let [dweight, dbias] = sum_columns([dweight.as_ref(), dbias.as_ref()], dtype, self.stream)?;
+        Ok(NormGradients { dx, dweight, dbias })
     }
 }

@@ -1,0 +1,32 @@
+//! Values that stay packed in registers from one row to the next (sm_90).
+
+use crate::row::anew_bits;
+use crate::tile::element::{Bf16, Element, F16};
+
+/// Elements whose packed form stays packed from row to row: the compiler would convert what does not change once, into
+/// registers that there are not.
+pub trait Kept: Element {
+    /// The same, about which the compiler knows nothing.
+    fn anew(packed: Self::Packed) -> Self::Packed;
+}
+
+impl Kept for f32 {
+    #[inline(always)]
+    fn anew(packed: [f32; 8]) -> [f32; 8] {
+        packed
+    }
+}
+
+macro_rules! kept {
+    ($($element:ty)*) => {$(
+        impl Kept for $element {
+            #[inline(always)]
+            fn anew(packed: [u32; 4]) -> [u32; 4] {
+                let [a, b, c, d] = packed;
+                [anew_bits(a), anew_bits(b), anew_bits(c), anew_bits(d)]
+            }
+        }
+    )*};
+}
+
+kept! { F16 Bf16 }
