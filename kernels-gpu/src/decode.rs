@@ -200,13 +200,29 @@ const fn pieces_of(shift: u32, most: u32) -> u32 {
     if pieces == 0 { 1 } else { pieces }
 }
 
-/// Size of a tile's pieces, in tokens, when it sees keys `low..high`: the smallest power of two from `least` on, which is one
-/// itself, that gives at most `most / 4` pieces; from 512 tokens on `most / 2`, and from 2048 on `most`.
+/// Tokens up to which nothing but the number of steps counts.
+pub const SHORT: u32 = 256;
+
+/// Least tokens of a piece of a tile that sees `tokens` keys: narrow rows are cut up further where they are few.
+#[inline(always)]
+pub const fn least_of(tokens: u32, least: u32) -> u32 {
+    if least == 2 * MIN_SPLIT && tokens <= SHORT {
+        MIN_SPLIT
+    } else {
+        least
+    }
+}
+
+/// Size of a tile's pieces, in tokens, when it sees keys `low..high`: the smallest power of two from [`least_of`] on that
+/// gives at most `most / 4` pieces; from 512 tokens on `most / 2`, and from 2048 on `most`.
 #[inline(always)]
 pub const fn split_tokens(low: u32, high: u32, most: u32, least: u32) -> u32 {
     // Where the search begins: anything smaller cannot be enough, since 2^(shift + 1) · most would be too few tokens.
     let mut shift = most.leading_zeros();
-    let (tokens, least) = ((high - low).leading_zeros(), least.trailing_zeros());
+    let (tokens, least) = (
+        (high - low).leading_zeros(),
+        least_of(high - low, least).trailing_zeros(),
+    );
     shift = if shift > tokens + least { shift - tokens } else { least };
     while shift < 30 && ((high + (1 << shift) - 1) >> shift) - (low >> shift) > pieces_of(shift, most) {
         shift += 1;
@@ -415,9 +431,12 @@ mod tests {
             ] {
                 let size = split_tokens(low, high, most, least);
                 let count = |size: u32| high.div_ceil(size) - low / size;
-                assert!(size.is_power_of_two() && size >= least);
+                assert!(size.is_power_of_two() && size >= least_of(high - low, least));
                 assert!(count(size) <= most, "{low}..{high} in {most}");
-                assert!(size == least || count(size / 2) > pieces_of((size / 2).trailing_zeros(), most));
+                assert!(
+                    size == least_of(high - low, least)
+                        || count(size / 2) > pieces_of((size / 2).trailing_zeros(), most)
+                );
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use kernels_gpu::{
     angles::Rotation,
-    decode::{DecodeParams, MERGE_THREADS, MIN_SPLIT, ROWS, Shape, UNBOUNDED, quads_of},
+    decode::{DecodeParams, MERGE_THREADS, MIN_SPLIT, ROWS, SHORT, Shape, UNBOUNDED, least_of, quads_of},
 };
 
 use super::{
@@ -287,7 +287,9 @@ impl<'a> Decode<'a> {
         // These follow from the sequence's own problem, never from the batch: they decide how its sums are ordered.
         let most = (WANTED_BLOCKS / (cache.heads * tiles)).clamp(1, MAX_SPLITS);
         let least = least_tokens(shape);
-        let splits = most.min(cache.capacity.div_ceil(least.into())).max(1);
+        let pieces = |tokens: u64| tokens.div_ceil(least_of(tokens as u32, least).into());
+        let short = pieces(cache.capacity.min(SHORT.into())) + 1;
+        let splits = most.min(pieces(cache.capacity).max(short)).max(1);
         let all_tiles = batch * cache.heads * tiles;
         let rows = tile_rows.min(shape.rows.into());
         // This may follow from the batch: both ways give the same bits.

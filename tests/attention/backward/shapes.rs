@@ -113,24 +113,6 @@ fn rings() {
     }
 }
 
-/// So many tiles of keys that a block has the rows of a whole group, one head after the other.
-#[test]
-fn groups_in_one_pass() {
-    fn body<T: Float>(device: &Device) {
-        check(
-            &Case::<T>::new(24, shape(200, (4, 2), (9, 21), 16)).with(causal()),
-            device,
-        );
-        check(
-            &Case::<T>::new(25, shape(34, (6, 2), (200, 700), 24)).with(causal()),
-            device,
-        );
-    }
-    for device in devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
-        body::<bf16>(device);
-    }
-}
-
 #[test]
 fn groups_share_keys() {
     fn body<T: Float>(device: &Device) {

@@ -232,7 +232,8 @@ fn decodes() -> Vec<Case> {
     }
     for dtype in FLOATS {
         for dim in [64, 128, 256] {
-            for tokens in [1, 5] {
+            // Tiles of at most 8, 16 and 32 rows.
+            for tokens in [1, 5, 9] {
                 cases.push(case(
                     "decode",
                     format!("{tokens} tokens of 2 sequences in pages of 40, head dim {dim}, {dtype}"),

@@ -15,8 +15,6 @@ const SECTION_BYTES: u64 = 16 << 20;
 const DESCENDING_BYTES: u64 = 4 << 20;
 /// From so many tiles of queries on, rings gain 1 to 2 %; below, they lose.
 const RING_TILES: u64 = 64;
-/// Grouped heads are worth one pass where there are so many tiles of keys a multiprocessor.
-const GROUPED_ROUNDS: u64 = 3;
 
 /// The kernel of a problem.
 pub struct Once {
@@ -49,6 +47,10 @@ impl Once {
     /// [`Error::Range`] when its tiles cannot be numbered.
     pub fn new(problem: &Problem) -> Result<Option<Once>> {
         let dim = problem.head_dim.max(problem.value_dim);
+        // A block would have the rows of all heads of a group: too few of them, too long, for an even load.
+        if problem.group() > 1 {
+            return Ok(None);
+        }
         let device = problem.q.device();
         let mapped = device.tier() == Tier::Sm90a;
         // Not every GPU of a tier has as much shared memory as its first ones.
@@ -77,12 +79,6 @@ impl Once {
         let total_tiles = planes.saturating_mul(plane_tiles);
         let counters = (problem.batch.saturating_mul(problem.heads_q)).saturating_mul(query_tiles);
         let places = problem.batch.saturating_mul(problem.heads_kv).saturating_mul(key_tiles);
-        // A block has the rows of all heads of a group: where blocks are few, too long for an even load.
-        let causal = problem.options.mask_flags() == flags::RIGHT && problem.packed.is_none();
-        let enough = places >= GROUPED_ROUNDS * u64::from(device.properties().multiprocessors);
-        if problem.group() > 1 && !(mapped && causal && enough) {
-            return Ok(None);
-        }
         // The grid of Δ has at most 8 blocks a tile.
         for count in [total_tiles, counters.saturating_mul(8), places] {
             if count > i32::MAX as u64 {
@@ -146,9 +142,6 @@ impl Once {
             let most = (self.query_tiles / 2).clamp(1, resident);
             let ring = self.key_tiles.div_ceil(self.key_tiles.div_ceil(most).max(1)).max(1);
             (ring as u32, resident / ring)
-        } else if problem.group() > 1 {
-            // Long tiles of keys first, since there are few.
-            (ASCENDING, planes)
         } else if causal {
             (DESCENDING, DESCENDING_BYTES / bytes)
         } else {
