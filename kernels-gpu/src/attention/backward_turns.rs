@@ -47,7 +47,7 @@ pub unsafe fn tile<const KEYS: u32>(params: &BackwardParams, index: u32) -> Work
         };
         core::hint::assert_unchecked(width != 0);
         let (tile, plane) = (rest / width, first + rest % width);
-        let tile = if params.ring == DESCENDING {
+        let tile = if descending(params) {
             params.key_tiles - 1 - tile
         } else {
             tile
@@ -102,10 +102,22 @@ pub fn next(n: i32, (begin, end): (i32, i32)) -> i32 {
     if n + 1 == end { begin } else { n + 1 }
 }
 
-/// Whether tiles of keys go round in rings.
+/// Whether a tile of queries takes tiles of keys from the last to the first.
+#[inline(always)]
+fn descending(params: &BackwardParams) -> bool {
+    // A comparison with 0 takes no register, and those of sm_80 are all in use.
+    if cfg!(tier = "sm_90a") {
+        params.ring == DESCENDING
+    } else {
+        params.ring != ASCENDING
+    }
+}
+
+/// Whether tiles of keys go round in rings: on Hopper only.
 #[inline(always)]
 fn rings(params: &BackwardParams) -> bool {
-    params.ring != ASCENDING && params.ring != DESCENDING
+    // Kernels of sm_80 are not persistent, so nothing says that those of a ring are at work together.
+    cfg!(tier = "sm_90a") && params.ring != ASCENDING && params.ring != DESCENDING
 }
 
 /// The place of a tile of keys in its ring.
@@ -129,7 +141,7 @@ pub unsafe fn before<const KEYS: u32>(params: &BackwardParams, work: &Work, n: u
     let sequence = unsafe { Sequence::at(&params.attention, forget(work.batch)) };
     let (lowest, highest) = of_queries::<KEYS>(params, &sequence, n);
     let mine = (work.first / KEYS) as i32;
-    let before = if params.ring == DESCENDING {
+    let before = if descending(params) {
         highest - 1 - mine
     } else {
         mine - lowest
