@@ -9,14 +9,7 @@ use host::{DType, Device, Float, Tensor, f16};
 
 use crate::on_all;
 use crate::packed::Packed;
-use crate::support::{Case, DIMS, devices, shape};
-
-fn causal() -> AttentionOptions {
-    AttentionOptions {
-        causal: Causal::BottomRight,
-        ..Default::default()
-    }
-}
+use crate::support::{Case, DIMS, causal, devices, every_option, shape};
 
 /// GPUs that run the kernels of sm_80 and have less shared memory than its first ones (sm_86, sm_89) or more (sm_100).
 #[test]
@@ -176,52 +169,7 @@ fn masks() {
 fn options() {
     fn body<T: Float>(device: &Device) {
         let shape = shape(2, (4, 2), (37, 70), 32);
-        let slopes = |count: usize| (0..count).map(|i| 0.5 / (1 + i) as f64).collect::<Vec<_>>();
-        let plain = AttentionOptions::default;
-        let all = [
-            AttentionOptions {
-                scale: Some(0.3),
-                ..plain()
-            },
-            AttentionOptions {
-                scale: Some(-0.3),
-                ..plain()
-            },
-            AttentionOptions {
-                scale: Some(0.0),
-                ..causal()
-            },
-            AttentionOptions {
-                softcap: Some(1.5),
-                ..plain()
-            },
-            AttentionOptions {
-                softcap: Some(30.0),
-                ..causal()
-            },
-            AttentionOptions {
-                alibi_slopes: Some(slopes(4)),
-                ..causal()
-            },
-            AttentionOptions {
-                alibi_slopes: Some(slopes(8)),
-                ..plain()
-            },
-            AttentionOptions {
-                sinks: Some(vec![0.5, -3.0, 4.0, f64::NEG_INFINITY]),
-                ..causal()
-            },
-            AttentionOptions {
-                scale: Some(0.2),
-                window_left: Some(20),
-                window_right: Some(4),
-                softcap: Some(5.0),
-                alibi_slopes: Some(slopes(8)),
-                sinks: Some(vec![1.0; 4]),
-                ..plain()
-            },
-        ];
-        for options in all {
+        for options in every_option() {
             Case::<T>::new(9, shape).with(options).check(device);
         }
     }

@@ -242,3 +242,60 @@ pub fn has<T: Float>(device: &Device) -> bool {
 
 /// Head dims of each kernel.
 pub const DIMS: [usize; 5] = [64, 96, 128, 192, 256];
+
+/// Causal, and nothing else.
+pub fn causal() -> reference::AttentionOptions {
+    reference::AttentionOptions {
+        causal: reference::Causal::BottomRight,
+        ..Default::default()
+    }
+}
+
+/// Each option, alone and with a causal mask, and all together; for two sequences of four heads.
+pub fn every_option() -> Vec<reference::AttentionOptions> {
+    let slopes = |count: usize| (0..count).map(|i| 0.5 / (1 + i) as f64).collect::<Vec<_>>();
+    let plain = reference::AttentionOptions::default;
+    vec![
+        reference::AttentionOptions {
+            scale: Some(0.3),
+            ..plain()
+        },
+        reference::AttentionOptions {
+            scale: Some(-0.3),
+            ..plain()
+        },
+        reference::AttentionOptions {
+            scale: Some(0.0),
+            ..causal()
+        },
+        reference::AttentionOptions {
+            softcap: Some(1.5),
+            ..plain()
+        },
+        reference::AttentionOptions {
+            softcap: Some(30.0),
+            ..causal()
+        },
+        reference::AttentionOptions {
+            alibi_slopes: Some(slopes(4)),
+            ..causal()
+        },
+        reference::AttentionOptions {
+            alibi_slopes: Some(slopes(8)),
+            ..plain()
+        },
+        reference::AttentionOptions {
+            sinks: Some(vec![0.5, -3.0, 4.0, f64::NEG_INFINITY]),
+            ..causal()
+        },
+        reference::AttentionOptions {
+            scale: Some(0.2),
+            window_left: Some(20),
+            window_right: Some(4),
+            softcap: Some(5.0),
+            alibi_slopes: Some(slopes(8)),
+            sinks: Some(vec![1.0; 4]),
+            ..plain()
+        },
+    ]
+}

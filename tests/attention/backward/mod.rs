@@ -9,11 +9,4 @@ mod shapes;
 pub use gradients::*;
 pub use packed::packed;
 
-use host::reference::attention::{AttentionOptions, Causal};
-
-fn causal() -> AttentionOptions {
-    AttentionOptions {
-        causal: Causal::BottomRight,
-        ..Default::default()
-    }
-}
+use crate::support::causal;

@@ -6,7 +6,7 @@ use host::{Device, Float, Tier, bf16, f16};
 
 use super::{causal, check, grad_of, run};
 use crate::on_all;
-use crate::support::{Case, devices, shape};
+use crate::support::{Case, devices, every_option, shape};
 
 /// Every kernel: all head dims, plain and extended, several tiles of rows and keys with ragged ends.
 #[test]
@@ -175,44 +175,7 @@ fn masks() {
 fn options() {
     fn body<T: Float>(device: &Device) {
         let shape = shape(2, (4, 2), (37, 70), 32);
-        let slopes = |count: usize| (0..count).map(|i| 0.5 / (1 + i) as f64).collect::<Vec<_>>();
-        let plain = AttentionOptions::default;
-        let all = [
-            AttentionOptions {
-                scale: Some(0.3),
-                ..plain()
-            },
-            AttentionOptions {
-                scale: Some(-0.3),
-                ..plain()
-            },
-            AttentionOptions {
-                scale: Some(0.0),
-                ..causal()
-            },
-            AttentionOptions {
-                softcap: Some(1.5),
-                ..plain()
-            },
-            AttentionOptions {
-                alibi_slopes: Some(slopes(4)),
-                ..causal()
-            },
-            AttentionOptions {
-                sinks: Some(vec![0.5, -3.0, 4.0, f64::NEG_INFINITY]),
-                ..causal()
-            },
-            AttentionOptions {
-                scale: Some(0.2),
-                window_left: Some(20),
-                window_right: Some(4),
-                softcap: Some(5.0),
-                alibi_slopes: Some(slopes(8)),
-                sinks: Some(vec![1.0; 4]),
-                ..plain()
-            },
-        ];
-        for options in all {
+        for options in every_option() {
             check(&Case::<T>::new(9, shape).with(options), device);
         }
     }
