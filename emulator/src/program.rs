@@ -225,6 +225,8 @@ pub struct EntryInfo {
     pub required_cluster: Option<[u32; 3]>,
     /// `.maxnreg`, when present.
     pub register_limit: Option<u32>,
+    /// `.minnctapersm`, when present: blocks that share a multiprocessor's registers.
+    pub blocks_per_multiprocessor: Option<u32>,
     /// Virtual registers that the entry and what it calls use, in units of 32 bits.
     pub registers: u32,
 }

@@ -5,7 +5,7 @@ use host::ops::{Layout, attention};
 use host::reference::attention::{self as reference, AttentionOptions, AttentionShape, Causal};
 use host::reference::data::{Distribution, plant};
 use host::reference::{Eager, Exact, widen};
-use host::{DType, Device, Float, Tensor, f16};
+use host::{DType, Device, Float, Tensor, Tier, f16};
 
 use crate::on_all;
 use crate::packed::Packed;
@@ -462,5 +462,38 @@ fn more_than_65535_heads() {
         let case = Case::<f16>::new(30, shape(70_000, (1, 1), (1, 1), 8));
         let (out, _) = case.run(device).unwrap();
         same_bits(&out, &case.v).unwrap();
+    }
+}
+
+/// Enough tiles under a causal mask for blocks to take them from a counter. Rows that stand at the first keys keep it small.
+#[test]
+fn tiles_from_a_counter() {
+    let top_left = AttentionOptions {
+        causal: Causal::TopLeft,
+        ..Default::default()
+    };
+    for device in devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
+        for (heads, head_dim) in [(600, 8), (530, 72)] {
+            Case::<f16>::new(31, shape(1, (heads, 1), (9, 4096), head_dim))
+                .with(top_left.clone())
+                .check(device);
+        }
+    }
+}
+
+/// Tiles of as many keys have the same bits, so that the number of sequences and heads may choose the rows.
+#[test]
+fn rows_of_a_tile_change_no_bits() {
+    for device in devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
+        let case = Case::<f16>::new(32, shape(1, (2, 1), (300, 330), 64)).with(causal());
+        let [q, k, v] = case.tensors(device);
+        let run = |rows| {
+            let result = attention(&q, &k, &v).causal().block_m(rows).block_n(64).run().unwrap();
+            let out = result.out.typed::<f16>("out").unwrap().to_vec().unwrap();
+            (out, result.lse.typed::<f32>("lse").unwrap().to_vec().unwrap())
+        };
+        let ((tall, tall_lse), (low, low_lse)) = (run(256), run(128));
+        same_bits(&tall, &low).unwrap();
+        same_bits(&tall_lse, &low_lse).unwrap();
     }
 }

@@ -83,11 +83,9 @@ impl Operation for SetRegisters {
         let (warp, count) = (cx.warp.id as usize, self.count);
         let launch = cx.launch;
         let new = || {
-            Pool::new(
-                launch.threads(),
-                launch.target.registers,
-                launch.program.entry.register_limit,
-            )
+            let entry = &launch.program.entry;
+            let blocks = entry.blocks_per_multiprocessor.unwrap_or(1).max(1);
+            Pool::new(launch.threads(), launch.target.registers / blocks, entry.register_limit)
         };
         let pool = cx.cta().asynchronous.register_pool.get_or_insert_with(new);
         let misuse = |e: Misuse| Stop::new(FaultKind::RegisterBudget, e.to_string());

@@ -249,9 +249,9 @@ pub(crate) fn entry_info(function: &Function) -> Lowered<EntryInfo> {
             "maxntid" => info.largest_block = Some(triple()),
             "reqnctapercluster" => info.required_cluster = Some(triple()),
             "maxnreg" => info.register_limit = numbers.first().copied(),
+            "minnctapersm" => info.blocks_per_multiprocessor = numbers.first().copied(),
             // Hints, and what is said again at launch.
-            "minnctapersm"
-            | "maxnctapersm"
+            "maxnctapersm"
             | "explicitcluster"
             | "maxclusterrank"
             | "pragma"

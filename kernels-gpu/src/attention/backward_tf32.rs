@@ -109,8 +109,10 @@ unsafe fn backward<
                 arrived();
 
                 let own_at = (first - work.first) * width;
-                let mut scores = product::<DIM, S, N, KEYS>(own[0] + own_at, other[0]);
-                let mut gradients = product::<DIM, S, N, KEYS>(own[1] + own_at, other[1]);
+                // Where there are registers for it.
+                let apart = !KEYS && DIM > 128;
+                let mut scores = product::<DIM, S, N, KEYS>(own[0] + own_at, other[0], apart);
+                let mut gradients = product::<DIM, S, N, KEYS>(own[1] + own_at, other[1], apart);
                 let own_rows = Rows::of_plane::<EXTENDED>(forward, (work.batch, work.head + turn), work.mask, first);
                 let (whole_begin, whole_end) =
                     work.mask

@@ -149,8 +149,8 @@ pub unsafe fn multiply<const N: usize>(sums: &mut [[f32; 4]; N], a: &Parts<4>, b
 }
 
 /// `own · otherᵀ` of a warp's 16 rows and the `2·S` rows of `other`, `N` blocks of eight of them at a time, in the
-/// layout of the accumulators. `ROLLED` keeps the compiler from reading ahead where registers are few. Elsewhere, with
-/// long rows, the tensor cores, which cut sums off where they should round, sum 16 columns, and rounded additions the rest.
+/// layout of the accumulators. `ROLLED` keeps the compiler from reading ahead where registers are few. `apart`: the
+/// tensor cores, which cut sums off where they should round, sum 16 columns, and rounded additions the rest.
 ///
 /// # Safety
 /// - Both tiles are there; all lanes of the warp execute this together.
@@ -158,13 +158,13 @@ pub unsafe fn multiply<const N: usize>(sums: &mut [[f32; 4]; N], a: &Parts<4>, b
 pub unsafe fn product<const DIM: u32, const S: usize, const N: usize, const ROLLED: bool>(
     own: u32,
     other: u32,
+    apart: bool,
 ) -> [f32; S] {
     // Addresses are found again for each product: together they would not fit the registers.
     let lane = forget(thread::lane_id());
     let (group, pair) = (lane / 4, lane % 4);
     let at = group * (4 * DIM) + (pair ^ turn(group)) * 16;
     let mut sums = [[0.0f32; 4]; 32];
-    let apart = !ROLLED && DIM > 128;
     let (mut step, end) = (0, if ROLLED { forget(DIM / 32) } else { DIM / 32 });
     while step < end {
         let mut half = 0;

@@ -1,9 +1,10 @@
-//! Attention forward on Hopper: one warpgroup loads by TMA, two or three compute by wgmma.
+//! Attention forward on Hopper: one warpgroup loads by TMA, two to four compute by wgmma.
 //!
 //! A tile is 64 query rows a computing warpgroup of one head, all of its keys, from the last tile of keys (where masks
 //! are) to the first. Scores and output stay in registers: the weights of a tile of keys become the A operand of
 //! `P·V` where they are. The product `Q·Kᵀ` of the next tile is issued before `P·V` of the last one, so that the
-//! tensor cores work while the exponentials of a tile are computed; two warpgroups also take turns in issuing.
+//! tensor cores work while the exponentials of a tile are computed; warpgroups also take turns in issuing:
+//! without them all come to their products, and then to their exponentials, at the same time.
 //!
 //! The loading thread finds the tiles and hands them out; it runs ahead into the next tile, whose queries have a
 //! stage of their own where shared memory allows it.
@@ -30,17 +31,16 @@ use cuda_std::{
     launch::ParamAddress,
     mbarrier, register,
     shared::dynamic_base,
-    thread, warp,
+    thread,
     wgmma::{Acc, Bf16, F16, InFlight, MmaShape},
 };
 
 /// Named barriers: one a computing warpgroup for its turn, one for all of them.
 const TURN: u32 = 1;
-const TOGETHER: u32 = 4;
+const TOGETHER: u32 = 5;
 
 /// The whole kernel. `S` registers of scores (keys of a tile / 2), `O` of output (padded head dim / 2), `W` computing
-/// warpgroups whose warps are `C`; `Q` stages of queries, `K` of keys and values; `TURNS` for two that take turns;
-/// `EXTENDED` adds softcap, ALiBi and dropout.
+/// warpgroups whose warps are `C`; `Q` stages of queries, `K` of keys and values; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn forward<
     E: Half,
@@ -50,7 +50,6 @@ unsafe fn forward<
     const W: u32,
     const Q: u32,
     const K: u32,
-    const TURNS: bool,
     const EXTENDED: bool,
 >(
     params: &AttentionParams,
@@ -89,10 +88,12 @@ unsafe fn forward<
         } else {
             if W == 2 {
                 register::setmaxnreg_inc::<232>()
-            } else {
+            } else if W == 3 {
                 register::setmaxnreg_inc::<160>()
+            } else {
+                register::setmaxnreg_inc::<112>()
             }
-            consume::<E, C, S, O, W, Q, K, TURNS, EXTENDED>(&shared, params, warpgroup - 1);
+            consume::<E, C, S, O, W, Q, K, EXTENDED>(&shared, params, warpgroup - 1);
         }
     }
 }
@@ -107,7 +108,6 @@ unsafe fn consume<
     const W: u32,
     const Q: u32,
     const K: u32,
-    const TURNS: bool,
     const EXTENDED: bool,
 >(
     shared: &Shared<C, S, O, W, Q, K>,
@@ -118,50 +118,105 @@ unsafe fn consume<
     InFlight<O>: MmaShape,
 {
     let (rows, keys) = (64 * W, 2 * S as u32);
-    let (warp, lane) = (thread::thread_idx_x() / 32 % 4, thread::lane_id());
+    let next_turn = if group == W - 1 { TURN } else { TURN + 1 + group };
+    let skips = Shared::<C, S, O, W, Q, K>::SKIPS;
+    let warp = thread::thread_idx_x() / 32 % 4;
     let scale = if EXTENDED {
         core::f32::consts::LOG2_E
     } else {
         params.scale_log2
     };
-    let (mut given, mut q, mut k) = (Cursor::start(), Cursor::<Q>::start(), Cursor::<K>::start());
+    let mut k = Cursor::<K>::start();
+    // Places of the tile at hand, found again rather than kept in registers.
+    let mut turn = 0;
+    macro_rules! given {
+        () => {
+            Cursor::nth(forget(turn))
+        };
+    }
     // SAFETY: rings as initialised; all warpgroups run the same tiles, so turns and arrivals match.
     unsafe {
-        if TURNS && group == 1 {
+        if group == W - 1 {
             barrier::arrive(TURN, 256);
         }
-        while let Some(tile) = shared.next_tile(given, params) {
+        while shared.more(given!()) {
+            let tile = shared.tile(given!(), params);
             let (begin, end) = tile.key_tiles(rows, keys);
             let first = tile.row + group * 64;
             let own = Rows::new::<EXTENDED>(params, &tile, first + warp * 16);
-            // Found again, as below: the loops over keys have no registers for it.
+            // The same, found again: with four warpgroups the loops over keys have no registers for it, nor have extended ones.
+            macro_rules! again {
+                () => {{
+                    let tile = shared.tile(given!(), params);
+                    let thread = forget(thread::thread_idx_x()) - 128;
+                    Rows::new::<false>(params, &tile, tile.row + thread / 32 * 16)
+                }};
+            }
             let drop = |scores: &mut [f32; S], n: i32| {
-                let tile = shared.tile(given, params);
-                let own = Rows::new::<false>(params, &tile, tile.row + group * 64 + warp * 16);
-                Kept::new::<S, false>(params, &own, n * keys as i32).keep(scores, 1.0);
+                Kept::new::<S, false>(params, &again!(), n * keys as i32).keep(scores, 1.0);
             };
             let mut out = Acc::<O>::ZERO;
             let mut softmax = OnlineSoftmax::new();
-            shared.q_ring().wait_full(q);
-            if begin < end {
-                let last = tile.last_row(first, 64);
-                let (whole_begin, whole_end) = tile.mask.whole_tiles(first as i32, last, keys as i32);
-                let mut n = end - 1;
+            shared.q_ring().wait_full(given!());
+            let last = tile.last_row(first, 64);
+            // What other warpgroups see alone is given back unseen.
+            let (own_begin, own_end) = if !skips || Shared::<C, S, O, W, Q, K>::packed(params) {
+                (begin, end)
+            } else if first < tile.seq_q {
+                let (own_begin, own_end) = tile.mask.tiles(first as i32, last, keys as i32);
+                if own_begin < own_end {
+                    (own_begin, own_end)
+                } else {
+                    (begin, begin)
+                }
+            } else {
+                (begin, begin)
+            };
+            let pass = |k: Cursor<K>| {
+                barrier::sync(TURN + group, 256);
+                barrier::arrive(next_turn, 256);
+                shared.give_back(k);
+            };
+            let mut n = end - 1;
+            if skips {
+                while n >= own_end {
+                    pass(k);
+                    k = k.next();
+                    n -= 1;
+                }
+            }
+            if own_begin < own_end {
+                let (whole_begin, whole_end) = if W == 4 {
+                    let tile = shared.tile(given!(), params);
+                    tile.mask.whole_tiles(first as i32, last, keys as i32)
+                } else {
+                    tile.mask.whole_tiles(first as i32, last, keys as i32)
+                };
+
+                // Both bounds at once is the shorter code, each by itself the faster one.
+                macro_rules! mask {
+                    ($scores:expr) => {
+                        if W == 2 && 2 * O == 128 && !EXTENDED {
+                            own.mask_end($scores, n * keys as i32);
+                            if n < whole_begin {
+                                own.mask_begin($scores, n * keys as i32);
+                            }
+                        } else {
+                            again!().mask_tile($scores, n * keys as i32);
+                        }
+                    };
+                }
 
                 // The first tile of keys: nothing to overlap with yet.
-                let q_rows = shared.q_stage(q) + group * 64 * PANEL_BYTES;
+                let q_rows = shared.q_stage(given!()) + group * 64 * PANEL_BYTES;
                 shared.k_ring().wait_full(k);
-                if TURNS {
-                    barrier::sync(TURN + group, 256);
-                }
+                barrier::sync(TURN + group, 256);
                 let scores = issue_scores::<E, S>(
                     Shared::<C, S, O, W, Q, K>::DIM,
                     (q_rows, Shared::<C, S, O, W, Q, K>::Q_PANEL),
                     shared.keys(k),
                 );
-                if TURNS {
-                    barrier::arrive(TURN + 1 - group, 256);
-                }
+                barrier::arrive(next_turn, 256);
                 let mut scores = scores.wait::<0>();
                 shared.k_ring().release(k);
                 k = k.next();
@@ -169,17 +224,15 @@ unsafe fn consume<
                     own.extend(&mut scores.0, n * keys as i32);
                 }
                 if n >= whole_end || n < whole_begin {
-                    own.mask_end(&mut scores.0, n * keys as i32);
+                    mask!(&mut scores.0);
                 }
-                if n < whole_begin {
-                    own.mask_begin(&mut scores.0, n * keys as i32);
-                }
-                softmax.update_lazily(&mut scores.0, scale);
+                softmax.update(&mut scores.0, scale);
                 if EXTENDED && params.dropout_threshold != 0 {
                     drop(&mut scores.0, n);
                 }
                 let mut weights = round::<E, S>(&scores.0);
                 if params.flags & flags::VARLEN != 0 {
+                    let tile = shared.tile(given!(), params);
                     clear_tail(shared, k.previous(), tile.mask.seq_kv - n * keys as i32);
                 }
 
@@ -187,9 +240,7 @@ unsafe fn consume<
                 macro_rules! key_tile {
                     ($scores:ident, $mask:expr) => {{
                         shared.k_ring().wait_full(k);
-                        if TURNS {
-                            barrier::sync(TURN + group, 256);
-                        }
+                        barrier::sync(TURN + group, 256);
                         let scores = issue_scores::<E, S>(
                             Shared::<C, S, O, W, Q, K>::DIM,
                             (q_rows, Shared::<C, S, O, W, Q, K>::Q_PANEL),
@@ -200,9 +251,7 @@ unsafe fn consume<
                         shared.v_ring().wait_full(v);
                         let sums = issue_weighted::<E, S, O>(out, &weights, shared.values(v));
                         let mut scores = scores.wait::<1>();
-                        if TURNS {
-                            barrier::arrive(TURN + 1 - group, 256);
-                        }
+                        barrier::arrive(next_turn, 256);
                         shared.k_ring().release(k);
                         if EXTENDED {
                             own.extend(&mut scores.0, n * keys as i32);
@@ -219,7 +268,7 @@ unsafe fn consume<
                         out = sums.wait::<0>();
                         shared.v_ring().release(k.previous());
                         k = k.next();
-                        if W == 3 || warp::vote_any(warp::FULL, shrink[0] != 1.0 || shrink[1] != 1.0) {
+                        if let Some(shrink) = shrink {
                             let mut i = 0;
                             while i < O {
                                 out.0[i] *= shrink[i / 2 % 2];
@@ -236,48 +285,37 @@ unsafe fn consume<
                 n -= 1;
                 // Where tiles of keys are whole for all rows nothing is masked. After the last of them no row begins;
                 // before the first both bounds may cut.
-                if W == 3 {
-                    // Loops apart are faster here.
-                    while n >= begin && n >= whole_end {
-                        key_tile!(scores, own.mask_end(scores, n * keys as i32));
-                    }
-                    while n >= begin && n >= whole_begin {
-                        key_tile!(_scores, ());
-                    }
-                    while n >= begin {
-                        key_tile!(scores, {
-                            own.mask_end(scores, n * keys as i32);
-                            own.mask_begin(scores, n * keys as i32);
-                        });
-                    }
-                } else {
-                    while n >= begin {
-                        key_tile!(scores, {
-                            if n >= whole_end || n < whole_begin {
-                                own.mask_end(scores, n * keys as i32);
-                            }
-                            if n < whole_begin {
-                                own.mask_begin(scores, n * keys as i32);
-                            }
-                        });
-                    }
+                while n >= own_begin {
+                    key_tile!(scores, {
+                        if n >= whole_end || n < whole_begin {
+                            mask!(scores);
+                        }
+                    });
                 }
 
                 // Q may be replaced once every warp has read it for the last time.
-                shared.q_ring().release(q);
+                shared.q_ring().release(given!());
                 let v = k.previous();
                 shared.v_ring().wait_full(v);
                 out = issue_weighted::<E, S, O>(out, &weights, shared.values(v)).wait::<0>();
                 shared.v_ring().release(k.previous());
             } else {
-                shared.q_ring().release(q);
+                shared.q_ring().release(given!());
             }
-            q = q.next();
             // The tile is found again rather than kept in registers all the way.
-            let tile = shared.last_look(given, params);
-            shared.tile_ring().release(given);
-            given = given.next();
-            let first_row = tile.row + group * 64 + warp * 16 + lane / 4;
+            let tile = shared.last_look(given!(), params);
+            shared.tile_ring().release(given!());
+            turn += 1;
+            if skips {
+                let (begin, _) = tile.key_tiles(rows, keys);
+                while n >= begin {
+                    pass(k);
+                    k = k.next();
+                    n -= 1;
+                }
+            }
+            let thread = forget(thread::thread_idx_x()) - 128;
+            let first_row = tile.row + thread / 32 * 16 + thread % 32 / 4;
             let sink = if params.sinks != 0 {
                 global::ld_nc((params.sinks + tile.head as u64 * 4) as *const f32)
             } else {
@@ -307,7 +345,7 @@ unsafe fn consume<
                 h += 1;
             }
         }
-        if TURNS && group == 0 {
+        if group == 0 {
             barrier::sync(TURN, 256);
         }
     }
@@ -348,11 +386,11 @@ unsafe fn clear_tail<C: Participants, const S: usize, const O: usize, const W: u
 
 macro_rules! kernels {
     ($($unit:literal: $keys:literal keys, $dim:literal dim, $warpgroups:literal warpgroups, $threads:literal threads, $warps:literal warps,
-        stages $q:literal $k:literal, turns $turns:literal, extended $extended:literal: $f16:ident $bf16:ident;)*) => {$(
-        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $q $k $turns $f16 F16 $extended }
-        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $q $k $turns $bf16 Bf16 $extended }
+        stages $q:literal $k:literal, extended $extended:literal: $f16:ident $bf16:ident;)*) => {$(
+        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $q $k $f16 F16 $extended }
+        kernels! { @one $unit $keys $dim $warpgroups $threads $warps $q $k $bf16 Bf16 $extended }
     )*};
-    (@one $unit:literal $keys:literal $dim:literal $warpgroups:literal $threads:literal $warps:literal $q:literal $k:literal $turns:literal $name:ident $element:ident $extended:literal) => {
+    (@one $unit:literal $keys:literal $dim:literal $warpgroups:literal $threads:literal $warps:literal $q:literal $k:literal $name:ident $element:ident $extended:literal) => {
         kernel! {
             /// Attention forward; see [`AttentionParams`].
             ///
@@ -362,7 +400,7 @@ macro_rules! kernels {
             #[launch(threads = $threads, min_blocks = 1, tensor_core = 1, param_align = 64)]
             #[cfg(unit = $unit)]
             pub fn $name(params: AttentionParams, address: ParamAddress) {
-                forward::<$element, Warps<$warps>, { $keys / 2 }, { $dim / 2 }, $warpgroups, $q, $k, $turns, $extended>(&params, address)
+                forward::<$element, Warps<$warps>, { $keys / 2 }, { $dim / 2 }, $warpgroups, $q, $k, $extended>(&params, address)
             }
         }
     };
@@ -370,22 +408,26 @@ macro_rules! kernels {
 
 // The same tiles as `params::SM90` and `params::SM90_EXTENDED`.
 kernels! {
-    "attention_forward_d64": 112 keys, 64 dim, 3 warpgroups, 512 threads, 12 warps, stages 2 3, turns false, extended false:
+    "attention_forward_d64": 112 keys, 64 dim, 3 warpgroups, 512 threads, 12 warps, stages 2 3, extended false:
         attention_forward_f16_d64 attention_forward_bf16_d64;
-    "attention_forward_d64": 128 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 3, turns true, extended false:
-        attention_forward_f16_d64_k128 attention_forward_bf16_d64_k128;
-    "attention_forward_d64": 112 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 3, turns true, extended true:
+    "attention_forward_d64": 64 keys, 64 dim, 4 warpgroups, 640 threads, 16 warps, stages 2 8, extended false:
+        attention_forward_f16_d64_256x64 attention_forward_bf16_d64_256x64;
+    "attention_forward_d64": 64 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 8, extended false:
+        attention_forward_f16_d64_128x64 attention_forward_bf16_d64_128x64;
+    "attention_forward_d64": 64 keys, 64 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 8, extended true:
         attention_forward_extended_f16_d64 attention_forward_extended_bf16_d64;
-    "attention_forward_d96": 128 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, turns true, extended false:
+    "attention_forward_d96": 128 keys, 96 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, extended false:
         attention_forward_f16_d96 attention_forward_bf16_d96;
-    "attention_forward_d128": 128 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, turns true, extended false:
+    "attention_forward_d128": 128 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, extended false:
         attention_forward_f16_d128 attention_forward_bf16_d128;
-    "attention_forward_d128": 80 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 2, turns true, extended true:
+    "attention_forward_d128": 80 keys, 128 dim, 3 warpgroups, 512 threads, 12 warps, stages 1 4, extended false:
+        attention_forward_f16_d128_192x80 attention_forward_bf16_d128_192x80;
+    "attention_forward_d128": 64 keys, 128 dim, 2 warpgroups, 384 threads, 8 warps, stages 2 4, extended true:
         attention_forward_extended_f16_d128 attention_forward_extended_bf16_d128;
-    "attention_forward_d192": 112 keys, 192 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, turns true, extended false:
+    "attention_forward_d192": 112 keys, 192 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, extended false:
         attention_forward_f16_d192 attention_forward_bf16_d192;
-    "attention_forward_d256": 80 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, turns true, extended false:
+    "attention_forward_d256": 80 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, extended false:
         attention_forward_f16_d256 attention_forward_bf16_d256;
-    "attention_forward_d256": 32 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, turns true, extended true:
+    "attention_forward_d256": 32 keys, 256 dim, 2 warpgroups, 384 threads, 8 warps, stages 1 2, extended true:
         attention_forward_extended_f16_d256 attention_forward_extended_bf16_d256;
 }

@@ -15,7 +15,8 @@ use super::{
 use cuda_std::{cp_async, global, kernel, shared::dynamic_base, thread};
 
 /// The whole kernel: `WARPS` warps of 16 rows, `S` registers of scores (keys of a tile / 2) and `O` of output
-/// (`DIM / 2`), `N` blocks of eight keys at once; `EXTENDED` adds softcap, ALiBi and dropout.
+/// (`DIM / 2`), `N` blocks of eight keys at once, `ROLLED` for a loop over the
+/// head dim that stays one; `EXTENDED` adds softcap, ALiBi and dropout.
 #[inline(always)]
 unsafe fn forward<
     const DIM: u32,
@@ -23,6 +24,7 @@ unsafe fn forward<
     const S: usize,
     const O: usize,
     const N: usize,
+    const ROLLED: bool,
     const EXTENDED: bool,
 >(
     params: &AttentionParams,
@@ -76,9 +78,9 @@ unsafe fn forward<
                 cp_async::commit_group();
 
                 let own = q_tile + forget(warp_row) * (4 * DIM);
-                let mut scores = product::<DIM, S, N, false>(own, k_tile);
+                let mut scores = product::<DIM, S, N, ROLLED>(own, k_tile, DIM > 128 || DIM > 64 && EXTENDED);
                 let partial = n >= whole_end || n < whole_begin;
-                if EXTENDED || partial {
+                if EXTENDED || DIM > 128 || partial {
                     // Found again rather than kept in registers all the way.
                     let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
                     let warp_row = forget(thread::thread_idx_x()) / 32 * 16;
@@ -141,11 +143,7 @@ unsafe fn forward<
 }
 
 macro_rules! kernels {
-    ($($dim:literal dim, $keys:literal keys, $blocks:literal at once: $name:ident $extended:ident;)*) => {$(
-        kernels! { @one $dim $keys $blocks $name false }
-        kernels! { @one $dim $keys $blocks $extended true }
-    )*};
-    (@one $dim:literal $keys:literal $blocks:literal $name:ident $extended:literal) => {
+    ($($dim:literal dim, $keys:literal keys, $blocks:literal at once, rolled $rolled:literal, extended $extended:literal: $name:ident;)*) => {$(
         kernel! {
             /// Attention forward in f32; see [`AttentionParams`].
             ///
@@ -154,15 +152,19 @@ macro_rules! kernels {
             /// - Dynamic shared memory of `Tiles::shared_bytes_tf32`; a grid of one block a tile.
             #[launch(threads = 128, min_blocks = 2, tensor_core = 1, param_align = 64)]
             pub fn $name(params: AttentionParams) {
-                forward::<$dim, 4, { $keys / 2 }, { $dim / 2 }, $blocks, $extended>(&params)
+                forward::<$dim, 4, { $keys / 2 }, { $dim / 2 }, $blocks, $rolled, $extended>(&params)
             }
         }
-    };
+    )*};
 }
 
-// The same tiles as `params::TF32`.
+// The same tiles as `params::TF32`. The plain kernel of head dim 128 has no registers for sums apart: the host takes the
+// extended one where the scale is large.
 kernels! {
-    64 dim, 64 keys, 4 at once: attention_forward_f32_d64 attention_forward_extended_f32_d64;
-    128 dim, 32 keys, 4 at once: attention_forward_f32_d128 attention_forward_extended_f32_d128;
-    256 dim, 16 keys, 2 at once: attention_forward_f32_d256 attention_forward_extended_f32_d256;
+    64 dim, 64 keys, 4 at once, rolled false, extended false: attention_forward_f32_d64;
+    64 dim, 64 keys, 4 at once, rolled false, extended true: attention_forward_extended_f32_d64;
+    128 dim, 32 keys, 4 at once, rolled false, extended false: attention_forward_f32_d128;
+    128 dim, 32 keys, 4 at once, rolled true, extended true: attention_forward_extended_f32_d128;
+    256 dim, 16 keys, 2 at once, rolled true, extended false: attention_forward_f32_d256;
+    256 dim, 16 keys, 2 at once, rolled true, extended true: attention_forward_extended_f32_d256;
 }

@@ -169,8 +169,11 @@ pub struct Tiles {
     pub rows: u32,
     /// Keys.
     pub keys: u32,
-    /// Time that a score takes, in percent of the best tile of the head dim.
-    pub price: u32,
+    /// Time that a score takes, in percent of the best tile of the head dim: where all rows see all keys, under a
+    /// causal mask, in a window.
+    pub price: [u32; 3],
+    /// Query heads from which on the host takes it: below, smaller tiles leave fewer multiprocessors without any.
+    pub heads: u32,
 }
 
 impl Tiles {
@@ -179,17 +182,25 @@ impl Tiles {
             dim,
             rows,
             keys,
-            price: 100,
+            price: [100; 3],
+            heads: 0,
         }
     }
 
-    const fn price(self, price: u32) -> Tiles {
+    const fn price(self, price: [u32; 3]) -> Tiles {
         Tiles { price, ..self }
+    }
+
+    const fn heads(self, heads: u32) -> Tiles {
+        Tiles { heads, ..self }
     }
 
     /// Stages of Q and, each, of K and V in a Hopper kernel: what shared memory has room for.
     pub const fn stages(self) -> (u32, u32) {
         match self.dim {
+            ..=64 if self.keys == 64 => (2, 8),
+            65..=128 if self.keys == 64 => (2, 4),
+            65..=128 if self.rows == 192 => (1, 4),
             ..=64 => (2, 3),
             65..=128 => (2, 2),
             _ => (1, 2),
@@ -200,7 +211,7 @@ impl Tiles {
     pub const fn shared_bytes(self) -> u32 {
         let width = self.dim.div_ceil(PANEL) * PANEL * 2;
         let (q, kv) = self.stages();
-        width * (q * self.rows + 2 * kv * self.keys) + 256
+        width * (q * self.rows + 2 * kv * self.keys) + 512
     }
 
     /// Dynamic shared memory of a kernel of 16-bit elements on sm_75 and sm_80: Q, K and V.
@@ -250,12 +261,15 @@ pub const F32_SM75: [Tiles; 3] = [Tiles::new(64, 64, 32), Tiles::new(128, 64, 32
 pub const TF32: [Tiles; 3] = [Tiles::new(64, 64, 64), Tiles::new(128, 64, 32), Tiles::new(256, 64, 16)];
 
 /// The Hopper kernels `attention_forward_*`, by head dim. Of several the host takes the one with the least work for
-/// the lengths at hand; all but the first have names that end in `_k` and their keys.
-pub const SM90: [Tiles; 6] = [
-    Tiles::new(64, 192, 112),
-    Tiles::new(64, 128, 128).price(107),
+/// the lengths at hand, and of those with as many keys, whose bits are the same, the one that fills the GPU; all but the first
+/// have names that end in their rows and keys.
+pub const SM90: [Tiles; 8] = [
+    Tiles::new(64, 192, 112).price([100, 107, 120]),
+    Tiles::new(64, 256, 64).price([105, 100, 100]),
+    Tiles::new(64, 128, 64).price([112, 107, 107]),
     Tiles::new(96, 128, 128),
-    Tiles::new(128, 128, 128),
+    Tiles::new(128, 128, 128).price([109, 103, 95]),
+    Tiles::new(128, 192, 80).heads(16),
     Tiles::new(192, 128, 112),
     Tiles::new(256, 128, 80),
 ];
@@ -263,8 +277,8 @@ pub const SM90: [Tiles; 6] = [
 /// The Hopper kernels `attention_forward_extended_*`, which need registers for softcap and ALiBi. Head dims between
 /// take the next larger one.
 pub const SM90_EXTENDED: [Tiles; 3] = [
-    Tiles::new(64, 128, 112),
-    Tiles::new(128, 128, 80),
+    Tiles::new(64, 128, 64),
+    Tiles::new(128, 128, 64),
     Tiles::new(256, 128, 32),
 ];
 

@@ -3,13 +3,16 @@
 //! Hopper's blocks are persistent: block `b` of `n` takes places `b`, `n + b`, `2n + b`, … of an order in which the longest tiles
 //! come first (last rows of a causal mask) and in which the heads of a *section*, whose keys fit L2 together, follow
 //! each other. Under a causal mask a place is a pair of tiles of the same head that have the work of two tiles of
-//! middling length, so that all places are alike. Elsewhere a block is one tile.
+//! middling length, so that all places are alike; or blocks take places from a counter, the longest first. Elsewhere a block is one tile.
 
 use super::{
     mask::Mask,
     params::{AttentionParams, flags},
 };
-use cuda_std::{global, thread};
+use cuda_std::{
+    atomic::{self, Gpu, Relaxed},
+    global, thread,
+};
 
 /// A tile of query rows of one head.
 #[derive(Clone, Copy)]
@@ -193,11 +196,17 @@ impl Tile {
     }
 }
 
-/// The index of the tile that this block takes in its `turn`th turn.
+/// The index of the tile that this block takes in its `turn`th turn: the next one that nobody has where there is a counter.
+///
+/// # Safety
+/// - `params` are those of the launch; a block takes each turn once.
 #[inline(always)]
-pub fn index(params: &AttentionParams, turn: u32) -> u32 {
+pub unsafe fn take(params: &AttentionParams, turn: u32) -> u32 {
     let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
-    if params.flags & flags::PAIRED != 0 {
+    if params.next != 0 {
+        // SAFETY: a counter that exists.
+        unsafe { atomic::add_u32::<Relaxed, Gpu>(params.next as *mut u32, 1) }
+    } else if params.flags & flags::PAIRED != 0 {
         2 * (turn / 2 * blocks + block) + turn % 2
     } else {
         turn * blocks + block

@@ -52,22 +52,49 @@ impl OnlineSoftmax {
     #[inline(always)]
     pub unsafe fn update<const R: usize>(&mut self, scores: &mut [f32; R], scale: f32) -> [f32; 2] {
         // SAFETY: forwarded to the caller.
-        unsafe { self.step::<R, false>(scores, scale) }
+        let maximum = unsafe { join(self.own_maximum(scores)) };
+        let shrink = self.move_to(maximum, scale);
+        let sum = self.weigh(scores, scale);
+        self.sum = [fma(self.sum[0], shrink[0], sum[0]), fma(self.sum[1], shrink[1], sum[1])];
+        shrink
     }
 
     /// The same with a maximum that follows the row's only when that is [`SLACK`] powers of two ahead, so that weights
-    /// reach `2^SLACK`: what was accumulated hardly ever shrinks after the first tile. `scale` is positive.
+    /// reach `2^SLACK`: what was accumulated hardly ever shrinks after the first tile. The factors are none where no row of
+    /// the warp has moved its maximum; then its lanes have not met either. `scale` is positive.
     ///
     /// # Safety
     /// - All lanes of the warp execute this together.
     #[inline(always)]
-    pub unsafe fn update_lazily<const R: usize>(&mut self, scores: &mut [f32; R], scale: f32) -> [f32; 2] {
+    pub unsafe fn update_lazily<const R: usize>(&mut self, scores: &mut [f32; R], scale: f32) -> Option<[f32; 2]> {
+        let own = self.own_maximum(scores);
+        let ahead = |row: usize| own[row] * scale > fma(self.maximum[row], scale, SLACK);
+        let mut shrink = None;
         // SAFETY: forwarded to the caller.
-        unsafe { self.step::<R, true>(scores, scale) }
+        unsafe {
+            if warp::vote_any(warp::FULL, ahead(0) || ahead(1)) {
+                let mut maximum = join(own);
+                let mut row = 0;
+                while row < 2 {
+                    // A row's own decision: its bits do not depend on its neighbours.
+                    if maximum[row] * scale <= fma(self.maximum[row], scale, SLACK) {
+                        maximum[row] = self.maximum[row];
+                    }
+                    row += 1;
+                }
+                let factors = self.move_to(maximum, scale);
+                self.sum = [self.sum[0] * factors[0], self.sum[1] * factors[1]];
+                shrink = Some(factors);
+            }
+        }
+        let sum = self.weigh(scores, scale);
+        self.sum = [self.sum[0] + sum[0], self.sum[1] + sum[1]];
+        shrink
     }
 
+    /// The largest score of each row among this thread's and its maximum so far.
     #[inline(always)]
-    unsafe fn step<const R: usize, const LAZY: bool>(&mut self, scores: &mut [f32; R], scale: f32) -> [f32; 2] {
+    fn own_maximum<const R: usize>(&self, scores: &[f32; R]) -> [f32; 2] {
         let mut maximum = self.maximum;
         let mut i = 0;
         while i < R / 4 {
@@ -75,29 +102,27 @@ impl OnlineSoftmax {
             maximum[1] = fmax(maximum[1], fmax(scores[4 * i + 2], scores[4 * i + 3]));
             i += 1;
         }
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            maximum[0] = warp::reduce_max::<4>(maximum[0]);
-            maximum[1] = warp::reduce_max::<4>(maximum[1]);
-        }
-        if LAZY {
-            let mut row = 0;
-            while row < 2 {
-                // A row's own decision: its bits do not depend on its neighbours.
-                if maximum[row] * scale <= fma(self.maximum[row], scale, SLACK) {
-                    maximum[row] = self.maximum[row];
-                }
-                row += 1;
-            }
-        }
-        let base = [scaled(maximum[0], scale), scaled(maximum[1], scale)];
+        maximum
+    }
+
+    /// Takes `maximum` as that of the rows; returns the factors of what was accumulated before.
+    #[inline(always)]
+    fn move_to(&mut self, maximum: [f32; 2], scale: f32) -> [f32; 2] {
         // From rounded exponent to rounded exponent, as the weights before were taken: an unchanged maximum gives 1.
         let shrink = [
-            ex2(self.maximum[0] * scale - base[0]),
-            ex2(self.maximum[1] * scale - base[1]),
+            ex2(self.maximum[0] * scale - scaled(maximum[0], scale)),
+            ex2(self.maximum[1] * scale - scaled(maximum[1], scale)),
         ];
+        self.maximum = maximum;
+        shrink
+    }
+
+    /// Turns scores into weights and returns the thread's part of their sums.
+    #[inline(always)]
+    fn weigh<const R: usize>(&self, scores: &mut [f32; R], scale: f32) -> [f32; 2] {
+        let base = [scaled(self.maximum[0], scale), scaled(self.maximum[1], scale)];
         let mut sum = [0.0; 2];
-        i = 0;
+        let mut i = 0;
         while i < R / 4 {
             scores[4 * i] = ex2(fma(scores[4 * i], scale, -base[0]));
             scores[4 * i + 1] = ex2(fma(scores[4 * i + 1], scale, -base[0]));
@@ -107,9 +132,7 @@ impl OnlineSoftmax {
             sum[1] += scores[4 * i + 2] + scores[4 * i + 3];
             i += 1;
         }
-        self.sum = [fma(self.sum[0], shrink[0], sum[0]), fma(self.sum[1], shrink[1], sum[1])];
-        self.maximum = maximum;
-        shrink
+        sum
     }
 
     /// Joins the lanes of each quad, adds the sink (a natural logit, −∞ for none) and finishes.
@@ -142,6 +165,16 @@ impl OnlineSoftmax {
         }
         finished
     }
+}
+
+/// The maxima of the quads' lanes.
+///
+/// # Safety
+/// - All lanes of the warp execute this together.
+#[inline(always)]
+unsafe fn join([first, second]: [f32; 2]) -> [f32; 2] {
+    // SAFETY: forwarded to the caller.
+    unsafe { [warp::reduce_max::<4>(first), warp::reduce_max::<4>(second)] }
 }
 
 /// A maximum in units of the exponent; 0 for a row without a key.

@@ -343,7 +343,8 @@ impl<'a> AttentionBackward<'a> {
             dim: 0,
             rows,
             keys: 0,
-            price: 0,
+            price: [0; 3],
+            heads: 0,
         };
         let view = |tensor| problem.view(tensor);
         let (grad_out, dq, dk, dv) = (

@@ -3,7 +3,7 @@
 use kernels_gpu::attention::params::{AttentionParams, Tiles, flags};
 
 use super::{options::Dropout, validate::Problem};
-use crate::{AnyTensor, Error, Result, Stream, Tier, launch::Contract, reference::philox};
+use crate::{AnyTensor, DType, Error, Result, Stream, Tier, launch::Contract, reference::philox};
 
 /// What a launch writes, and where it runs.
 pub struct Target<'a> {
@@ -24,7 +24,8 @@ const SECTION_BYTES: u64 = 32 << 20;
 
 impl Blocks {
     /// The tile of `table` for the problem's head dims: of the smallest that holds them the one that has the least work
-    /// with the longest sequence, what it computes beyond the ends included, unless the caller insists on another.
+    /// with the longest sequence, what it computes beyond the ends included, unless the caller insists on another. Only the
+    /// lengths, heads and options of a sequence choose the number of keys, on which bits depend.
     ///
     /// # Errors
     /// - [`Error::Unsupported`] when there is none.
@@ -37,17 +38,40 @@ impl Blocks {
             return Err(Error::Unsupported { what, tier: Some(tier) });
         };
         let candidates = table[first..].iter().take_while(|tiles| tiles.dim == table[first].dim);
+        let sides = problem.options.mask_flags();
+        let mask = match (sides & flags::LEFT != 0, sides & flags::RIGHT != 0) {
+            _ if problem.packed.is_some() => 0,
+            (false, false) => 0,
+            (false, true) => 1,
+            (true, _) => 2,
+        };
         let fits = |wanted: Option<u32>, there: u32| wanted.is_none_or(|wanted| wanted == there);
         let keys = problem.packed.map_or(problem.seq_kv, |packed| packed.max_k);
         let work = |tiles: &Tiles| {
             let padded = |extent: u64, tile: u32| u128::from(extent.next_multiple_of(tile.into()));
-            padded(problem.rows, tiles.rows) * padded(keys, tiles.keys) * u128::from(tiles.price)
+            padded(problem.rows, tiles.rows) * padded(keys, tiles.keys) * u128::from(tiles.price[mask])
+        };
+        // How long the GPU takes for all of them, by rows.
+        let multiprocessors = u128::from(problem.q.device().properties().multiprocessors.max(1));
+        let rounds = |tiles: &Tiles| {
+            let planes = u128::from(problem.batch) * u128::from(problem.heads_q);
+            let count = planes * u128::from(problem.rows.div_ceil(tiles.rows.into()));
+            count.div_ceil(multiprocessors) * u128::from(tiles.rows) * u128::from(tiles.price[mask])
         };
         let chosen = candidates
             .clone()
             .enumerate()
             .filter(|(_, tiles)| fits(self.rows, tiles.rows) && fits(self.keys, tiles.keys))
+            .filter(|(_, tiles)| problem.heads_q >= tiles.heads.into() || self.rows.or(self.keys).is_some())
             .min_by_key(|(_, tiles)| work(tiles));
+        // Tiles with as many keys give the same bits: of those the number of sequences and heads may choose.
+        let chosen = chosen.and_then(|(_, best)| {
+            candidates
+                .clone()
+                .enumerate()
+                .filter(|(_, tiles)| fits(self.rows, tiles.rows) && tiles.keys == best.keys)
+                .min_by_key(|(_, tiles)| rounds(tiles))
+        });
         if let Some((place, &tiles)) = chosen {
             return Ok(Choice {
                 tiles,
@@ -82,14 +106,22 @@ pub struct Choice {
     pub first: bool,
 }
 
+/// A scale of scores above which tensor cores may sum only 16 columns of f32: what they cut off becomes visible.
+const LARGE_SCALE: f32 = 0.2;
+
 /// The name of the kernel. On sm_75 those that can be are plain and extended in one.
 pub fn entry(problem: &Problem, Choice { tiles, first }: Choice) -> String {
     let both = problem.q.device().tier() == Tier::Sm75;
-    let variant = if problem.extended() && !both { "_extended" } else { "" };
+    let exact = (problem.dtype, tiles.dim) == (DType::F32, 128) && problem.scale.abs() > LARGE_SCALE;
+    let variant = if (problem.extended() || exact) && !both {
+        "_extended"
+    } else {
+        ""
+    };
     let keys = if first {
         String::new()
     } else {
-        format!("_k{}", tiles.keys)
+        format!("_{}x{}", tiles.rows, tiles.keys)
     };
     format!("attention_forward{variant}_{}_d{}{keys}", problem.dtype, tiles.dim)
 }

@@ -11,6 +11,9 @@ use crate::{
     tensor_map::{Swizzle, TensorMapRequest},
 };
 
+/// Keys from which on a counter is worth its launch.
+const COUNTED: u64 = 4096;
+
 /// Launches the Hopper kernel of the problem.
 pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()> {
     let table: &[_] = if problem.extended() { &SM90_EXTENDED } else { &SM90 };
@@ -19,17 +22,21 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
     let count = plan::tile_count(problem, tiles)?;
     let mut params = plan::params(problem, tiles, target);
     maps(problem, [tiles.rows, tiles.keys], &mut params)?;
-    // One key head after the other: the blocks that run together read the same keys, and little else competes for L2.
-    params.section = problem.group() as u32;
+    let resident = u64::from(problem.q.device().properties().multiprocessors);
     let sides = problem.options.mask_flags() & (flags::RIGHT | flags::LEFT);
-    if sides == flags::RIGHT && problem.packed.is_none() {
-        // A row sees the more keys the later it is.
+    // Packed sequences differ in length, and so do the tiles of long ones under a causal mask, where a row sees the more keys
+    // the later it is: blocks take tiles from a counter.
+    let causal = sides == flags::RIGHT && problem.packed.is_none();
+    let counted = problem.packed.is_some() || causal && problem.seq_kv >= COUNTED && count >= 4 * resident;
+    if !counted || problem.packed.is_some() {
+        // One key head after the other: the blocks that run together read the same keys, and little else competes for L2.
+        params.section = problem.group() as u32;
+    }
+    if causal && !counted {
         params.flags |= flags::PAIRED;
     }
-    // Packed sequences differ in length: blocks take tiles from a counter.
-    let counter = problem
-        .packed
-        .map(|_| {
+    let counter = counted
+        .then(|| {
             let counter = AnyTensor::empty(problem.q.device(), DType::I32, &[1])?;
             counter.fill_bytes_on(0, target.stream)?;
             Ok::<_, crate::Error>(counter)
@@ -38,7 +45,6 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
     if let Some(counter) = &counter {
         params.next = counter.address();
     }
-    let resident = u64::from(problem.q.device().properties().multiprocessors);
     let entry = plan::entry(problem, choice);
     plan::start_early(
         problem,

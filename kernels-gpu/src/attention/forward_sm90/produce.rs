@@ -24,6 +24,8 @@ pub unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: 
     params: &AttentionParams,
     address: ParamAddress,
 ) {
+    // Addresses are found again from here: those that both sides use would not fit the uniform registers.
+    let shared = &Shared::<C, S, O, W, Q, K>::new(forget(shared.base));
     let q_map = address.tensor_map(offset_of!(AttentionParams, q_map));
     let k_map = address.tensor_map(offset_of!(AttentionParams, k_map));
     let v_map = address.tensor_map(offset_of!(AttentionParams, v_map));
@@ -44,8 +46,12 @@ pub unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: 
                 turn += 1;
             }
         } else {
-            while schedule::index(params, turn) < schedule::tiles(params) {
-                let tile = Tile::at(schedule::index(params, turn), params, rows);
+            loop {
+                let index = schedule::take(params, turn);
+                if index >= schedule::tiles(params) {
+                    break;
+                }
+                let tile = Tile::at(index, params, rows);
                 k = load(shared, params, [q_map, k_map, v_map], (&tile, turn), k);
                 turn += 1;
             }

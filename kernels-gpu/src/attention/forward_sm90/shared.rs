@@ -34,6 +34,8 @@ impl<C: Participants, const S: usize, const O: usize, const W: u32, const Q: u32
     pub const ROWS: u32 = 64 * W;
     /// Keys of a tile.
     pub const KEYS: u32 = 2 * S as u32;
+    /// Whether tiles of keys are so short that some are masked for a whole warpgroup, which then passes over them.
+    pub const SKIPS: bool = Self::KEYS == 64;
     /// Padded head dim.
     pub const DIM: u32 = 2 * O as u32;
     /// Panels of a row.
@@ -59,7 +61,7 @@ impl<C: Participants, const S: usize, const O: usize, const W: u32, const Q: u32
     pub const fn new(base: u32) -> Self {
         const {
             let rings = ring_bytes(TILES) + ring_bytes(Q) + 2 * ring_bytes(K);
-            assert!(TILES * SLOT_BYTES + rings + QUEUE_BYTES <= 256);
+            assert!(TILES * SLOT_BYTES + rings + QUEUE_BYTES <= 512);
         };
         Shared {
             base,
@@ -95,6 +97,20 @@ impl<C: Participants, const S: usize, const O: usize, const W: u32, const Q: u32
     #[inline(always)]
     pub fn v_ring(&self) -> Ring<K, OneThread, C> {
         Ring::new(self.base + Self::BARRIERS + ring_bytes(TILES) + ring_bytes(Q) + ring_bytes(K))
+    }
+    /// Waits for a tile of keys and values and gives it back unseen.
+    ///
+    /// # Safety
+    /// - Whole warps of the consumers, at their own place in both rings.
+    #[inline(always)]
+    pub unsafe fn give_back(&self, at: Cursor<K>) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            self.k_ring().wait_full(at);
+            self.k_ring().release(at);
+            self.v_ring().wait_full(at);
+            self.v_ring().release(at);
+        }
     }
     /// Where a stage of queries lies.
     #[inline(always)]
@@ -148,17 +164,17 @@ impl<C: Participants, const S: usize, const O: usize, const W: u32, const Q: u32
         }
     }
 
-    /// Waits for a tile; none is the end.
+    /// Waits for what comes next: a tile, or the end.
     ///
     /// # Safety
-    /// - As for [`tile`](Self::tile), but of the next tile.
+    /// - Computing warps call this, with their cursor of the ring of tiles.
     #[inline(always)]
-    pub unsafe fn next_tile(&self, at: Cursor<TILES>, params: &AttentionParams) -> Option<Tile> {
+    pub unsafe fn more(&self, at: Cursor<TILES>) -> bool {
         // SAFETY: forwarded to the caller.
         unsafe {
             self.tile_ring().wait_full(at);
             let live: u32 = ld_volatile(self.slot(at));
-            if live == 0 { None } else { Some(self.tile(at, params)) }
+            live != 0
         }
     }
 

@@ -200,21 +200,33 @@ fn attentions() -> Vec<Case> {
             ));
         }
     }
+    // Every tile that Hopper has for these head dims, whatever the lengths would choose.
     for dtype in HALVES {
-        // Long enough for the taller tiles of this head dim.
-        cases.push(case(
-            "attention",
-            format!("150 × 100, head dim 64, {dtype}"),
-            move |bed| {
-                let q = bed.floats(dtype, &[1, 150, 1, 64])?;
-                let (k, v) = (
-                    bed.floats(dtype, &[1, 100, 1, 64])?,
-                    bed.floats(dtype, &[1, 100, 1, 64])?,
-                );
-                let result = attention(&q, &k, &v).run()?;
-                Ok(vec![result.out, result.lse])
-            },
-        ));
+        for (dim, rows, keys) in [
+            (64, 192, 112),
+            (64, 256, 64),
+            (64, 128, 64),
+            (128, 128, 128),
+            (128, 192, 80),
+        ] {
+            cases.push(case(
+                "attention",
+                format!("causal, 150 × 100 in tiles of {rows} × {keys}, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let q = bed.floats(dtype, &[1, 150, 1, dim])?;
+                    let (k, v) = (
+                        bed.floats(dtype, &[1, 100, 1, dim])?,
+                        bed.floats(dtype, &[1, 100, 1, dim])?,
+                    );
+                    let mut call = attention(&q, &k, &v).causal();
+                    if q.device().tier() == Tier::Sm90a {
+                        call = call.block_m(rows).block_n(keys);
+                    }
+                    let result = call.run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+        }
     }
     cases.push(case(
         "attention",
