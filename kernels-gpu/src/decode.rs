@@ -38,6 +38,8 @@ mod tensor;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod wide;
 
+pub mod lone;
+
 /// Rows of a tile.
 pub const ROWS: u32 = 16;
 /// Rows of a tile of Hopper's kernels for many rows.

@@ -7,6 +7,7 @@ mod common;
 
 mod errors;
 mod fused;
+mod lone;
 mod pool;
 mod problems;
 mod properties;
