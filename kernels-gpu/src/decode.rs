@@ -38,7 +38,7 @@ mod tensor;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod wide;
 
-pub mod lone;
+pub mod direct;
 
 /// Rows of a tile.
 pub const ROWS: u32 = 16;

@@ -5,9 +5,9 @@ mod caches;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod direct;
 mod errors;
 mod fused;
-mod lone;
 mod pool;
 mod problems;
 mod properties;

@@ -5,7 +5,7 @@ use kernels_gpu::{
     decode::{DecodeParams, MERGE_THREADS, MIN_SPLIT, ROWS, SHORT, Shape, UNBOUNDED, least_of, quads_of},
 };
 
-mod lone;
+mod direct;
 
 use super::{
     cache::{CacheView, CheckedCache, cache_append_in, expect_extent, expect_integers, expect_tokens, tokens_of},
@@ -408,21 +408,23 @@ impl<'a> Decode<'a> {
             cluster: cluster as u32,
         };
         let new = fresh.as_ref().map(|fresh| [&fresh.k, &fresh.v]);
-        let lone = if few && cache_size == 2 {
+        let direct = if few && cache_size == 2 {
             let room = [multiprocessors, device.properties().shared_per_block.into()];
-            lone::lone(&params, padded, room, &q, new)
+            direct::direct(&params, padded, room, &q, new)
         } else {
             None
         };
-        let apart = apart && lone.is_none();
-        let (grid, shared, cluster) = lone.as_ref().map_or(([blocks, 1, 1], shared, cluster as u32), |lone| {
-            (lone.grid, lone.shared, lone.cluster)
-        });
+        let apart = apart && direct.is_none();
+        let (grid, shared, cluster) = direct
+            .as_ref()
+            .map_or(([blocks, 1, 1], shared, cluster as u32), |direct| {
+                (direct.grid, direct.shared, direct.cluster)
+            });
         let dtype = q.dtype().name();
         let entry = format!(
             "decode_{}{}{dtype}_d{padded}",
             match (few, wide) {
-                (true, _) if lone.is_some() => "lone_",
+                (true, _) if direct.is_some() => "direct_",
                 (true, _) => "few_",
                 (_, true) => "wide_",
                 _ => "",
@@ -467,8 +469,8 @@ impl<'a> Decode<'a> {
         let prepared = contract.prepare()?;
         // SAFETY: the argument structs of these kernels; extents and strides are those of the tensors named above.
         unsafe {
-            match &lone {
-                Some(lone) => prepared.launch(&lone.params)?,
+            match &direct {
+                Some(direct) => prepared.launch(&direct.params)?,
                 None => prepared.launch(&params)?,
             }
         }

@@ -10,7 +10,7 @@ use super::{
         stream::opaque,
         tensor::Scoring,
     },
-    LONE_KEYS, LONE_LOOKUPS, LONE_PIECES, LONE_ROWS, LONE_STAGES, LONE_WARPS, LoneParams, LoneShape,
+    DIRECT_KEYS, DIRECT_LOOKUPS, DIRECT_PIECES, DIRECT_ROWS, DIRECT_STAGES, DIRECT_WARPS, DirectParams, DirectShape,
     rows::{Fresh, Tile},
 };
 use crate::tile::element::{Bf16, F16};
@@ -26,11 +26,11 @@ use cuda_std::{
 /// The whole kernel.
 ///
 /// # Safety
-/// - The parameters describe the tensors; shared memory is [`LoneShape::shared_bytes`].
+/// - The parameters describe the tensors; shared memory is [`DirectShape::shared_bytes`].
 #[inline(always)]
-unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &LoneParams) {
+unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &DirectParams) {
     unsafe {
-        let shape = LoneShape::new(DIM);
+        let shape = DirectShape::new(DIM);
         let base = shared::dynamic_base();
         let (thread, lane, own_warp) = (thread::thread_idx_x(), thread::lane_id(), thread::uniform_warp_idx());
         let rank = thread::cluster_block_rank();
@@ -62,12 +62,13 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
         let pieces = (length + (1 << size_shift) - 1) >> size_shift;
         let pieces = if pieces == 0 { 1 } else { pieces };
         if thread == 0 && rank < params.rows {
-            mbarrier::arrive_expect_tx(barrier, pieces * const { LONE_WARPS * (DIM * 4 + 8) });
+            mbarrier::arrive_expect_tx(barrier, pieces * const { DIRECT_WARPS * (DIM * 4 + 8) });
         }
         let appends = params.k_new != 0;
 
         let ring = base + params.stages_at + own_warp * shape.stage_bytes();
-        let stage = |step: u32| ring + step % LONE_STAGES * const { LONE_WARPS * LoneShape::new(DIM).stage_bytes() };
+        let stage =
+            |step: u32| ring + step % DIRECT_STAGES * const { DIRECT_WARPS * DirectShape::new(DIM).stage_bytes() };
         let chunks = const { DIM / 8 };
         let (chunk, key) = (lane % chunks, lane / chunks);
         let to = key * shape.row_bytes() + (chunk ^ key) * 16;
@@ -96,7 +97,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
             let end = begin + (1 << size_shift);
             let end = if end < length { end } else { length };
             let steps = if end > begin {
-                (end - begin + LONE_KEYS - 1) / LONE_KEYS
+                (end - begin + DIRECT_KEYS - 1) / DIRECT_KEYS
             } else {
                 0
             };
@@ -106,14 +107,14 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
             let first_key = begin + own_warp * KEYS;
             // Each lane looks up the page of a step: all its 16 tokens are in it.
             let look_up = |step: u32| {
-                let token = first_key + (step + lane) * LONE_KEYS;
+                let token = first_key + (step + lane) * DIRECT_KEYS;
                 if token < cached { tile.place(token) } else { [0; 2] }
             };
             let mut units = look_up(0);
             let load = |units: [u32; 2], step: u32| {
-                let k_units = warp::shfl_idx(units[0], step % LONE_LOOKUPS) + key * params.k_steps[1];
-                let v_units = warp::shfl_idx(units[1], step % LONE_LOOKUPS) + key * params.v_steps[1];
-                let left = cached as i32 - (first_key + step * LONE_KEYS + key) as i32;
+                let k_units = warp::shfl_idx(units[0], step % DIRECT_LOOKUPS) + key * params.k_steps[1];
+                let v_units = warp::shfl_idx(units[1], step % DIRECT_LOOKUPS) + key * params.v_steps[1];
+                let left = cached as i32 - (first_key + step * DIRECT_KEYS + key) as i32;
                 let to = stage(step) + to;
                 let mut turn = 0;
                 while turn < const { KEYS * DIM * 2 / 512 } {
@@ -127,7 +128,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
                     turn += 1;
                 }
             };
-            let ahead = opaque(LONE_STAGES);
+            let ahead = opaque(DIRECT_STAGES);
             let mut step = 0;
             while step < ahead {
                 if step < steps {
@@ -145,10 +146,10 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
                     rank,
                 };
                 tile.put::<E>(base, thread, fetched, of_step);
-                let mut index = thread + LONE_WARPS * 32;
+                let mut index = thread + DIRECT_WARPS * 32;
                 while index < tile.items() {
                     tile.put::<E>(base, index, tile.fetch::<E>(index), of_step);
-                    index += LONE_WARPS * 32;
+                    index += DIRECT_WARPS * 32;
                 }
                 syncthreads();
                 let row = lane / 4;
@@ -164,7 +165,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
             step = 0;
             let mut first = first_key;
             while step < opaque(steps) {
-                cp_async::wait_group::<{ LONE_STAGES - 1 }>();
+                cp_async::wait_group::<{ DIRECT_STAGES - 1 }>();
                 syncwarp(warp::FULL);
                 let keys = stage(step);
                 let values = keys + KEYS * shape.row_bytes();
@@ -180,7 +181,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
                         let to = key * shape.row_bytes() + (chunk ^ key % 8) * 16;
                         let k: [u32; 4] = shared::ld(at);
                         shared::st(keys + to, k);
-                        let v: [u32; 4] = shared::ld(at + LONE_ROWS * shape.row_bytes());
+                        let v: [u32; 4] = shared::ld(at + DIRECT_ROWS * shape.row_bytes());
                         shared::st(values + to, v);
                         index += 32;
                     }
@@ -203,15 +204,15 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
                 }
                 engine.attend(x, values);
                 syncwarp(warp::FULL);
-                let next = step + LONE_STAGES;
+                let next = step + DIRECT_STAGES;
                 if next < steps {
-                    if next % LONE_LOOKUPS == 0 {
+                    if next % DIRECT_LOOKUPS == 0 {
                         units = look_up(next);
                     }
                     load(units, next);
                 }
                 cp_async::commit_group();
-                first += LONE_KEYS;
+                first += DIRECT_KEYS;
                 step += 1;
             }
 
@@ -222,7 +223,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
             }
             // Each row goes to the block of its number.
             if piece < pieces {
-                let part = piece * LONE_WARPS + own_warp;
+                let part = piece * DIRECT_WARPS + own_warp;
                 let mut q = 0;
                 while q < 2 {
                     let row = own_row + q as u32;
@@ -264,17 +265,17 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Lon
 #[inline(always)]
 unsafe fn join<E: Quad, const DIM: u32>(tile: &Tile<'_, DIM>, base: u32, pieces: u32, row: u32) {
     unsafe {
-        let shape = LoneShape::new(DIM);
+        let shape = DirectShape::new(DIM);
         let (params, thread, lane) = (tile.params, thread::thread_idx_x(), thread::lane_id());
         // Lane p joins the warps of piece p.
-        let (mut maximum, mut sum, mut factors) = (f32::NEG_INFINITY, 0.0, [0.0f32; LONE_WARPS as usize]);
+        let (mut maximum, mut sum, mut factors) = (f32::NEG_INFINITY, 0.0, [0.0f32; DIRECT_WARPS as usize]);
         if lane < pieces {
-            let at = base + shape.statistics_at() + lane * (LONE_WARPS * 8);
+            let at = base + shape.statistics_at() + lane * (DIRECT_WARPS * 8);
             let (a, b): ([f32; 4], [f32; 4]) = (shared::ld(at), shared::ld(at + 16));
             let parts = [[a[0], a[1]], [a[2], a[3]], [b[0], b[1]], [b[2], b[3]]];
             maximum = fmax(fmax(parts[0][0], parts[1][0]), fmax(parts[2][0], parts[3][0]));
             let mut w = 0;
-            while w < LONE_WARPS as usize {
+            while w < DIRECT_WARPS as usize {
                 factors[w] = ex2(parts[w][0] - shift(maximum));
                 sum = fma(parts[w][1], factors[w], sum);
                 w += 1;
@@ -283,7 +284,7 @@ unsafe fn join<E: Quad, const DIM: u32>(tile: &Tile<'_, DIM>, base: u32, pieces:
         // The maximum of the pieces up to this one: a maximum does not mind the order.
         let mut top = maximum;
         let mut distance = 1;
-        while distance < LONE_PIECES {
+        while distance < DIRECT_PIECES {
             let other = warp::shfl_up(top, distance);
             top = fmax(top, if lane >= distance { other } else { f32::NEG_INFINITY });
             distance *= 2;
@@ -291,7 +292,7 @@ unsafe fn join<E: Quad, const DIM: u32>(tile: &Tile<'_, DIM>, base: u32, pieces:
         let above = warp::shfl_up(top, 1);
         let above = if lane == 0 { f32::NEG_INFINITY } else { above };
         let (old, new) = (ex2(above - shift(top)), ex2(maximum - shift(top)));
-        let factors_at = base + shape.factors_at() + thread / 32 * (LONE_PIECES * 32);
+        let factors_at = base + shape.factors_at() + thread / 32 * (DIRECT_PIECES * 32);
         if lane < pieces {
             shared::st(factors_at + lane * 32, factors);
             shared::st(factors_at + lane * 32 + 16, [old, new, sum * new, 0.0]);
@@ -307,10 +308,10 @@ unsafe fn join<E: Quad, const DIM: u32>(tile: &Tile<'_, DIM>, base: u32, pieces:
         while piece < pieces {
             let factors: [f32; 4] = shared::ld(factors_at + piece * 32);
             let [old, new, weight, _]: [f32; 4] = shared::ld(factors_at + piece * 32 + 16);
-            let at = base + shape.parts_at() + piece * (LONE_WARPS * DIM * 4) + thread * 4;
+            let at = base + shape.parts_at() + piece * (DIRECT_WARPS * DIM * 4) + thread * 4;
             let mut out = 0.0;
             let mut w = 0;
-            while w < LONE_WARPS {
+            while w < DIRECT_WARPS {
                 let part: f32 = shared::ld(at + w * (DIM * 4));
                 out = fma(part, factors[w as usize], out);
                 w += 1;
@@ -337,13 +338,13 @@ unsafe fn join<E: Quad, const DIM: u32>(tile: &Tile<'_, DIM>, base: u32, pieces:
 macro_rules! kernels {
     ($($name:ident $element:ident $dim:literal)*) => {
         cuda_std::kernel! {$(
-            /// Plain decode attention of at most eight rows of few sequences; see [`crate::decode::lone`].
+            /// Plain decode attention of at most eight rows of few sequences; see [`crate::decode::direct`].
             ///
             /// # Safety
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
             ///   pool; outputs overlap nothing; a cluster has at least as many blocks as a tile has rows.
-            #[launch(threads = LONE_WARPS * 32, min_blocks = 1, tensor_core = 1)]
-            pub fn $name(params: LoneParams) {
+            #[launch(threads = DIRECT_WARPS * 32, min_blocks = 1, tensor_core = 1)]
+            pub fn $name(params: DirectParams) {
                 run::<$element, $dim, { $dim / 16 }>(&params)
             }
         )*}
@@ -351,8 +352,8 @@ macro_rules! kernels {
 }
 
 kernels! {
-    decode_lone_f16_d64 F16 64
-    decode_lone_f16_d128 F16 128
-    decode_lone_bf16_d64 Bf16 64
-    decode_lone_bf16_d128 Bf16 128
+    decode_direct_f16_d64 F16 64
+    decode_direct_f16_d128 F16 128
+    decode_direct_bf16_d64 Bf16 64
+    decode_direct_bf16_d128 Bf16 128
 }

@@ -47,7 +47,9 @@ impl Few {
         };
         let pool = |seed| {
             let (shape, row) = ([batch * columns, rows, self.heads.1, self.dim], self.heads.1 * self.dim);
-            let mut values = normal::<T>(seed, shape.iter().product());
+            // A prime number of them, again and again.
+            let some = normal::<T>(seed, 65_521);
+            let mut values: Vec<T> = some.iter().copied().cycle().take(shape.iter().product()).collect();
             for (number, &page) in pages.iter().enumerate() {
                 let tokens = self.before[number / columns].max(0) as usize;
                 let filled = tokens.saturating_sub(number % columns * rows).min(rows);
@@ -176,9 +178,9 @@ fn few_sequences_have_the_bits_of_many() {
     ]);
     // More steps than pages are looked up at a time.
     let long = Few {
-        before: vec![16_383],
-        capacity: 16_384,
-        heads: (64, 64),
+        before: vec![4999],
+        capacity: 5120,
+        heads: (128, 128),
         page: Some(256),
         ..base
     };

@@ -4,7 +4,7 @@ use kernels_gpu::{
     angles::INTERLEAVED,
     decode::{
         DecodeParams, UNBOUNDED,
-        lone::{LONE_PIECES, LONE_ROWS, LoneParams, LoneShape, most_pieces_and_steps},
+        direct::{DIRECT_PIECES, DIRECT_ROWS, DirectParams, DirectShape, most_pieces_and_steps},
     },
 };
 
@@ -12,16 +12,17 @@ use super::{MAX_RESIDENT, SHARED_MEMORY};
 use crate::AnyTensor;
 
 /// A launch.
-pub(super) struct Lone {
-    pub(super) params: LoneParams,
+pub(super) struct Direct {
+    pub(super) params: DirectParams,
     pub(super) grid: [u64; 3],
     pub(super) cluster: u32,
     pub(super) shared: u64,
 }
 
-/// Most sequences and most tokens of one.
-const MOST_SEQUENCES: u32 = 1;
-const MOST_TOKENS: u32 = 8192;
+/// Most slots of all sequences together: beyond, it is bytes that count, and the general kernels deal them out evenly.
+const MOST_SLOTS: u64 = 65_536;
+/// Blocks for each that the GPU holds at once, up to which one after the other they are still sooner done.
+const ROUNDS: u64 = 3;
 /// Most blocks of a cluster.
 const MAX_CLUSTER: u32 = 16;
 /// Pages of fewer tokens would have to be looked up for each of them.
@@ -29,13 +30,13 @@ const LEAST_PAGE: u32 = 16;
 
 /// The launch that does what `params` ask for of few rows of 16-bit elements, where there is one; the bits are the same.
 /// `q`, and new keys and values, are the tensors behind the addresses.
-pub(super) fn lone(
+pub(super) fn direct(
     params: &DecodeParams,
     padded: u64,
     [multiprocessors, shared_per_block]: [u64; 2],
     q: &AnyTensor,
     new: Option<[&AnyTensor; 2]>,
-) -> Option<Lone> {
+) -> Option<Direct> {
     let plain = [
         params.left_padding,
         params.alibi_slopes,
@@ -51,10 +52,9 @@ pub(super) fn lone(
     let paging = &params.paging;
     let paged = paging.table != 0;
     let dims = u64::from(params.head_dim) == padded && u64::from(params.value_dim) == padded;
-    let sizes = params.batch <= MOST_SEQUENCES
-        && params.tiles == 1
-        && params.rows <= LONE_ROWS
-        && params.capacity <= MOST_TOKENS
+    let sizes = params.tiles == 1
+        && params.rows <= DIRECT_ROWS
+        && u64::from(params.batch) * u64::from(params.capacity) <= MOST_SLOTS
         && paging.table_stride * u64::from(params.batch) < 1 << 32
         && (!paged || (paging.page_size.is_power_of_two() && paging.page_size >= LEAST_PAGE));
     // Offsets have 32 bits, and quads one load.
@@ -64,16 +64,16 @@ pub(super) fn lone(
     }
     let (pieces, steps) = most_pieces_and_steps(params.capacity, params.most, params.least);
     let cluster = pieces.max(params.rows).clamp(2, MAX_CLUSTER).next_power_of_two();
-    let shape = LoneShape::new(padded as u32);
+    let shape = DirectShape::new(padded as u32);
     let shared = u64::from(shape.shared_bytes(pieces, steps));
     let grid = [u64::from(params.heads_kv * cluster), params.batch.into(), 1];
     let resident = (SHARED_MEMORY / (shared + 1024)).min(MAX_RESIDENT);
-    if pieces > LONE_PIECES || shared > shared_per_block || grid[0] * grid[1] > multiprocessors * resident {
+    if pieces > DIRECT_PIECES || shared > shared_per_block || grid[0] * grid[1] > ROUNDS * multiprocessors * resident {
         return None;
     }
     let narrow = |strides: [u64; 3]| strides.map(|stride| stride as u32);
-    Some(Lone {
-        params: LoneParams {
+    Some(Direct {
+        params: DirectParams {
             lengths: params.lengths,
             table: if paged { paging.table } else { paging.batch_index },
             q: params.q,

@@ -3,8 +3,8 @@
 use crate::{
     angles::sin_cos_of,
     decode::{
+        direct::{DIRECT_ROWS, DirectParams, DirectShape},
         fresh::{Quad, turned},
-        lone::{LONE_ROWS, LoneParams, LoneShape},
     },
 };
 use cuda_std::{global, shared};
@@ -18,7 +18,7 @@ pub struct Fetched<B> {
 
 /// What a block knows of its tile before it knows a length.
 pub struct Tile<'a, const DIM: u32> {
-    pub params: &'a LoneParams,
+    pub params: &'a DirectParams,
     pub batch: u32,
     pub head: u32,
 }
@@ -37,7 +37,7 @@ pub struct Fresh {
 }
 
 impl<const DIM: u32> Tile<'_, DIM> {
-    const SHAPE: LoneShape = LoneShape::new(DIM);
+    const SHAPE: DirectShape = DirectShape::new(DIM);
     /// Pairs of quads of a row.
     const ITEMS: u32 = DIM / 8;
 
@@ -164,7 +164,7 @@ impl<const DIM: u32> Tile<'_, DIM> {
                 shared::st(at + low_column * 2, low);
                 shared::st(at + high_column * 2, high);
             } else if token < fresh.end && (token >> fresh.shift) & mask == fresh.rank {
-                let row = number + if values { LONE_ROWS } else { 0 };
+                let row = number + if values { DIRECT_ROWS } else { 0 };
                 let at = base + Self::SHAPE.fresh_at() + row * Self::SHAPE.row_bytes();
                 shared::st(at + low_column * 2, low);
                 shared::st(at + high_column * 2, high);

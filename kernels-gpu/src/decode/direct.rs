@@ -14,21 +14,21 @@ mod kernel;
 mod rows;
 
 /// Rows of a tile.
-pub const LONE_ROWS: u32 = 8;
+pub const DIRECT_ROWS: u32 = 8;
 /// Most pieces of a tile: each lane joins the warps of one.
-pub const LONE_PIECES: u32 = 32;
+pub const DIRECT_PIECES: u32 = 32;
 /// Stages of a warp's ring.
-pub const LONE_STAGES: u32 = 4;
+pub const DIRECT_STAGES: u32 = 4;
 /// Steps whose pages are looked up at a time, each by a lane.
-pub const LONE_LOOKUPS: u32 = 32;
+pub const DIRECT_LOOKUPS: u32 = 32;
 /// Tokens that a block takes at a time.
-pub const LONE_KEYS: u32 = LONE_WARPS * super::KEYS;
+pub const DIRECT_KEYS: u32 = DIRECT_WARPS * super::KEYS;
 /// Warps of a block.
-pub const LONE_WARPS: u32 = 4;
+pub const DIRECT_WARPS: u32 = 4;
 
 kernel_params! {
-    /// Arguments of `decode_lone_*`. Strides count elements.
-    pub struct LoneParams {
+    /// Arguments of `decode_direct_*`. Strides count elements.
+    pub struct DirectParams {
         /// Tokens of each sequence, i32.
         pub lengths: u64,
         /// Pages of each sequence, i32; 0 when a sequence is the page of its number.
@@ -98,14 +98,14 @@ kernel_params! {
 
 /// Shared memory of a block for heads of `dim` 16-bit elements.
 #[derive(Clone, Copy, Debug)]
-pub struct LoneShape {
+pub struct DirectShape {
     dim: u32,
 }
 
-impl LoneShape {
+impl DirectShape {
     /// For heads of that many elements.
-    pub const fn new(dim: u32) -> LoneShape {
-        LoneShape { dim }
+    pub const fn new(dim: u32) -> DirectShape {
+        DirectShape { dim }
     }
 
     /// Bytes of a key.
@@ -125,27 +125,27 @@ impl LoneShape {
 
     /// Where keys, then values of this step are.
     pub const fn fresh_at(self) -> u32 {
-        self.queries_at() + LONE_ROWS * self.query_bytes()
+        self.queries_at() + DIRECT_ROWS * self.query_bytes()
     }
 
     /// Where each warp keeps the factors of pieces.
     pub const fn factors_at(self) -> u32 {
-        self.fresh_at() + 2 * LONE_ROWS * self.row_bytes()
+        self.fresh_at() + 2 * DIRECT_ROWS * self.row_bytes()
     }
 
     /// Where maximum and sum of the warps' parts of an owned row are.
     pub const fn statistics_at(self) -> u32 {
-        self.factors_at() + LONE_WARPS * LONE_PIECES * 32
+        self.factors_at() + DIRECT_WARPS * DIRECT_PIECES * 32
     }
 
     /// Where the elements of those parts are.
     pub const fn parts_at(self) -> u32 {
-        self.statistics_at() + LONE_PIECES * LONE_WARPS * 8
+        self.statistics_at() + DIRECT_PIECES * DIRECT_WARPS * 8
     }
 
     /// Where stages are, for that many pieces: a multiple of the widest row.
     pub const fn stages_at(self, pieces: u32) -> u32 {
-        (self.parts_at() + pieces * LONE_WARPS * self.dim * 4).next_multiple_of(256)
+        (self.parts_at() + pieces * DIRECT_WARPS * self.dim * 4).next_multiple_of(256)
     }
 
     /// Bytes of a warp's stage: keys, then values.
@@ -155,8 +155,8 @@ impl LoneShape {
 
     /// Dynamic shared memory of a block for tiles of so many pieces, of so many steps.
     pub const fn shared_bytes(self, pieces: u32, steps: u32) -> u32 {
-        let stages = if steps < LONE_STAGES { steps } else { LONE_STAGES };
-        self.stages_at(pieces) + stages * LONE_WARPS * self.stage_bytes()
+        let stages = if steps < DIRECT_STAGES { steps } else { DIRECT_STAGES };
+        self.stages_at(pieces) + stages * DIRECT_WARPS * self.stage_bytes()
     }
 }
 
@@ -179,7 +179,7 @@ pub const fn most_pieces_and_steps(capacity: u32, most: u32, least: u32) -> (u32
             let count = tokens.div_ceil(size);
             pieces = if count > pieces { count } else { pieces };
             let size = if tokens < size { tokens } else { size };
-            steps = size.div_ceil(LONE_KEYS);
+            steps = size.div_ceil(DIRECT_KEYS);
             reached = tokens;
         }
         shift += 1;
@@ -198,7 +198,7 @@ mod tests {
             for capacity in 1..9000u32 {
                 let size = split_tokens(0, capacity, most, least);
                 pieces = pieces.max(capacity.div_ceil(size));
-                steps = steps.max(size.min(capacity).div_ceil(LONE_KEYS));
+                steps = steps.max(size.min(capacity).div_ceil(DIRECT_KEYS));
                 assert_eq!(
                     most_pieces_and_steps(capacity, most, least),
                     (pieces, steps),
@@ -212,7 +212,7 @@ mod tests {
     fn two_blocks_of_short_sequences_fit_a_multiprocessor() {
         for (dim, least) in [(64, 128), (128, 64)] {
             let (pieces, steps) = most_pieces_and_steps(1024, 32, least);
-            let block = LoneShape::new(dim).shared_bytes(pieces, steps) + 1024;
+            let block = DirectShape::new(dim).shared_bytes(pieces, steps) + 1024;
             assert!(2 * block <= 228 << 10, "{dim}: {block}");
         }
     }
