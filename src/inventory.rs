@@ -73,6 +73,7 @@ pub const OPS: &[Op] = &[
             "tests/decode/properties.rs",
             "tests/decode/pool.rs",
             "tests/decode/fused.rs",
+            "tests/decode/direct.rs",
             "tests/serving.rs",
             "tests/cache_e4m3.rs",
         ],

@@ -73,6 +73,20 @@ mod device {
         (s, c)
     }
 
+    /// Sines and cosines of four frequencies at a position, times a factor.
+    #[inline(always)]
+    pub fn sin_cos_of(position: i32, frequencies: [f32; 4], magnitude: f32) -> ([f32; 4], [f32; 4]) {
+        let (mut sin, mut cos) = ([0.0; 4], [0.0; 4]);
+        let mut i = 0;
+        while i < 4 {
+            (sin[i], cos[i]) = sin_cos(position as f32 * frequencies[i]);
+            sin[i] *= magnitude;
+            cos[i] *= magnitude;
+            i += 1;
+        }
+        (sin, cos)
+    }
+
     impl Rotation {
         /// Sines and cosines of four pairs from `pair` at a position; NaN where the table lacks it.
         ///
@@ -85,13 +99,7 @@ mod device {
             unsafe {
                 if self.cos == 0 {
                     let frequencies: [f32; 4] = global::ld_nc((self.frequencies + pair as u64 * 4) as *const [f32; 4]);
-                    let mut i = 0;
-                    while i < 4 {
-                        (sin[i], cos[i]) = sin_cos(position as f32 * frequencies[i]);
-                        sin[i] *= self.magnitude;
-                        cos[i] *= self.magnitude;
-                        i += 1;
-                    }
+                    (sin, cos) = sin_cos_of(position, frequencies, self.magnitude);
                 } else if (position as u32) < self.table_rows {
                     let first = position as u64 * self.pairs as u64 + pair as u64;
                     let mut i = 0;
@@ -115,4 +123,4 @@ mod device {
 }
 
 #[cfg(target_arch = "nvptx64")]
-pub use device::sin_cos;
+pub use device::{sin_cos, sin_cos_of};

@@ -13,12 +13,17 @@
 //! choice, which depends on the batch, changes no bit. All lengths are read on the device, which plans from them who does
 //! what; the grid depends on capacities only: a captured graph stays valid while sequences grow.
 //!
+//! # Few sequences
+//! Plain attention of at most eight rows a tile, over few slots, has kernels without a plan: [`direct`]. The pieces are the
+//! same, and so are the bits.
+//!
 //! Scores are kept in units of log₂: `x = (scale·q·k, capped, minus slope·distance) · log₂ e`.
 
 use crate::{angles::Rotation, kernel_params, paging::Paging};
 
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod cluster;
+pub mod direct;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod few;
 #[cfg(target_arch = "nvptx64")]

@@ -5,6 +5,7 @@ mod caches;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod direct;
 mod errors;
 mod fused;
 mod pool;

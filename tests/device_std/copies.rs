@@ -150,6 +150,19 @@ fn bulk_copies_cross_the_cluster() {
     }
 }
 
+#[test]
+fn stores_cross_the_cluster() {
+    for device in devices(SM90) {
+        let words = launch(&device, "device_test_store_async", [2, 1, 1], 1024, &[0; 4], 384);
+        for (block, own) in (0u32..).zip(words.chunks_exact(192)) {
+            let word = |lane: u32, i: u32| 1000 * ((block ^ 1) + 1) + lane + 100 * i;
+            let twos = (0..32).flat_map(|lane| [0, 1].map(|i| word(lane, i)));
+            let fours = (0..32).flat_map(|lane| [2, 3, 4, 5].map(|i| word(lane, i)));
+            assert_eq!(own, twos.chain(fours).collect::<Vec<u32>>(), "to block {block}");
+        }
+    }
+}
+
 /// A tensor of up to five dimensions and a box that hangs over its edges, innermost first.
 const EXTENTS: [u64; 5] = [40, 5, 4, 3, 2];
 const BOX: [u32; 5] = [32, 3, 2, 2, 2];

@@ -34,6 +34,7 @@ mod moves;
 mod place;
 pub(crate) mod registers;
 mod special;
+mod store_async;
 mod transfer;
 mod warp;
 pub(crate) mod wgmma;
@@ -206,6 +207,7 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Lowered {
         "setp" | "set" | "selp" | "slct" => compare::lower(l, i, m)?,
         "cvt" | "cvta" | "isspacep" => convert::lower(l, i, m)?,
         "mov" | "mapa" | "getctarank" => moves::lower(l, i, m)?,
+        "st" if m.take("async") => store_async::lower(l, i, m)?,
         "ld" | "ldu" | "st" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "createpolicy" => {
             load_store::lower(l, i, m)?
         }

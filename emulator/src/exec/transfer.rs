@@ -74,6 +74,8 @@ pub(crate) enum Work {
         window: u32,
         reduce: Option<(Reduce, Type)>,
     },
+    /// Registers to a CTA's shared memory: `st.async`.
+    Words { cta: usize, to: u32, bytes: Vec<u8> },
     /// `cp.async` of a warp.
     Pieces { cta: usize, pieces: Vec<Piece> },
     /// Nothing (`cp.async.mbarrier.arrive`): completes after the operations it names.
@@ -117,7 +119,7 @@ impl Work {
     fn destinations(&self) -> Vec<usize> {
         match self {
             Work::Load { ctas, .. } | Work::LoadBox { ctas, .. } => ctas.clone(),
-            Work::Send { cta, .. } => vec![*cta],
+            Work::Send { cta, .. } | Work::Words { cta, .. } => vec![*cta],
             _ => Vec::new(),
         }
     }
@@ -143,7 +145,7 @@ impl Work {
                 .iter()
                 .filter(|p| p.source != 0)
                 .try_for_each(|p| check(p.from, p.source, false)),
-            Work::Send { .. } | Work::After(_) => Ok(()),
+            Work::Send { .. } | Work::Words { .. } | Work::After(_) => Ok(()),
         }
     }
 
@@ -153,6 +155,7 @@ impl Work {
             Work::Store { .. } => "a bulk store",
             Work::LoadBox { .. } => "a tensor load",
             Work::StoreBox { .. } => "a tensor store",
+            Work::Words { .. } => "an st.async",
             Work::Pieces { .. } => "a cp.async",
             Work::After(_) => "a cp.async.mbarrier.arrive",
         }
@@ -166,7 +169,7 @@ pub(crate) fn issue(
     work: Work,
     signal: Signal,
 ) -> Result<Option<(u64, Issued)>, Box<Stop>> {
-    let proxy = !matches!(work, Work::Pieces { .. } | Work::After(_));
+    let proxy = !matches!(work, Work::Words { .. } | Work::Pieces { .. } | Work::After(_));
     let issued = Issued::new(cx, lane, proxy, work.stores());
     if let Signal::Bytes { offset, .. } = signal {
         for cta in work.destinations() {
@@ -366,6 +369,7 @@ impl Transfer {
                 }
                 self.put(cluster, launch, *cta, *to, &new)?;
             }
+            Work::Words { cta, to, bytes } => self.put(cluster, launch, *cta, *to, bytes)?,
             Work::Store { to, reduce, .. } => self.store(cluster, launch, *to, data, *reduce)?,
             Work::LoadBox {
                 map,

@@ -5,6 +5,8 @@ use kernels_gpu::{
     decode::{DecodeParams, MERGE_THREADS, MIN_SPLIT, ROWS, SHORT, Shape, UNBOUNDED, least_of, quads_of},
 };
 
+mod direct;
+
 use super::{
     cache::{CacheView, CheckedCache, cache_append_in, expect_extent, expect_integers, expect_tokens, tokens_of},
     rope::{RopeAngles, RopePairing, check_float, rope},
@@ -405,10 +407,24 @@ impl<'a> Decode<'a> {
             side: side as u32,
             cluster: cluster as u32,
         };
+        let new = fresh.as_ref().map(|fresh| [&fresh.k, &fresh.v]);
+        let direct = if few && cache_size == 2 {
+            let room = [multiprocessors, device.properties().shared_per_block.into()];
+            direct::direct(&params, padded, room, &q, new)
+        } else {
+            None
+        };
+        let apart = apart && direct.is_none();
+        let (grid, shared, cluster) = direct
+            .as_ref()
+            .map_or(([blocks, 1, 1], shared, cluster as u32), |direct| {
+                (direct.grid, direct.shared, direct.cluster)
+            });
         let dtype = q.dtype().name();
         let entry = format!(
             "decode_{}{}{dtype}_d{padded}",
             match (few, wide) {
+                (true, _) if direct.is_some() => "direct_",
                 (true, _) => "few_",
                 (_, true) => "wide_",
                 _ => "",
@@ -417,9 +433,9 @@ impl<'a> Decode<'a> {
         );
         let caches = [("k_cache", self.cache.k()), ("v_cache", self.cache.v())];
         let mut contract = Contract::new(device, &entry)
-            .grid([blocks, 1, 1])
+            .grid(grid)
             .shared(shared)
-            .cluster(cluster as u32)
+            .cluster(cluster)
             .on(self.stream)
             .programmatic()
             .reads("q", &q)
@@ -450,8 +466,14 @@ impl<'a> Decode<'a> {
                 }
             }
         }
-        // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above.
-        unsafe { contract.prepare()?.launch(&params)? };
+        let prepared = contract.prepare()?;
+        // SAFETY: the argument structs of these kernels; extents and strides are those of the tensors named above.
+        unsafe {
+            match &direct {
+                Some(direct) => prepared.launch(&direct.params)?,
+                None => prepared.launch(&params)?,
+            }
+        }
         if apart {
             let entry = format!("decode_merge_{dtype}");
             let contract = Contract::new(device, &entry)

@@ -28,11 +28,11 @@ use cuda_std::{
 /// element.
 pub struct Few<E, const DIM: u32, const S: usize, const BYTES: u32> {
     /// Queries as B fragments.
-    queries: [[u32; 2]; S],
+    pub queries: [[u32; 2]; S],
     /// Output: columns × queries.
-    out: [[f32; 4]; S],
+    pub out: [[f32; 4]; S],
     /// Of the lane's two queries.
-    maximum: [f32; 2],
+    pub maximum: [f32; 2],
     sum: [f32; 2],
     scoring: [Scoring; 2],
     types: PhantomData<E>,
@@ -74,7 +74,7 @@ impl<E, const DIM: u32, const S: usize, const BYTES: u32> Few<E, DIM, S, BYTES> 
 
     /// The first query of this lane's scores; the next one is the other.
     #[inline(always)]
-    fn query() -> u32 {
+    pub fn query() -> u32 {
         thread::lane_id() % 4 * 2
     }
 
@@ -161,6 +161,135 @@ macro_rules! products {
 
 products! { F16 2 by F16  Bf16 2 by Bf16  F16 1 by F16  Bf16 1 by F16 }
 
+impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E, DIM, S, BYTES> {
+    /// What has seen no key, with these queries.
+    #[inline(always)]
+    pub fn of(queries: [[u32; 2]; S], scoring: [Scoring; 2]) -> Self {
+        Few {
+            queries,
+            out: [[0.0; 4]; S],
+            maximum: [f32::NEG_INFINITY; 2],
+            sum: [0.0; 2],
+            scoring,
+            types: PhantomData,
+        }
+    }
+
+    /// Forgets the keys seen.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        self.out = [[0.0; 4]; S];
+        self.maximum = [f32::NEG_INFINITY; 2];
+        self.sum = [0.0; 2];
+    }
+
+    /// This lane's number, where what follows from it is worked out anew each step: where chunks lie does not change, but the
+    /// widest rows have no registers to keep that.
+    #[inline(always)]
+    fn lane() -> u32 {
+        if BYTES == 1 && DIM == 128 {
+            opaque(thread::lane_id())
+        } else {
+            thread::lane_id()
+        }
+    }
+
+    /// Products of queries and 16 keys, as [`score`](Few::score) takes them.
+    ///
+    /// # Safety
+    /// - The warp calls this together; `keys` is the shared address of 16 rows.
+    #[inline(always)]
+    pub unsafe fn products(&self, keys: u32) -> [f32; 4] {
+        unsafe {
+            let lane = Self::lane();
+            // Even and odd steps apart, for shorter chains of products.
+            let mut scores = [[0.0f32; 4]; 2];
+            // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
+            let keys_at = Self::chunk_at(keys, lane % 16, lane / 16);
+            let mut s = 0;
+            while s < S {
+                if BYTES == 1 {
+                    let words = matrix::ldmatrix_x4(keys_at ^ (s as u32 * 16));
+                    let mut odd = 0;
+                    while odd < 2 {
+                        let (upper, lower) = (widen(words[2 * odd]), widen(words[2 * odd + 1]));
+                        let a = [upper[0], lower[0], upper[1], lower[1]];
+                        scores[odd] = E::product(a, self.queries[s + odd], scores[odd]);
+                        odd += 1;
+                    }
+                    s += 2;
+                } else {
+                    let a = matrix::ldmatrix_x4(keys_at ^ (s as u32 * 32));
+                    scores[s % 2] = E::product(a, self.queries[s], scores[s % 2]);
+                    s += 1;
+                }
+            }
+            let mut x = [0.0f32; 4];
+            let mut i = 0;
+            while i < 4 {
+                x[i] = scores[0][i] + scores[1][i];
+                i += 1;
+            }
+            x
+        }
+    }
+
+    /// Takes in 16 values with the scores of their keys.
+    ///
+    /// # Safety
+    /// - The warp calls this together; `values` is the shared address of 16 rows.
+    #[inline(always)]
+    pub unsafe fn attend(&mut self, mut x: [f32; 4], values: u32) {
+        unsafe {
+            let lane = Self::lane();
+            self.weigh(&mut x);
+            let p = [transpose(E::weights(x[0], x[1])), transpose(E::weights(x[2], x[3]))];
+            let mut t = 0;
+            if BYTES == 1 {
+                // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
+                let values_at = Self::chunk_at(values, lane % 16, lane / 16);
+                while t < S {
+                    let words = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 16));
+                    let mut odd = 0;
+                    while odd < 2 {
+                        // Even columns of two keys, then odd ones.
+                        let low = widen(prmt(words[2 * odd], 0, 0x3120));
+                        let high = widen(prmt(words[2 * odd + 1], 0, 0x3120));
+                        let a = [low[0], low[1], high[0], high[1]];
+                        self.out[t + odd] = E::product(a, p, self.out[t + odd]);
+                        odd += 1;
+                    }
+                    t += 2;
+                }
+            } else {
+                // Matrices: columns 0–7 and 8–15 of keys 0–7, then of keys 8–15.
+                let values_at = Self::chunk_at(values, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+                while t < S {
+                    let a = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 32));
+                    self.out[t] = E::product(a, p, self.out[t]);
+                    t += 1;
+                }
+            }
+        }
+    }
+
+    /// The sum of query `q` of this lane over the keys of all lanes.
+    ///
+    /// # Safety
+    /// - The warp calls this together.
+    #[inline(always)]
+    pub unsafe fn sum_of_keys(&self, q: usize) -> f32 {
+        let mut sum = self.sum[q];
+        let mut lanes = 4;
+        while lanes < 32 {
+            // SAFETY: forwarded to the caller.
+            sum += unsafe { warp::shfl_bfly(sum, lanes) };
+            lanes *= 2;
+        }
+        sum
+    }
+}
+
 impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine for Few<E, DIM, S, BYTES> {
     const SHAPE: Shape = Shape::few(BYTES, DIM);
     const CACHE_BYTES: u32 = BYTES;
@@ -214,83 +343,16 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
                 scoring[0].scale *= warp::shfl_idx(factor, Self::query() * 4);
                 scoring[1].scale *= warp::shfl_idx(factor, Self::query() * 4 + 4);
             }
-            Few {
-                queries,
-                out: [[0.0; 4]; S],
-                maximum: [f32::NEG_INFINITY; 2],
-                sum: [0.0; 2],
-                scoring,
-                types: PhantomData,
-            }
+            Few::of(queries, scoring)
         }
     }
 
     #[inline(always)]
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32) {
         unsafe {
-            // Where chunks lie does not change from step to step: the widest rows have no registers to keep that.
-            let lane = if BYTES == 1 && DIM == 128 {
-                opaque(thread::lane_id())
-            } else {
-                thread::lane_id()
-            };
-            // Even and odd steps apart, for shorter chains of products.
-            let mut scores = [[0.0f32; 4]; 2];
-            // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
-            let keys_at = Self::chunk_at(keys, lane % 16, lane / 16);
-            let mut s = 0;
-            while s < S {
-                if BYTES == 1 {
-                    let words = matrix::ldmatrix_x4(keys_at ^ (s as u32 * 16));
-                    let mut odd = 0;
-                    while odd < 2 {
-                        let (upper, lower) = (widen(words[2 * odd]), widen(words[2 * odd + 1]));
-                        let a = [upper[0], lower[0], upper[1], lower[1]];
-                        scores[odd] = E::product(a, self.queries[s + odd], scores[odd]);
-                        odd += 1;
-                    }
-                    s += 2;
-                } else {
-                    let a = matrix::ldmatrix_x4(keys_at ^ (s as u32 * 32));
-                    scores[s % 2] = E::product(a, self.queries[s], scores[s % 2]);
-                    s += 1;
-                }
-            }
-            let mut x = [0.0f32; 4];
-            let mut i = 0;
-            while i < 4 {
-                x[i] = scores[0][i] + scores[1][i];
-                i += 1;
-            }
+            let mut x = self.products(keys);
             self.score(params, &mut x, first);
-            self.weigh(&mut x);
-            let p = [transpose(E::weights(x[0], x[1])), transpose(E::weights(x[2], x[3]))];
-            let mut t = 0;
-            if BYTES == 1 {
-                // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
-                let values_at = Self::chunk_at(values, lane % 16, lane / 16);
-                while t < S {
-                    let words = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 16));
-                    let mut odd = 0;
-                    while odd < 2 {
-                        // Even columns of two keys, then odd ones.
-                        let low = widen(prmt(words[2 * odd], 0, 0x3120));
-                        let high = widen(prmt(words[2 * odd + 1], 0, 0x3120));
-                        let a = [low[0], low[1], high[0], high[1]];
-                        self.out[t + odd] = E::product(a, p, self.out[t + odd]);
-                        odd += 1;
-                    }
-                    t += 2;
-                }
-            } else {
-                // Matrices: columns 0–7 and 8–15 of keys 0–7, then of keys 8–15.
-                let values_at = Self::chunk_at(values, lane % 8 + lane / 16 * 8, lane / 8 % 2);
-                while t < S {
-                    let a = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 32));
-                    self.out[t] = E::product(a, p, self.out[t]);
-                    t += 1;
-                }
-            }
+            self.attend(x, values);
         }
     }
 
@@ -301,12 +363,7 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
             let mut q = 0;
             while q < 2 {
                 let row = Self::query() + q as u32;
-                let mut sum = self.sum[q];
-                let mut lanes = 4;
-                while lanes < 32 {
-                    sum += warp::shfl_bfly(sum, lanes);
-                    lanes *= 2;
-                }
+                let sum = self.sum_of_keys(q);
                 if row < rows && thread::lane_id() < 4 {
                     finish::put_statistics::<Self>(warp, row, self.maximum[q], sum);
                 }
@@ -345,9 +402,7 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
 
     #[inline(always)]
     fn clear(&mut self) {
-        self.out = [[0.0; 4]; S];
-        self.maximum = [f32::NEG_INFINITY; 2];
-        self.sum = [0.0; 2];
+        self.forget();
     }
 }
 

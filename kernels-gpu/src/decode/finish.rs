@@ -169,7 +169,7 @@ pub fn column_at<E: Engine>(row: u32, column: u32) -> u32 {
 
 /// What to subtract from exponents: the maximum, or 0 for nothing.
 #[inline(always)]
-fn shift(maximum: f32) -> f32 {
+pub fn shift(maximum: f32) -> f32 {
     if maximum == f32::NEG_INFINITY { 0.0 } else { maximum }
 }
 
@@ -184,7 +184,7 @@ fn join(a: [f32; 2], b: [f32; 2]) -> ([f32; 2], [f32; 2]) {
 
 /// Adds the part of a row's output.
 #[inline(always)]
-fn fold(total: f32, factors: [f32; 2], part: f32) -> f32 {
+pub fn fold(total: f32, factors: [f32; 2], part: f32) -> f32 {
     fma(total, factors[0], part * factors[1])
 }
 
@@ -200,10 +200,7 @@ pub unsafe fn finished(params: &DecodeParams, work: &Work, row: u32, total: [f32
         if params.sinks != 0 {
             sink = global::ld_nc((params.sinks + head * 4) as *const f32) * core::f32::consts::LOG2_E;
         }
-        let top = shift(fmax(total[0], sink));
-        let keys = ex2(total[0] - top);
-        let sum = fma(total[1], keys, ex2(sink - top));
-        let mut factor = keys / sum;
+        let (mut factor, lse) = ended(total, sink);
         if params.v_scale != 0 {
             factor *= global::ld_nc((params.v_scale + work.head as u64 * 4) as *const f32);
         }
@@ -211,8 +208,18 @@ pub unsafe fn finished(params: &DecodeParams, work: &Work, row: u32, total: [f32
         if total[1] == 0.0 {
             factor = 0.0;
         }
-        (factor, (top + lg2(sum)) * core::f32::consts::LN_2)
+        (factor, lse)
     }
+}
+
+/// Factor and natural LSE of a row with maximum and sum `total`, and a sink's logit in units of log₂; the factor of a row
+/// without keys is not a number.
+#[inline(always)]
+pub fn ended(total: [f32; 2], sink: f32) -> (f32, f32) {
+    let top = shift(fmax(total[0], sink));
+    let keys = ex2(total[0] - top);
+    let sum = fma(total[1], keys, ex2(sink - top));
+    (keys / sum, (top + lg2(sum)) * core::f32::consts::LN_2)
 }
 
 /// Address of a row's output.

@@ -114,6 +114,35 @@ mod device {
         mapped
     }
 
+    /// `st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32`: stores 8 bytes to a block of the cluster and completes them on
+    /// a barrier there; both addresses by [`mapa`] (PTX ISA 9.7.9.12, sm_90).
+    ///
+    /// # Safety
+    /// - `address` is aligned to 8 and lies, as `barrier` does, in the shared memory of one running block of the cluster.
+    /// - The barrier's phase expects the bytes; nobody else touches them before it ends.
+    #[inline(always)]
+    pub unsafe fn st_async_2(address: u32, [a, b]: [f32; 2], barrier: u32) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            asm!("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [{0}], {{{1}, {2}}}, [{3}];",
+                in(reg32) address, in(reg32) a.to_bits(), in(reg32) b.to_bits(), in(reg32) barrier, options(nostack));
+        }
+    }
+
+    /// [`st_async_2`] of 16 bytes, `.v4.b32`.
+    ///
+    /// # Safety
+    /// - As for [`st_async_2`]; `address` is aligned to 16.
+    #[inline(always)]
+    pub unsafe fn st_async_4(address: u32, [a, b, c, d]: [f32; 4], barrier: u32) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            asm!("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [{0}], {{{1}, {2}, {3}, {4}}}, [{5}];",
+                in(reg32) address, in(reg32) a.to_bits(), in(reg32) b.to_bits(), in(reg32) c.to_bits(),
+                in(reg32) d.to_bits(), in(reg32) barrier, options(nostack));
+        }
+    }
+
     /// A place in shared memory that holds a `T`: a raw pointer of 32 bits.
     ///
     /// It is `Copy` and has no lifetime; as with a raw pointer, who may read or write when is the kernel's business.

@@ -230,6 +230,41 @@ fn decodes() -> Vec<Case> {
             ));
         }
     }
+    for (dtype, dim) in [(F16, 64), (F16, 128), (BF16, 64), (BF16, 128)] {
+        // A lone sequence has kernels of its own; three new tokens lie in two pieces.
+        for tokens in [1, 3] {
+            cases.push(case(
+                "decode",
+                format!(
+                    "rotation, append and attention of {tokens} tokens of a lone sequence, head dim {dim}, {dtype}"
+                ),
+                move |bed| {
+                    let (k, v) = (
+                        bed.floats(dtype, &[12, 16, 2, dim])?,
+                        bed.floats(dtype, &[12, 16, 2, dim])?,
+                    );
+                    let table = bed.integers(&[2, 0, 3, 1, 8, 9, 10, 11, 4, 5, 6, 7], &[1, 12])?;
+                    let (q, new) = (
+                        bed.floats(dtype, &[1, tokens, 4, dim])?,
+                        bed.floats(dtype, &[1, tokens, 2, dim])?,
+                    );
+                    let lengths = bed.integers(&[127], &[1])?;
+                    let inverse: Vec<f32> = (0..dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
+                    let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
+                    let options = DecodeOptions {
+                        causal: true,
+                        rotary: Some((RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies))),
+                        ..DecodeOptions::default()
+                    };
+                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths)
+                        .append(&new, &new)
+                        .options(options)
+                        .run()?;
+                    Ok(vec![result.out, result.lse, k, v])
+                },
+            ));
+        }
+    }
     for dtype in FLOATS {
         for dim in [64, 128, 256] {
             // Tiles of at most 8, 16 and 32 rows.
