@@ -146,6 +146,40 @@ fn several_tiles_a_block() {
     }
 }
 
+/// Few rows on Hopper: so many tiles that each warp of a block finishes several, and loads that follow x.
+#[test]
+fn many_tiles_of_few_rows() {
+    for device in devices() {
+        let blocks = u64::from(device.properties().multiprocessors);
+        let many = 16 * blocks * 10 + 8;
+        for (m, n, k) in [
+            (1, many, 72),
+            (2, many, 72),
+            (3, many, 72),
+            (8, many, 72),
+            (1, 1040, 2600),
+        ] {
+            let case = Case {
+                bias: true,
+                residual: true,
+                activation: Activation::Relu,
+                ..Case::new(m, n, k)
+            };
+            check_y(&device, case, Data::<bf16>::integers);
+            check_y(
+                &device,
+                Case {
+                    residual: false,
+                    gated: true,
+                    n: n / 16 * 8,
+                    ..case
+                },
+                Data::<f16>::integers,
+            );
+        }
+    }
+}
+
 #[test]
 fn batches_and_leading_axes() {
     for device in devices() {

@@ -75,6 +75,12 @@ pub fn activate(activation: u32, z: [f32; 8]) -> [f32; 8] {
     activate_by(activation, z, exp)
 }
 
+/// The same of one value, with the same bits.
+#[inline(always)]
+pub fn activate_one(activation: u32, z: f32) -> f32 {
+    activate_by(activation, [z], exp)[0]
+}
+
 /// The same for results of 16 bits.
 #[inline(always)]
 pub fn activate_fast(activation: u32, z: [f32; 8]) -> [f32; 8] {

@@ -1,6 +1,7 @@
 //! What follows the product: factor, bias, activation, gate, residual, stores. Eight columns of a row at a time.
 
-mod ahead;
+#[cfg(tier = "sm_90a")]
+mod element;
 
 use super::params::*;
 use crate::activation::eight::{activate, activate_fast};
@@ -8,7 +9,7 @@ use crate::tile::element::{Bf16, Element, F16};
 use cuda_std::{global, math::fma};
 
 #[cfg(tier = "sm_90a")]
-pub use ahead::Operands;
+pub use element::Words;
 
 /// The operands of one problem of a batch.
 #[derive(Clone, Copy)]

@@ -93,7 +93,7 @@ pub const fn rows_shared(rows: u32) -> u32 {
 }
 
 /// Dynamic shared memory of `linear_norm_*` besides the row: where warps exchange sums.
-pub const NORM_EXCHANGE: u32 = 64;
+pub const NORM_EXCHANGE: u32 = 128;
 
 /// Bytes between rows of x in the shared memory of `linear_rows8_*`: whole loads, and half a line more, so that
 /// neighbouring rows lie in different banks.
@@ -241,6 +241,10 @@ kernel_params! {
         pub early: u32,
         /// 1 / k.
         pub reciprocal: f32,
+        /// Stages that are asked for before x is; the others follow it.
+        pub ahead: u32,
+        /// Fills the struct to a multiple of 8 bytes.
+        pub reserved: u32,
     }
 
     /// Arguments of `linear_norm_*`.

@@ -5,13 +5,13 @@
 //! so nothing but a tile's end makes warps wait for one another. The weights become the A fragment of an `mma.sync` whose
 //! B is x, which lies in shared memory, normalised there if a norm is in front.
 //!
-//! A multiprocessor holds one such block. That of the next kernel comes when this one leaves, fills its rings, which depend
+//! A multiprocessor holds one such block. That of the next kernel comes when this one leaves, asks for weights, which depend
 //! on nothing, and waits for the last of this kernel: so the memory hardly rests between kernels.
 //!
 //! The order of a sum: k in steps of 16 within a slice, then the slices as the host groups them. It depends on the weight
 //! alone.
 
-use super::epilogue::{Columns, Epilogue, Operands};
+use super::epilogue::Words;
 use super::norm_rows::{Norm, copy_row, normalise};
 use super::params::*;
 use crate::tile::element::{Bf16, F16};
@@ -59,15 +59,18 @@ impl Loads {
         let full = self.barriers + self.stage * 8;
         // SAFETY: forwarded to the caller.
         unsafe {
-            if leader {
-                mbarrier::arrive_expect_tx(full, ROWS8_STAGE);
-                if self.gated {
-                    tma::load_5d(to, self.map, [k, 0, 0, self.tile as i32, self.batch], full);
-                } else {
-                    tma::load_3d(to, self.map, [k, (self.tile * COLUMNS) as i32, self.batch], full);
-                }
+            mbarrier::arrive_expect_tx_if(full, ROWS8_STAGE, leader);
+            if self.gated {
+                tma::load_5d_if(to, self.map, [k, 0, 0, self.tile as i32, self.batch], full, leader);
+            } else {
+                tma::load_3d_if(
+                    to,
+                    self.map,
+                    [k, (self.tile * COLUMNS) as i32, self.batch],
+                    full,
+                    leader,
+                );
             }
-            barrier::syncwarp(warp::FULL);
         }
         self.stage = if self.stage + 1 == self.stages {
             0
@@ -149,30 +152,40 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
             reciprocal: params.reciprocal,
         };
         let affine = norm.affine();
-        let mut stage = 0;
-        while stage < stages {
+        let mut filled = 0;
+        while filled < params.ahead {
             loads.next(tiles, lane == 0);
-            stage += 1;
+            filled += 1;
         }
-        let epilogue = Epilogue::new(linear, batch as u64);
-        let mut own = Own::new(params);
-        own.load_bias(params, &epilogue);
+        let mut own = Own::new(params, batch);
+        own.ask_bias(params);
         grid_dependency::wait();
-        own.load_residual(params, &epilogue);
 
-        let vectors = linear.k as u32 / 8;
+        let row_at =
+            |row: u32| linear.x + (batch as u64 * linear.x_batch_stride + row as u64 * linear.x_row_stride) * 2;
         let mut row = 0;
         while row < rows {
-            let from = linear.x + (batch as u64 * linear.x_batch_stride + row as u64 * linear.x_row_stride) * 2;
-            copy_row(x + row * pitch, from, vectors, chunks * (ROWS_DEPTH / 8));
+            let vectors = linear.k as u32 / 8;
+            copy_row(x + row * pitch, row_at(row), vectors, chunks * (ROWS_DEPTH / 8));
             row += 1;
         }
         cp_async::commit_group();
+        let mut shift = norm.shift::<T>(row_at(0));
+        own.ask_residual(params);
+        // x would wait behind all of them.
+        while filled < stages {
+            loads.next(tiles, lane == 0);
+            filled += 1;
+        }
         cp_async::wait_group::<0>();
         if params.norm != NORM_NONE {
             let (mut row, mut turn) = (0, 0);
             while row < rows {
-                normalise::<T>(&norm, &affine, x + row * pitch, exchange, &mut turn);
+                let from = shift.to_f32();
+                if row + 1 < rows {
+                    shift = norm.shift::<T>(row_at(row + 1));
+                }
+                normalise::<T>(&norm, &affine, from, x + row * pitch, exchange, &mut turn);
                 row += 1;
             }
         }
@@ -183,20 +196,44 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
         let own_x = x + x_row * pitch + first * (ROWS_DEPTH * 2) + pair * 16;
         let column = column_of(group);
         let chunk = [(pair ^ column) * 16, ((4 + pair) ^ column) * 16];
+        let ring = loads.ring + column * 128;
+        let fragments = #[inline(always)]
+        |stage: u32, step: u32| -> [[u32; 4]; 6] {
+            let (at, from) = (ring + stage * ROWS8_STAGE, own_x + step * (ROWS_DEPTH * 2));
+            [
+                shared::ld(at + chunk[0]),
+                shared::ld(at + chunk[1]),
+                shared::ld(at + 1024 + chunk[0]),
+                shared::ld(at + 1024 + chunk[1]),
+                shared::ld(from),
+                shared::ld(from + 64),
+            ]
+        };
         let (mut stage, mut phase) = (0, 0);
         let (mut tile, mut turn) = (thread::block_idx_x(), 0);
         while tile < tiles {
             let mut d = [0.0f32; 4];
+            let mut next = [[0; 4]; 6];
+            if count != 0 {
+                mbarrier::wait_parity(loads.barriers + stage * 8, phase);
+                next = fragments(stage, 0);
+            }
             let mut step = 0;
             while step < count {
-                mbarrier::wait_parity(loads.barriers + stage * 8, phase);
-                let at = loads.ring + stage * ROWS8_STAGE + column * 128;
-                let low: [[u32; 4]; 2] = [shared::ld(at + chunk[0]), shared::ld(at + chunk[1])];
-                let high: [[u32; 4]; 2] = [shared::ld(at + 1024 + chunk[0]), shared::ld(at + 1024 + chunk[1])];
-                let from = own_x + step * (ROWS_DEPTH * 2);
-                let b: [[u32; 4]; 2] = [shared::ld(from), shared::ld(from + 64)];
+                let [low, high, b] = [[next[0], next[1]], [next[2], next[3]], [next[4], next[5]]];
                 barrier::syncwarp(warp::FULL);
                 loads.next(tiles, lane == 0);
+                stage += 1;
+                if stage == stages {
+                    stage = 0;
+                    phase ^= 1;
+                }
+                step += 1;
+                // The next fragments come during these products.
+                if step < count {
+                    mbarrier::wait_parity(loads.barriers + stage * 8, phase);
+                    next = fragments(stage, step);
+                }
                 let mut h = 0;
                 while h < 2 {
                     let mut i = 0;
@@ -207,12 +244,6 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
                     }
                     h += 1;
                 }
-                stage += 1;
-                if stage == stages {
-                    stage = 0;
-                    phase ^= 1;
-                }
-                step += 1;
             }
             // Two sets: the one that is read now is written again after the next tile's barrier.
             let set = sums + (turn & 1) * sums_bytes;
@@ -228,12 +259,12 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
             // The stores were some lanes' only.
             barrier::syncwarp(warp::FULL);
             barrier::syncthreads();
-            // Another warp finishes each tile, while the others go on.
+            // Other warps finish each tile, while the rest go on.
             if tile == own.tile {
-                own.finish(params, &epilogue, set);
-                own.tile += WARPS * thread::grid_dim_x();
-                own.load_bias(params, &epilogue);
-                own.load_residual(params, &epilogue);
+                own.finish(params, set);
+                own.tile += own.stride;
+                own.ask_bias(params);
+                own.ask_residual(params);
             }
             turn += 1;
             tile += thread::grid_dim_x();
@@ -241,101 +272,136 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
     }
 }
 
-/// The tile that a warp finishes next: eight columns of a row a lane.
+/// The element that a lane finishes in one tile of several: as many warps as a tile has 32 outputs share one.
 struct Own {
     tile: u32,
+    /// Tiles from one of them to the next.
+    stride: u32,
+    batch: u32,
     row: u32,
+    /// Column of a tile's outputs.
     column: u32,
     exists: bool,
-    operands: Operands,
+    words: Words,
 }
 
 impl Own {
     #[inline(always)]
-    fn new(params: &StreamParams) -> Self {
-        let (lane, gated) = (thread::lane_id(), params.linear.gated != 0);
-        let rows = params.linear.m as u32;
+    fn new(params: &StreamParams, batch: u32) -> Self {
+        let outputs = outputs(params);
+        let elements = params.linear.m as u32 * outputs;
+        // 1, 2 or 4 warps.
+        let share = (elements > 32) as u32 + (elements > 64) as u32;
+        let warp_idx = thread::warp_idx();
+        let index = (warp_idx & ((1 << share) - 1)) * 32 + thread::lane_id();
         Self {
-            tile: thread::block_idx_x() + thread::warp_idx() * thread::grid_dim_x(),
-            row: if gated { lane } else { lane / 2 },
-            column: if gated { 0 } else { lane % 2 * 8 },
-            exists: lane < if gated { rows } else { 2 * rows },
-            operands: Operands::NONE,
+            tile: thread::block_idx_x() + (warp_idx >> share) * thread::grid_dim_x(),
+            stride: (WARPS >> share) * thread::grid_dim_x(),
+            batch,
+            row: index / outputs,
+            column: index % outputs,
+            exists: index < elements,
+            words: Words::NONE,
         }
     }
 
-    /// The first of the lane's output columns.
+    /// The output column.
     #[inline(always)]
     fn output(&self, params: &StreamParams) -> u64 {
-        Columns::new(&params.linear, self.tile, COLUMNS).of(self.column).0
+        self.tile as u64 * outputs(params) as u64 + self.column as u64
     }
 
     /// Whether the lane has something to finish.
     #[inline(always)]
     fn has_work(&self, params: &StreamParams) -> bool {
-        self.exists && self.tile < params.linear.tiles_n
+        self.exists && self.output(params) < params.linear.n
     }
 
-    /// Loads the tile's bias.
+    /// Asks for the tile's bias.
     #[inline(always)]
-    unsafe fn load_bias(&mut self, params: &StreamParams, epilogue: &Epilogue) {
+    unsafe fn ask_bias(&mut self, params: &StreamParams) {
         if self.has_work(params) {
+            let column = self.output(params);
             // SAFETY: forwarded to the caller.
-            self.operands.bias = unsafe { epilogue.bias_ahead(self.output(params)) };
+            unsafe { params.linear.ask_bias(&mut self.words, self.batch, column) }
         }
     }
 
-    /// Loads the tile's residual.
+    /// Asks for the tile's residual.
     #[inline(always)]
-    unsafe fn load_residual(&mut self, params: &StreamParams, epilogue: &Epilogue) {
+    unsafe fn ask_residual(&mut self, params: &StreamParams) {
         if self.has_work(params) {
-            // SAFETY: forwarded to the caller.
-            self.operands.residual = unsafe { epilogue.residual_ahead(self.row as u64, self.output(params)) };
-        }
-    }
-
-    /// Adds the slices' sums and writes the tile.
-    #[inline(always)]
-    unsafe fn finish(&self, params: &StreamParams, epilogue: &Epilogue, set: u32) {
-        if self.exists {
-            let rows = params.linear.m as u32;
+            let column = self.output(params);
             // SAFETY: forwarded to the caller.
             unsafe {
-                let total = |column: u32| total(params, set + (self.row * COLUMNS + column) * 4, rows * COLUMNS * 4);
-                let z = total(self.column);
-                let up = if params.linear.gated != 0 { total(8) } else { z };
-                epilogue.finish_with(self.row as u64, self.output(params), z, up, &self.operands);
+                params
+                    .linear
+                    .ask_residual(&mut self.words, self.batch, self.row, column)
+            }
+        }
+    }
+
+    /// Adds the slices' sums and writes the element.
+    #[inline(always)]
+    unsafe fn finish(&self, params: &StreamParams, set: u32) {
+        if self.has_work(params) {
+            let distance = params.linear.m as u32 * COLUMNS * 4;
+            let at = set + (self.row * COLUMNS + self.column) * 4;
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                let z = total(params.together, at, distance);
+                let up = if params.linear.gated != 0 {
+                    total(params.together, at + 32, distance)
+                } else {
+                    z
+                };
+                let place = [self.batch, self.row];
+                params
+                    .linear
+                    .finish_element(&self.words, place, self.output(params), z, up);
             }
         }
     }
 }
 
-/// The sum over slices, `distance` bytes apart, of eight columns.
+/// Outputs of a tile in a row, a power of two.
 #[inline(always)]
-unsafe fn total(params: &StreamParams, mut at: u32, distance: u32) -> [f32; 8] {
-    let mut total = [0.0; 8];
-    let mut slice = 0;
-    while slice < params.slices {
-        let mut part = [0.0; 8];
-        let end = slice + params.together;
-        let end = if end < params.slices { end } else { params.slices };
-        while slice < end {
-            // SAFETY: forwarded to the caller.
-            let [a, b]: [[f32; 4]; 2] = unsafe { [shared::ld(at), shared::ld(at + 16)] };
-            let mut i = 0;
-            while i < 4 {
-                part[i] += a[i];
-                part[i + 4] += b[i];
-                i += 1;
-            }
-            at += distance;
-            slice += 1;
+fn outputs(params: &StreamParams) -> u32 {
+    if params.linear.gated != 0 { COLUMNS / 2 } else { COLUMNS }
+}
+
+/// The sum over slices, `distance` bytes apart. Those that do not exist are zeros, which change no bit: no sum here is −0.
+#[inline(always)]
+unsafe fn total(together: u32, at: u32, distance: u32) -> f32 {
+    let mut of = [0.0f32; WARPS as usize];
+    let mut i = 0;
+    while i < of.len() {
+        // SAFETY: forwarded to the caller.
+        of[i] = unsafe { shared::ld(at + i as u32 * distance) };
+        i += 1;
+    }
+    match together {
+        2 => by::<2>(of),
+        4 => by::<4>(of),
+        // One by one is the order of all together.
+        _ => by::<8>(of),
+    }
+}
+
+/// The sum of sums of so many slices.
+#[inline(always)]
+fn by<const TOGETHER: usize>(of: [f32; WARPS as usize]) -> f32 {
+    let mut total = 0.0;
+    let mut i = 0;
+    while i < of.len() {
+        let mut part = 0.0;
+        let mut j = 0;
+        while j < TOGETHER {
+            part += of[i + j];
+            j += 1;
         }
-        let mut i = 0;
-        while i < 8 {
-            total[i] += part[i];
-            i += 1;
-        }
+        total += part;
+        i += TOGETHER;
     }
     total
 }
@@ -348,7 +414,7 @@ macro_rules! entries {
             ///
             /// # Safety
             /// - `params` describes tensors of this element type, the weight `[n, k]` and its map, rows of x aligned to 16 bytes.
-            #[launch(threads = ROWS8_THREADS, param_align = 64)]
+            #[launch(threads = ROWS8_THREADS, min_blocks = 2, param_align = 64)]
             pub fn $name(params: StreamParams, address: ParamAddress) {
                 rows8::<$type>(&params, address)
             }

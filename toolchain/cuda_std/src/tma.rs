@@ -25,7 +25,7 @@ pub unsafe fn prefetch_tensormap(map: *const u8) {
 /// The copies of one rank.
 macro_rules! rank {
     ($rank:literal, $dimension:literal, $coordinates:literal, [$($index:literal)*];
-     $load:ident $load_cache_hint:ident $load_multicast:ident $load_multicast_cache_hint:ident
+     $load:ident $load_if:ident $load_cache_hint:ident $load_multicast:ident $load_multicast_cache_hint:ident
      $store:ident $reduce_add:ident $prefetch:ident) => {
         #[doc = concat!("`cp.async.bulk.tensor.", $dimension, ".shared::cluster.global.tile.mbarrier::complete_tx::bytes`:")]
         /// a box of the tensor into shared memory.
@@ -41,6 +41,22 @@ macro_rules! rank {
                 asm!(concat!("cp.async.bulk.tensor.", $dimension, ".shared::cluster.global.tile.mbarrier::complete_tx::bytes [{to}], [{map}, ", $coordinates, "], [{bar}];"),
                     $(in(reg32) at[$index],)* to = in(reg32) destination, map = in(reg64) map, bar = in(reg32) barrier,
                     options(nostack));
+            }
+        }
+
+        #[doc = concat!("[`", stringify!($load), "`] by the threads where `condition` holds.")]
+        ///
+        /// # Safety
+        #[doc = concat!("- As for [`", stringify!($load), "`].")]
+        #[inline(always)]
+        pub unsafe fn $load_if(destination: u32, map: *const u8, at: [i32; $rank], barrier: u32, condition: bool) {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                asm!("{{", ".reg .pred p;", "setp.ne.b32 p, {condition}, 0;",
+                    concat!("@p cp.async.bulk.tensor.", $dimension, ".shared::cluster.global.tile.mbarrier::complete_tx::bytes [{to}], [{map}, ", $coordinates, "], [{bar}];"),
+                    "}}",
+                    $(in(reg32) at[$index],)* to = in(reg32) destination, map = in(reg64) map, bar = in(reg32) barrier,
+                    condition = in(reg32) condition as u32, options(nostack));
             }
         }
 
@@ -133,12 +149,12 @@ macro_rules! rank {
 }
 
 rank! { 1, "1d", "{{{0}}}", [0];
-    load_1d load_1d_cache_hint load_1d_multicast load_1d_multicast_cache_hint store_1d reduce_add_1d prefetch_1d }
+    load_1d load_1d_if load_1d_cache_hint load_1d_multicast load_1d_multicast_cache_hint store_1d reduce_add_1d prefetch_1d }
 rank! { 2, "2d", "{{{0}, {1}}}", [0 1];
-    load_2d load_2d_cache_hint load_2d_multicast load_2d_multicast_cache_hint store_2d reduce_add_2d prefetch_2d }
+    load_2d load_2d_if load_2d_cache_hint load_2d_multicast load_2d_multicast_cache_hint store_2d reduce_add_2d prefetch_2d }
 rank! { 3, "3d", "{{{0}, {1}, {2}}}", [0 1 2];
-    load_3d load_3d_cache_hint load_3d_multicast load_3d_multicast_cache_hint store_3d reduce_add_3d prefetch_3d }
+    load_3d load_3d_if load_3d_cache_hint load_3d_multicast load_3d_multicast_cache_hint store_3d reduce_add_3d prefetch_3d }
 rank! { 4, "4d", "{{{0}, {1}, {2}, {3}}}", [0 1 2 3];
-    load_4d load_4d_cache_hint load_4d_multicast load_4d_multicast_cache_hint store_4d reduce_add_4d prefetch_4d }
+    load_4d load_4d_if load_4d_cache_hint load_4d_multicast load_4d_multicast_cache_hint store_4d reduce_add_4d prefetch_4d }
 rank! { 5, "5d", "{{{0}, {1}, {2}, {3}, {4}}}", [0 1 2 3 4];
-    load_5d load_5d_cache_hint load_5d_multicast load_5d_multicast_cache_hint store_5d reduce_add_5d prefetch_5d }
+    load_5d load_5d_if load_5d_cache_hint load_5d_multicast load_5d_multicast_cache_hint store_5d reduce_add_5d prefetch_5d }

@@ -341,6 +341,8 @@ impl<'a> Problem<'a> {
                 together: rows.order.together,
                 early: layer.constant_weight as u32,
                 reciprocal: (1.0 / geometry.k as f64) as f32,
+                ahead: rows.ahead,
+                reserved: 0,
             };
             // SAFETY: StreamParams is the argument of the kernels of few rows on Hopper; the map describes the weight, and
             // shapes, strides and alignment are as below.

@@ -1,7 +1,7 @@
 //! Few rows on Hopper: which kernel, and in which order k is added up.
 
 use kernels_gpu::linear::{
-    ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGES, STREAMING_NK_COLUMNS, rows_shared, rows8_shared,
+    ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE, ROWS8_STAGES, STREAMING_NK_COLUMNS, rows_shared, rows8_shared,
 };
 
 use super::{
@@ -19,6 +19,10 @@ const LEAST_SHARED: u32 = 117 << 10;
 const MOST_SHARED: u32 = 158 << 10;
 /// Stages below which x needs more.
 const ENOUGH_STAGES: u32 = 4;
+/// Bytes of a weight that are asked for at once, before x.
+const LITTLE: u64 = 5 << 20;
+/// Stages of which half a weight's loads may be asked for before x, unless a slice is deep.
+const AHEAD: u64 = 4;
 /// Blocks that a large GPU holds at a time, two a multiprocessor.
 const MANY_BLOCKS: u64 = 264;
 /// Blocks that leave few of them with one.
@@ -36,6 +40,8 @@ pub(super) struct RowsPlan {
     pub(super) x_map: Option<TensorMapRequest>,
     /// Stages of `linear_rows8_*`.
     pub(super) stages: u32,
+    /// Those of them that are asked for before x.
+    pub(super) ahead: u32,
     pub(super) order: Order,
     shared: u32,
 }
@@ -93,6 +99,7 @@ impl RowsPlan {
                 w_map,
                 x_map: None,
                 stages,
+                ahead: ahead(geometry, order, stages, device),
                 order,
                 shared,
             });
@@ -104,6 +111,7 @@ impl RowsPlan {
             w_map,
             x_map: Some(x_map),
             stages: 0,
+            ahead: 0,
             order,
             shared: rows_shared(rows),
         })
@@ -153,4 +161,18 @@ fn stages_of_rows8(geometry: &Geometry, device: &Device) -> Option<(u32, u32)> {
         .filter(|&stages| stages >= ENOUGH_STAGES)
         .or_else(|| most(device.properties().shared_per_block))?;
     Some((stages, shared(stages).max(LEAST_SHARED)))
+}
+
+/// Stages that `linear_rows8_*` ask for before x, which waits behind them: half of the weight, but few enough for x to come
+/// soon, and all where the weight is small.
+fn ahead(geometry: &Geometry, order: Order, stages: u32, device: &Device) -> u32 {
+    let bytes = geometry.columns() * geometry.k * geometry.dtype.size();
+    if bytes <= LITTLE {
+        return stages;
+    }
+    let tiles = geometry.columns().div_ceil(STREAMING_NK_COLUMNS.into());
+    let blocks = tiles.min(device.properties().multiprocessors.into()).max(1);
+    let half = bytes / 2 / (blocks * u64::from(ROWS_SLICES * ROWS8_STAGE));
+    let most = AHEAD.max(u64::from(order.depth) / 2);
+    (half.clamp(2, most) as u32).min(stages)
 }
