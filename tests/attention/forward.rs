@@ -497,3 +497,23 @@ fn rows_of_a_tile_change_no_bits() {
         same_bits(&tall_lse, &low_lse).unwrap();
     }
 }
+
+/// Windows inside which each warpgroup of a tile sees as many tiles of keys, and their ends, where it does not.
+#[test]
+fn long_windows() {
+    for device in devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
+        for (heads, head_dim, seq) in [(2, 64, 900), (16, 128, 500)] {
+            for (left, right) in [(200, 0), (130, 64)] {
+                let options = AttentionOptions {
+                    window_left: Some(left),
+                    window_right: Some(right),
+                    ..Default::default()
+                };
+                for seq_kv in [seq, seq + 37] {
+                    let shape = shape(1, (heads, heads / 2), (seq, seq_kv), head_dim);
+                    Case::<f16>::new(33, shape).with(options.clone()).check(device);
+                }
+            }
+        }
+    }
+}

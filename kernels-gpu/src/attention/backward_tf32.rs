@@ -28,6 +28,7 @@ unsafe fn backward<
     const N: usize,
     const KEYS: bool,
     const EXTENDED: bool,
+    const ROLLED: bool,
 >(
     params: &BackwardParams,
 ) {
@@ -111,8 +112,10 @@ unsafe fn backward<
                 let own_at = (first - work.first) * width;
                 // Where there are registers for it.
                 let apart = !KEYS && DIM > 128;
-                let mut scores = product::<DIM, S, N, KEYS>(own[0] + own_at, other[0], apart);
-                let mut gradients = product::<DIM, S, N, KEYS>(own[1] + own_at, other[1], apart);
+                // Scores as the forward pass has them: its LSE goes with them.
+                let as_forward = DIM > 128 || DIM > 64 && EXTENDED;
+                let mut scores = product::<DIM, S, N, ROLLED>(own[0] + own_at, other[0], as_forward);
+                let mut gradients = product::<DIM, S, N, ROLLED>(own[1] + own_at, other[1], apart);
                 let own_rows = Rows::of_plane::<EXTENDED>(forward, (work.batch, work.head + turn), work.mask, first);
                 let (whole_begin, whole_end) =
                     work.mask
@@ -174,13 +177,14 @@ macro_rules! kernels {
     ($($dim:literal dim, $split:literal parts,
         $kv_other:literal streamed by $kv_blocks:literal: $kv:ident,
         $kv_other_extended:literal streamed by $kv_blocks_extended:literal: $kv_extended:ident,
-        $q_other:literal streamed by $q_blocks:literal: $q:ident $q_extended:ident;)*) => {$(
-        kernels! { @one $dim $split $kv_other $kv_blocks true false $kv }
-        kernels! { @one $dim $split $kv_other_extended $kv_blocks_extended true true $kv_extended }
-        kernels! { @one $dim $split $q_other $q_blocks false false $q }
-        kernels! { @one $dim $split $q_other $q_blocks false true $q_extended }
+        $q_other:literal streamed by $q_blocks:literal: $q:ident,
+        rolled $rolled:literal: $q_extended:ident;)*) => {$(
+        kernels! { @one $dim $split $kv_other $kv_blocks true false true $kv }
+        kernels! { @one $dim $split $kv_other_extended $kv_blocks_extended true true true $kv_extended }
+        kernels! { @one $dim $split $q_other $q_blocks false false false $q }
+        kernels! { @one $dim $split $q_other $q_blocks false true $rolled $q_extended }
     )*};
-    (@one $dim:literal $split:literal $other:literal $blocks:literal $keys:literal $extended:literal $name:ident) => {
+    (@one $dim:literal $split:literal $other:literal $blocks:literal $keys:literal $extended:literal $rolled:literal $name:ident) => {
         kernel! {
             /// Attention backward in f32; see [`BackwardParams`].
             ///
@@ -189,7 +193,7 @@ macro_rules! kernels {
             /// - Dynamic shared memory of `BackwardTiles::shared_bytes_tf32`; a grid of one block a tile.
             #[launch(threads = 32 * WARPS, min_blocks = 2, tensor_core = 1, param_align = 64)]
             pub fn $name(params: BackwardParams) {
-                backward::<$dim, $split, { $other / 2 }, { $dim / 2 / $split }, $blocks, $keys, $extended>(&params)
+                backward::<$dim, $split, { $other / 2 }, { $dim / 2 / $split }, $blocks, $keys, $extended, $rolled>(&params)
             }
         }
     };
@@ -200,13 +204,16 @@ kernels! {
     64 dim, 1 parts,
         32 streamed by 4: attention_backward_kv_f32_d64,
         32 streamed by 4: attention_backward_kv_extended_f32_d64,
-        64 streamed by 4: attention_backward_q_f32_d64 attention_backward_q_extended_f32_d64;
+        64 streamed by 4: attention_backward_q_f32_d64,
+        rolled false: attention_backward_q_extended_f32_d64;
     128 dim, 1 parts,
         16 streamed by 2: attention_backward_kv_f32_d128,
         8 streamed by 1: attention_backward_kv_extended_f32_d128,
-        32 streamed by 4: attention_backward_q_f32_d128 attention_backward_q_extended_f32_d128;
+        32 streamed by 4: attention_backward_q_f32_d128,
+        rolled true: attention_backward_q_extended_f32_d128;
     256 dim, 2 parts,
         8 streamed by 1: attention_backward_kv_f32_d256,
         8 streamed by 1: attention_backward_kv_extended_f32_d256,
-        16 streamed by 2: attention_backward_q_f32_d256 attention_backward_q_extended_f32_d256;
+        16 streamed by 2: attention_backward_q_f32_d256,
+        rolled false: attention_backward_q_extended_f32_d256;
 }

@@ -186,7 +186,7 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E,
     /// This lane's number, where what follows from it is worked out anew each step: where chunks lie does not change, but the
     /// widest rows have no registers to keep that.
     #[inline(always)]
-    fn lane() -> u32 {
+    pub fn lane() -> u32 {
         if BYTES == 1 && DIM == 128 {
             opaque(thread::lane_id())
         } else {
@@ -197,11 +197,10 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E,
     /// Products of queries and 16 keys, as [`score`](Few::score) takes them.
     ///
     /// # Safety
-    /// - The warp calls this together; `keys` is the shared address of 16 rows.
+    /// - The warp calls this together; `keys` is the shared address of 16 rows, `lane` [`Few::lane`].
     #[inline(always)]
-    pub unsafe fn products(&self, keys: u32) -> [f32; 4] {
+    pub unsafe fn products(&self, keys: u32, lane: u32) -> [f32; 4] {
         unsafe {
-            let lane = Self::lane();
             // Even and odd steps apart, for shorter chains of products.
             let mut scores = [[0.0f32; 4]; 2];
             // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
@@ -237,11 +236,10 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E,
     /// Takes in 16 values with the scores of their keys.
     ///
     /// # Safety
-    /// - The warp calls this together; `values` is the shared address of 16 rows.
+    /// - The warp calls this together; `values` is the shared address of 16 rows, `lane` [`Few::lane`].
     #[inline(always)]
-    pub unsafe fn attend(&mut self, mut x: [f32; 4], values: u32) {
+    pub unsafe fn attend(&mut self, mut x: [f32; 4], values: u32, lane: u32) {
         unsafe {
-            let lane = Self::lane();
             self.weigh(&mut x);
             let p = [transpose(E::weights(x[0], x[1])), transpose(E::weights(x[2], x[3]))];
             let mut t = 0;
@@ -350,9 +348,10 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
     #[inline(always)]
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32) {
         unsafe {
-            let mut x = self.products(keys);
+            let lane = Self::lane();
+            let mut x = self.products(keys, lane);
             self.score(params, &mut x, first);
-            self.attend(x, values);
+            self.attend(x, values, lane);
         }
     }
 

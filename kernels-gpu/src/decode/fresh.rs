@@ -154,7 +154,24 @@ unsafe fn rotated<O: Quad>(
         pair.high = global::ld_nc((from + high_column as u64 * size) as *const O::Bits);
         if first < pairs {
             let (sin, cos) = rotation.sin_cos4::<O>(position, first);
-            (pair.low, pair.high) = turned::<O>(pair.low, pair.high, interleaved, sin, cos);
+            // As `turned`, by which the assembler spills in the kernels of 8-bit caches.
+            let (a, b) = (O::widen(pair.low), O::widen(pair.high));
+            let (x, y) = if interleaved {
+                ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]])
+            } else {
+                (a, b)
+            };
+            let (mut u, mut w) = ([0.0; 4], [0.0; 4]);
+            let mut i = 0;
+            while i < 4 {
+                u[i] = fma(x[i], cos[i], -(y[i] * sin[i]));
+                w[i] = fma(y[i], cos[i], x[i] * sin[i]);
+                i += 1;
+            }
+            if interleaved {
+                (u, w) = ([u[0], w[0], u[1], w[1]], [u[2], w[2], u[3], w[3]]);
+            }
+            (pair.low, pair.high) = (O::narrow(u), O::narrow(w));
         }
     }
     pair

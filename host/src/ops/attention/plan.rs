@@ -3,7 +3,7 @@
 use kernels_gpu::attention::params::{AttentionParams, Tiles, flags};
 
 use super::{options::Dropout, validate::Problem};
-use crate::{AnyTensor, DType, Error, Result, Stream, Tier, launch::Contract, reference::philox};
+use crate::{AnyTensor, Error, Result, Stream, Tier, launch::Contract, reference::philox};
 
 /// What a launch writes, and where it runs.
 pub struct Target<'a> {
@@ -106,18 +106,10 @@ pub struct Choice {
     pub first: bool,
 }
 
-/// A scale of scores above which tensor cores may sum only 16 columns of f32: what they cut off becomes visible.
-const LARGE_SCALE: f32 = 0.2;
-
 /// The name of the kernel. On sm_75 those that can be are plain and extended in one.
 pub fn entry(problem: &Problem, Choice { tiles, first }: Choice) -> String {
     let both = problem.q.device().tier() == Tier::Sm75;
-    let exact = (problem.dtype, tiles.dim) == (DType::F32, 128) && problem.scale.abs() > LARGE_SCALE;
-    let variant = if (problem.extended() || exact) && !both {
-        "_extended"
-    } else {
-        ""
-    };
+    let variant = if problem.extended() && !both { "_extended" } else { "" };
     let keys = if first {
         String::new()
     } else {

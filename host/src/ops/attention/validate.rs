@@ -101,6 +101,9 @@ fn check_dim(argument: &'static str, tensor: &AnyTensor, dim: u64) -> Result<()>
     Ok(())
 }
 
+/// A scale of scores above which what tensor cores cut off becomes visible in f32.
+const LARGE_SCALE: f32 = 0.2;
+
 impl<'a> Problem<'a> {
     /// Checks everything that can be seen without reading device memory.
     pub fn new(
@@ -250,10 +253,14 @@ impl<'a> Problem<'a> {
     }
 
     /// Whether the kernel needs the registers of softcap, ALiBi and dropout. A scale that is not positive goes there too: the
-    /// others take the maximum before they scale.
+    /// others take the maximum before they scale; and in f32 with head dims from 65 to 128 a large one: there the extended
+    /// kernels have tensor cores, which cut sums off, sum 16 columns alone.
     pub fn extended(&self) -> bool {
         let options = self.options;
-        options.softcap > 0.0
+        let dim = self.head_dim.max(self.value_dim);
+        let exact = self.dtype == DType::F32 && (65..=128).contains(&dim) && self.scale > LARGE_SCALE;
+        exact
+            || options.softcap > 0.0
             || options.alibi_slopes.is_some()
             || options.active_dropout().is_some()
             || self.scale <= 0.0

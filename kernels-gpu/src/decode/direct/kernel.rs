@@ -187,7 +187,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
                     }
                     syncwarp(warp::FULL);
                 }
-                let mut x = engine.products(keys);
+                let mut x = engine.products(keys, thread::lane_id());
                 let mut i = 0;
                 while i < 4 {
                     x[i] *= params.scale;
@@ -202,7 +202,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
                         i += 1;
                     }
                 }
-                engine.attend(x, values);
+                engine.attend(x, values, thread::lane_id());
                 syncwarp(warp::FULL);
                 let next = step + DIRECT_STAGES;
                 if next < steps {
