@@ -4,7 +4,7 @@
 //! Little of this is bytes: what takes time is a chain of loads (length, page, keys), and instructions that are fetched once
 //! to be executed once. So these are the general kernels without what plain attention does not need: no plan, no division,
 //! nothing that the host can know. Each warp sends its part of a row to the block that owns the row, which joins warps to
-//! pieces and pieces to the row, in the order of [`finish`](super::finish): the same operations, so the same bits.
+//! pieces and pieces to the row, in the order of `finish`: the same operations, so the same bits.
 
 use crate::kernel_params;
 
