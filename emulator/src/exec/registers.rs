@@ -26,8 +26,8 @@ pub(crate) enum Misuse {
 }
 
 impl Pool {
-    /// The pool of a CTA of `threads` threads, which has `registers` of its multiprocessor: each starts with the most registers that all of them can have, or with what the entry's
-    /// `.maxnreg` says.
+    /// The pool of a CTA of `threads` threads, which has `registers` of its multiprocessor: each starts with the most
+    /// registers that all of them can have, or with what the entry's `.maxnreg` says.
     pub(crate) fn new(threads: u32, registers: u32, limit: Option<u32>) -> Self {
         let warps = threads.div_ceil(32);
         let most = (registers / (warps * 32) / 8 * 8).min(limit.unwrap_or(255)).min(255);

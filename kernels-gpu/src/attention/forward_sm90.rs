@@ -186,12 +186,8 @@ unsafe fn consume<
                 }
             }
             if own_begin < own_end {
-                let (whole_begin, whole_end) = if W == 4 {
-                    let tile = shared.tile(given!(), params);
-                    tile.mask.whole_tiles(first as i32, last, keys as i32)
-                } else {
-                    tile.mask.whole_tiles(first as i32, last, keys as i32)
-                };
+                let tile = if W == 4 { shared.tile(given!(), params) } else { tile };
+                let (whole_begin, whole_end) = tile.mask.whole_tiles(first as i32, last, keys as i32);
 
                 // Both bounds at once is the shorter code, each by itself the faster one.
                 macro_rules! mask {
@@ -236,61 +232,52 @@ unsafe fn consume<
                     clear_tail(shared, k.previous(), tile.mask.seq_kv - n * keys as i32);
                 }
 
-                // Scores of this tile of keys while the last one's weights meet its values.
-                macro_rules! key_tile {
-                    ($scores:ident, $mask:expr) => {{
-                        shared.k_ring().wait_full(k);
-                        barrier::sync(TURN + group, 256);
-                        let scores = issue_scores::<E, S>(
-                            Shared::<C, S, O, W, Q, K>::DIM,
-                            (q_rows, Shared::<C, S, O, W, Q, K>::Q_PANEL),
-                            shared.keys(k),
-                        );
-                        // V is one tile behind K: its cursor need not be kept.
-                        let v = k.previous();
-                        shared.v_ring().wait_full(v);
-                        let sums = issue_weighted::<E, S, O>(out, &weights, shared.values(v));
-                        let mut scores = scores.wait::<1>();
-                        barrier::arrive(next_turn, 256);
-                        shared.k_ring().release(k);
-                        if EXTENDED {
-                            own.extend(&mut scores.0, n * keys as i32);
-                        }
-                        let $scores = &mut scores.0;
-                        $mask;
-                        let shrink = softmax.update_lazily(&mut scores.0, scale);
-                        if W == 2 {
-                            // The assembler moves the next wait up as far as it can: not above a loop. The exponentials
-                            // belong before it, beside the products. With three warpgroups others have work for them.
-                            settle(&mut scores.0);
-                            shared.v_ring().wait_full(k.previous());
-                        }
-                        out = sums.wait::<0>();
-                        shared.v_ring().release(k.previous());
-                        k = k.next();
-                        if let Some(shrink) = shrink {
-                            let mut i = 0;
-                            while i < O {
-                                out.0[i] *= shrink[i / 2 % 2];
-                                i += 1;
-                            }
-                        }
-                        if EXTENDED && params.dropout_threshold != 0 {
-                            drop(&mut scores.0, n);
-                        }
-                        weights = round::<E, S>(&scores.0);
-                        n -= 1;
-                    }};
-                }
                 n -= 1;
-                // Where tiles of keys are whole for all rows nothing is masked. After the last of them no row begins;
-                // before the first both bounds may cut.
+                // Scores of this tile of keys while the last one's weights meet its values. Where tiles of keys are whole for
+                // all rows nothing is masked.
                 while n >= own_begin {
-                    key_tile!(scores, {
-                        if n >= whole_end || n < whole_begin {
-                            mask!(scores);
+                    shared.k_ring().wait_full(k);
+                    barrier::sync(TURN + group, 256);
+                    let scores = issue_scores::<E, S>(
+                        Shared::<C, S, O, W, Q, K>::DIM,
+                        (q_rows, Shared::<C, S, O, W, Q, K>::Q_PANEL),
+                        shared.keys(k),
+                    );
+                    // V is one tile behind K: its cursor need not be kept.
+                    let v = k.previous();
+                    shared.v_ring().wait_full(v);
+                    let sums = issue_weighted::<E, S, O>(out, &weights, shared.values(v));
+                    let mut scores = scores.wait::<1>();
+                    barrier::arrive(next_turn, 256);
+                    shared.k_ring().release(k);
+                    if EXTENDED {
+                        own.extend(&mut scores.0, n * keys as i32);
+                    }
+                    if n >= whole_end || n < whole_begin {
+                        mask!(&mut scores.0);
+                    }
+                    let shrink = softmax.update_lazily(&mut scores.0, scale);
+                    if W == 2 {
+                        // The assembler moves the next wait up as far as it can: not above a loop. The exponentials
+                        // belong before it, beside the products. With three warpgroups others have work for them.
+                        settle(&mut scores.0);
+                        shared.v_ring().wait_full(k.previous());
+                    }
+                    out = sums.wait::<0>();
+                    shared.v_ring().release(k.previous());
+                    k = k.next();
+                    if let Some(shrink) = shrink {
+                        let mut i = 0;
+                        while i < O {
+                            out.0[i] *= shrink[i / 2 % 2];
+                            i += 1;
                         }
-                    });
+                    }
+                    if EXTENDED && params.dropout_threshold != 0 {
+                        drop(&mut scores.0, n);
+                    }
+                    weights = round::<E, S>(&scores.0);
+                    n -= 1;
                 }
 
                 // Q may be replaced once every warp has read it for the last time.

@@ -90,21 +90,9 @@ struct Pair<B> {
     high_column: u32,
 }
 
-/// Two quads rotated: pairs are neighbours where they are `interleaved`, and apart, one in each, where not.
+/// Four pairs of elements, rotated.
 #[inline(always)]
-pub fn turned<O: Quad>(
-    low: O::Bits,
-    high: O::Bits,
-    interleaved: bool,
-    sin: [f32; 4],
-    cos: [f32; 4],
-) -> (O::Bits, O::Bits) {
-    let (a, b) = (O::widen(low), O::widen(high));
-    let (x, y) = if interleaved {
-        ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]])
-    } else {
-        (a, b)
-    };
+pub fn turned(x: [f32; 4], y: [f32; 4], sin: [f32; 4], cos: [f32; 4]) -> ([f32; 4], [f32; 4]) {
     let (mut u, mut w) = ([0.0; 4], [0.0; 4]);
     let mut i = 0;
     while i < 4 {
@@ -112,10 +100,7 @@ pub fn turned<O: Quad>(
         w[i] = fma(y[i], cos[i], x[i] * sin[i]);
         i += 1;
     }
-    if interleaved {
-        (u, w) = ([u[0], w[0], u[1], w[1]], [u[2], w[2], u[3], w[3]]);
-    }
-    (O::narrow(u), O::narrow(w))
+    (u, w)
 }
 
 /// The two quads number `item` of a row of `width` elements at `from` (0: of no row), rotated for a position.
@@ -154,20 +139,13 @@ unsafe fn rotated<O: Quad>(
         pair.high = global::ld_nc((from + high_column as u64 * size) as *const O::Bits);
         if first < pairs {
             let (sin, cos) = rotation.sin_cos4::<O>(position, first);
-            // As `turned`, by which the assembler spills in the kernels of 8-bit caches.
             let (a, b) = (O::widen(pair.low), O::widen(pair.high));
             let (x, y) = if interleaved {
                 ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]])
             } else {
                 (a, b)
             };
-            let (mut u, mut w) = ([0.0; 4], [0.0; 4]);
-            let mut i = 0;
-            while i < 4 {
-                u[i] = fma(x[i], cos[i], -(y[i] * sin[i]));
-                w[i] = fma(y[i], cos[i], x[i] * sin[i]);
-                i += 1;
-            }
+            let (mut u, mut w) = turned(x, y, sin, cos);
             if interleaved {
                 (u, w) = ([u[0], w[0], u[1], w[1]], [u[2], w[2], u[3], w[3]]);
             }

@@ -26,16 +26,17 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
     let sides = problem.options.mask_flags() & (flags::RIGHT | flags::LEFT);
     // Packed sequences differ in length, and so do the tiles of long ones under a causal mask, where a row sees the more keys
     // the later it is: blocks take tiles from a counter.
-    let causal = sides == flags::RIGHT && problem.packed.is_none();
-    let counted = problem.packed.is_some() || causal && problem.seq_kv >= COUNTED && count >= 4 * resident;
-    if !counted || problem.packed.is_some() {
+    let packed = problem.packed.is_some();
+    let causal = sides == flags::RIGHT && !packed;
+    let long = causal && problem.seq_kv >= COUNTED && count >= 4 * resident;
+    if !long {
         // One key head after the other: the blocks that run together read the same keys, and little else competes for L2.
         params.section = problem.group() as u32;
     }
-    if causal && !counted {
+    if causal && !long {
         params.flags |= flags::PAIRED;
     }
-    let counter = counted
+    let counter = (packed || long)
         .then(|| {
             let counter = AnyTensor::empty(problem.q.device(), DType::I32, &[1])?;
             counter.fill_bytes_on(0, target.stream)?;

@@ -154,7 +154,8 @@ impl<const DIM: u32> Tile<'_, DIM> {
         let (mut low, mut high) = (fetched.low, fetched.high);
         if rotated {
             let (sin, cos) = sin_cos_of(token as i32, fetched.frequencies, params.magnitude);
-            (low, high) = turned::<E>(low, high, false, sin, cos);
+            let (u, w) = turned(E::widen(low), E::widen(high), sin, cos);
+            (low, high) = (E::narrow(u), E::narrow(w));
         }
         let mask = (1 << params.cluster_shift) - 1;
         // SAFETY: forwarded to the caller; the sequence has room for the token.

@@ -1,12 +1,13 @@
 //! Matrix products and attention.
 
 use host::{
+    AnyTensor,
     DType::{self, BF16, F16, F32},
-    Tier,
+    Result, Tier,
     ops::{LinearMode, WeightLayout, attention, linear},
 };
 
-use super::{Case, FLOATS, case};
+use super::{Bed, Case, FLOATS, case};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = fma_and_streaming();
@@ -160,6 +161,11 @@ fn tensor_cores() -> Vec<Case> {
     cases
 }
 
+/// Q of one shape, K and V of another.
+fn operands(bed: &Bed, dtype: DType, q: &[u64], kv: &[u64]) -> Result<[AnyTensor; 3]> {
+    Ok([bed.floats(dtype, q)?, bed.floats(dtype, kv)?, bed.floats(dtype, kv)?])
+}
+
 fn attentions() -> Vec<Case> {
     let mut cases = Vec::new();
     let dims = |dtype| {
@@ -175,11 +181,7 @@ fn attentions() -> Vec<Case> {
                 "attention",
                 format!("causal, 70 × 90, head dim {dim}, {dtype}"),
                 move |bed| {
-                    let q = bed.floats(dtype, &[1, 70, 2, dim])?;
-                    let (k, v) = (
-                        bed.floats(dtype, &[1, 90, 1, dim])?,
-                        bed.floats(dtype, &[1, 90, 1, dim])?,
-                    );
+                    let [q, k, v] = operands(bed, dtype, &[1, 70, 2, dim], &[1, 90, 1, dim])?;
                     let result = attention(&q, &k, &v).causal().run()?;
                     Ok(vec![result.out, result.lse])
                 },
@@ -188,11 +190,7 @@ fn attentions() -> Vec<Case> {
                 "attention",
                 format!("window and softcap, 33 × 50, head dim {dim}, {dtype}"),
                 move |bed| {
-                    let q = bed.floats(dtype, &[1, 33, 1, dim])?;
-                    let (k, v) = (
-                        bed.floats(dtype, &[1, 50, 1, dim])?,
-                        bed.floats(dtype, &[1, 50, 1, dim])?,
-                    );
+                    let [q, k, v] = operands(bed, dtype, &[1, 33, 1, dim], &[1, 50, 1, dim])?;
                     let call = attention(&q, &k, &v).window(Some(20), Some(0)).softcap(30.0);
                     let result = call.run()?;
                     Ok(vec![result.out, result.lse])
@@ -213,11 +211,7 @@ fn attentions() -> Vec<Case> {
                 "attention",
                 format!("causal, 150 × 100 in tiles of {rows} × {keys}, head dim {dim}, {dtype}"),
                 move |bed| {
-                    let q = bed.floats(dtype, &[1, 150, 1, dim])?;
-                    let (k, v) = (
-                        bed.floats(dtype, &[1, 100, 1, dim])?,
-                        bed.floats(dtype, &[1, 100, 1, dim])?,
-                    );
+                    let [q, k, v] = operands(bed, dtype, &[1, 150, 1, dim], &[1, 100, 1, dim])?;
                     let mut call = attention(&q, &k, &v).causal();
                     if q.device().tier() == Tier::Sm90a {
                         call = call.block_m(rows).block_n(keys);
@@ -232,11 +226,7 @@ fn attentions() -> Vec<Case> {
         "attention",
         "2 sequences, grouped heads, 20 × 300, head dim 128, bf16",
         |bed| {
-            let q = bed.floats(BF16, &[2, 20, 4, 128])?;
-            let (k, v) = (
-                bed.floats(BF16, &[2, 300, 2, 128])?,
-                bed.floats(BF16, &[2, 300, 2, 128])?,
-            );
+            let [q, k, v] = operands(bed, BF16, &[2, 20, 4, 128], &[2, 300, 2, 128])?;
             let result = attention(&q, &k, &v).run()?;
             Ok(vec![result.out, result.lse])
         },
@@ -245,8 +235,7 @@ fn attentions() -> Vec<Case> {
         "attention",
         "packed sequences of 9 and 40, head dim 64, f16",
         |bed| {
-            let q = bed.floats(F16, &[49, 2, 64])?;
-            let (k, v) = (bed.floats(F16, &[49, 1, 64])?, bed.floats(F16, &[49, 1, 64])?);
+            let [q, k, v] = operands(bed, F16, &[49, 2, 64], &[49, 1, 64])?;
             let ends = bed.integers(&[0, 9, 49], &[3])?;
             let result = attention(&q, &k, &v).cu_seqlens(&ends, &ends, 40, 40).causal().run()?;
             Ok(vec![result.out, result.lse])

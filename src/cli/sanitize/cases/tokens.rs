@@ -213,6 +213,28 @@ fn caches() -> Vec<Case> {
     cases
 }
 
+/// New tokens of `query` and `new` keys and values rotated and appended to a paged cache, and attention over it, in one launch.
+fn rotate_append_attend(
+    bed: &Bed,
+    [query, new]: [&AnyTensor; 2],
+    [k, v]: [AnyTensor; 2],
+    [table, lengths]: [&AnyTensor; 2],
+) -> Result<Vec<AnyTensor>> {
+    let pairs = new.shape()[3] / 2;
+    let inverse: Vec<f32> = (0..pairs).map(|i| 0.9f32.powi(i as i32)).collect();
+    let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
+    let options = DecodeOptions {
+        causal: true,
+        rotary: Some((RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies))),
+        ..DecodeOptions::default()
+    };
+    let result = decode(query, CacheView::paged(&k, &v, table), lengths)
+        .append(new, new)
+        .options(options)
+        .run()?;
+    Ok(vec![result.out, result.lse, k, v])
+}
+
 fn decodes() -> Vec<Case> {
     let mut cases = Vec::new();
     for (dtype, dim) in [(F16, 64), (F16, 128), (BF16, 64), (BF16, 128)] {
@@ -249,18 +271,7 @@ fn decodes() -> Vec<Case> {
                         bed.floats(dtype, &[1, tokens, 2, dim])?,
                     );
                     let lengths = bed.integers(&[127], &[1])?;
-                    let inverse: Vec<f32> = (0..dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
-                    let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
-                    let options = DecodeOptions {
-                        causal: true,
-                        rotary: Some((RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies))),
-                        ..DecodeOptions::default()
-                    };
-                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths)
-                        .append(&new, &new)
-                        .options(options)
-                        .run()?;
-                    Ok(vec![result.out, result.lse, k, v])
+                    rotate_append_attend(bed, [&q, &new], [k, v], [&table, &lengths])
                 },
             ));
         }
@@ -296,18 +307,7 @@ fn decodes() -> Vec<Case> {
                     let table = bed.integers(&[2, 0, 3, 1], &[2, 2])?;
                     let (q, new) = (bed.floats(dtype, &[2, 6, 4, dim])?, bed.floats(dtype, &[2, 6, 2, dim])?);
                     let lengths = bed.integers(&[37, 3], &[2])?;
-                    let inverse: Vec<f32> = (0..dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
-                    let frequencies = RopeFrequencies::new(bed.device(), &inverse, 1.0)?;
-                    let options = DecodeOptions {
-                        causal: true,
-                        rotary: Some((RopePairing::HalfSplit, RopeAngles::Frequencies(&frequencies))),
-                        ..DecodeOptions::default()
-                    };
-                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths)
-                        .append(&new, &new)
-                        .options(options)
-                        .run()?;
-                    Ok(vec![result.out, result.lse, k, v])
+                    rotate_append_attend(bed, [&q, &new], [k, v], [&table, &lengths])
                 },
             ));
         }
