@@ -28,24 +28,37 @@ fn rows_do_not_depend_on_m<T: Float>(device: &Device) {
                 activation: Activation::GeluTanh,
                 ..Case::new(130, 136, 328)
             };
-            let data = Data::<T>::normal(&whole, 3);
-            let (all, _) = run(device, &whole, &data);
-            for m in [1, 3, 16, 17] {
-                let part = Data {
-                    x: data.x[..(m * whole.k) as usize].to_vec(),
-                    w: data.w.clone(),
-                    bias: data.bias.clone(),
-                    residual: data.residual[..(m * whole.n) as usize].to_vec(),
-                };
-                let (y, _) = run(device, &Case { m, ..whole }, &part);
-                assert_eq!(
-                    same_bits(&y, &all[..y.len()]),
-                    Ok(()),
-                    "{device}, {} in {mode:?}, {m} rows",
-                    T::DTYPE
-                );
-            }
+            parts_equal_the_whole::<T>(device, &whole, &[1, 3, 16, 17]);
         }
+    }
+    // Deep slices of k have kernels of their own.
+    let deep = Case {
+        mode: LinearMode::Streaming,
+        bias: true,
+        ..Case::new(20, 40, 3656)
+    };
+    parts_equal_the_whole::<T>(device, &deep, &[1, 8, 9, 16]);
+}
+
+/// So many rows of `whole` alone have the bits that they have in it.
+fn parts_equal_the_whole<T: Float>(device: &Device, whole: &Case, parts: &[u64]) {
+    let data = Data::<T>::normal(whole, 3);
+    let (all, _) = run(device, whole, &data);
+    for &m in parts {
+        let part = Data {
+            x: data.x[..(m * whole.k) as usize].to_vec(),
+            w: data.w.clone(),
+            bias: data.bias.clone(),
+            residual: data.residual[..(m * whole.n) as usize].to_vec(),
+        };
+        let (y, _) = run(device, &Case { m, ..*whole }, &part);
+        assert_eq!(
+            same_bits(&y, &all[..y.len()]),
+            Ok(()),
+            "{device}, {} in {:?}, {m} rows",
+            T::DTYPE,
+            whole.mode
+        );
     }
 }
 

@@ -158,6 +158,8 @@ fn many_tiles_of_few_rows() {
             (3, many, 72),
             (8, many, 72),
             (1, 1040, 2600),
+            (9, 40, 3592),
+            (16, 32 * blocks + 8, 3600),
         ] {
             let case = Case {
                 bias: true,

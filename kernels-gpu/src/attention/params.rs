@@ -265,7 +265,7 @@ pub const TF32: [Tiles; 3] = [Tiles::new(64, 64, 64), Tiles::new(128, 64, 32), T
 /// have names that end in their rows and keys.
 pub const SM90: [Tiles; 8] = [
     Tiles::new(64, 192, 112).price([100, 107, 120]),
-    Tiles::new(64, 256, 64).price([105, 100, 100]),
+    Tiles::new(64, 256, 64).price([104, 100, 100]),
     Tiles::new(64, 128, 64).price([112, 107, 107]),
     Tiles::new(96, 128, 128),
     Tiles::new(128, 128, 128).price([109, 103, 95]),

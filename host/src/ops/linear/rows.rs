@@ -12,6 +12,10 @@ use crate::{DType, Device, Result, Tier, tensor_map::TensorMapRequest};
 
 /// Most rows of `linear_rows8_*`.
 const ROWS8: u64 = 8;
+/// Most rows of `linear_staying16_*`, the same kernel.
+const STAYING: u64 = 16;
+/// Loads of a slice from which on `linear_staying16_*` are faster than clusters: each tile of columns ends with a meeting.
+const STAYING_DEPTH: u32 = 8;
 /// Shared memory of a block, at least: a multiprocessor holds one such block. The blocks of the next kernel come as those of
 /// this one leave; if two had room, the first multiprocessors to be free would get two, and others none.
 const LEAST_SHARED: u32 = 117 << 10;
@@ -33,7 +37,7 @@ const DEEP_LOADS: u32 = 16;
 /// What `linear_rows*` are told beside the problem.
 #[derive(Clone, Debug)]
 pub(super) struct RowsPlan {
-    /// Rows of a tile: 8, 16 or 64.
+    /// Most rows that the kernel takes, or takes at a time: 8, 16 or 64.
     rows: u32,
     pub(super) w_map: TensorMapRequest,
     /// For those that load x by TMA.
@@ -92,10 +96,11 @@ impl RowsPlan {
             return None;
         }
         let order = Order::new(geometry.columns(), geometry.k);
-        if let Some((stages, shared)) = stages_of_rows8(geometry, device) {
-            let [_, w_map] = geometry.maps(lay, ROWS8 as u32, STREAMING_NK_COLUMNS);
+        if let Some((stages, shared)) = stages_of_rows8(geometry, order.depth, device) {
+            let rows = if geometry.m <= ROWS8 { ROWS8 } else { STAYING } as u32;
+            let [_, w_map] = geometry.maps(lay, rows, STREAMING_NK_COLUMNS);
             return Some(RowsPlan {
-                rows: ROWS8 as u32,
+                rows,
                 w_map,
                 x_map: None,
                 stages,
@@ -117,26 +122,36 @@ impl RowsPlan {
         })
     }
 
+    /// Whether blocks stay and take tiles in turn, with x in their shared memory.
+    fn stays(&self) -> bool {
+        self.x_map.is_none()
+    }
+
     /// Whether the kernel normalises rows itself.
     pub(super) fn normalises(&self) -> bool {
-        self.x_map.is_none()
+        self.stays() && self.rows == ROWS8 as u32
     }
 
     /// Blocks of a cluster.
     pub(super) fn cluster(&self) -> u32 {
-        if self.normalises() { 1 } else { self.order.parts() }
+        if self.stays() { 1 } else { self.order.parts() }
     }
 
     pub(super) fn plan(self, geometry: &Geometry, device: &Device) -> Result<Plan> {
-        let entry = format!("linear_rows{}_nk_{}", self.rows, geometry.dtype);
-        let columns = if self.normalises() {
+        let kind = if self.stays() && !self.normalises() {
+            "staying"
+        } else {
+            "rows"
+        };
+        let entry = format!("linear_{kind}{}_nk_{}", self.rows, geometry.dtype);
+        let columns = if self.stays() {
             STREAMING_NK_COLUMNS
         } else {
             ROWS_COLUMNS
         };
         let plan = Plan::of_tiles(geometry, entry, [self.rows, columns], self.shared)?;
         let [tiles, ..] = plan.grid;
-        let blocks = if self.normalises() {
+        let blocks = if self.stays() {
             tiles.min(device.properties().multiprocessors.into())
         } else {
             tiles * u64::from(self.cluster())
@@ -149,10 +164,10 @@ impl RowsPlan {
     }
 }
 
-/// Stages and shared memory of `linear_rows8_*`, if x has room beside them.
-fn stages_of_rows8(geometry: &Geometry, device: &Device) -> Option<(u32, u32)> {
+/// Stages and shared memory of `linear_rows8_*` or `linear_staying16_*`, if x has room beside them, and slices are deep enough.
+fn stages_of_rows8(geometry: &Geometry, depth: u32, device: &Device) -> Option<(u32, u32)> {
     // More than a block's shared memory in any case.
-    if geometry.m > ROWS8 || geometry.k > 1 << 17 {
+    if geometry.m > STAYING || geometry.k > 1 << 17 || (geometry.m > ROWS8 && depth < STAYING_DEPTH) {
         return None;
     }
     let shared = |stages: u32| rows8_shared(stages, geometry.m as u32, geometry.k as u32);
