@@ -10,7 +10,7 @@
 //! # The same bits in every batch
 //! A tile's result is the left fold over its pieces in order. Either one block has all pieces and folds them as it goes, or
 //! each piece is written to the workspace and `decode_merge_*` folds: the same operations in the same order, so the
-//! choice, which depends on the batch, changes no bit. All lengths are read on the device, which plans from them who does
+//! choice, which depends on the batch, changes no bit. (Tiles of many rows fold bundles of pieces first, then the bundles.) All lengths are read on the device, which plans from them who does
 //! what; the grid depends on capacities only: a captured graph stays valid while sequences grow.
 //!
 //! # Few sequences
@@ -32,6 +32,10 @@ mod finish;
 mod fp8;
 #[cfg(target_arch = "nvptx64")]
 mod fresh;
+#[cfg(target_arch = "nvptx64")]
+mod load;
+#[cfg(target_arch = "nvptx64")]
+mod merge;
 #[cfg(target_arch = "nvptx64")]
 mod plan;
 #[cfg(target_arch = "nvptx64")]
@@ -161,6 +165,14 @@ kernel_params! {
         pub tile_rows: u32,
         /// Least tokens of a piece, a power of two from [`MIN_SPLIT`] on.
         pub least: u32,
+        /// 1: 16 tokens from a multiple of 16 on lie together: in one page, or in a row.
+        pub together: u32,
+        /// Tokens of a page are two to this power; 32 when they are not.
+        pub page_shift: u32,
+        /// Pieces that are folded together first, a *bundle*, are two to this power: [`Shape::bundle`].
+        pub bundle: u32,
+        /// 1: bundles are dealt out, not pieces, and the workspace has their results.
+        pub bundled: u32,
     }
 }
 
@@ -238,8 +250,14 @@ pub const fn split_tokens(low: u32, high: u32, most: u32, least: u32) -> u32 {
 /// How a kernel cuts up its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Warps of a block.
+    /// Whether a block has a multiprocessor and a tile for itself.
+    pub alone: bool,
+    /// Groups of such a block, each of which has a part of its tile.
+    pub groups: u32,
+    /// Warps of a group.
     pub warps: u32,
+    /// Keys that a warp takes at a time: a multiple of [`KEYS`].
+    pub keys: u32,
     /// Stages of a warp's ring; with one, nothing is loaded ahead and the joining of warps reuses the stages.
     pub stages: u32,
     /// Bytes of a row in a stage.
@@ -256,6 +274,9 @@ pub struct Shape {
     pub folds: bool,
     /// Bytes of the totals in shared memory; 0 where they are in registers.
     pub total_bytes: u32,
+    /// Pieces that are folded together first are two to this power: the more rows a tile has, the more a piece's result weighs
+    /// beside its keys.
+    pub bundle: u32,
 }
 
 impl Shape {
@@ -297,7 +318,10 @@ impl Shape {
             (4, 1)
         };
         Shape {
+            alone: false,
+            groups: 1,
             warps,
+            keys: KEYS,
             stages,
             row_bytes,
             query_bytes,
@@ -307,22 +331,41 @@ impl Shape {
             folds: query_bytes == 0,
             // What is converted leaves no registers.
             total_bytes: if cache == 1 { ROWS * dim * 4 } else { 0 },
+            bundle: 0,
         }
     }
 
     /// The shape of the kernel for at most eight rows, on Hopper: three blocks on a multiprocessor.
     pub const fn few(cache: u32, dim: u32) -> Shape {
         let shape = Shape::new(90, 2, cache, dim);
-        let stage = 2 * KEYS * shape.row_bytes;
+        // Half as many maxima and bounds for as many bytes.
+        let keys = if cache == 1 { 2 * KEYS } else { KEYS };
+        let stage = 2 * keys * shape.row_bytes;
         Shape {
+            keys,
             stages: if stage <= 2048 {
                 5
             } else if stage <= 4096 {
                 4
-            } else {
+            } else if stage <= 8192 {
                 2
+            } else {
+                3
             },
-            total_bytes: 0,
+            query_bytes: 0,
+            folds: true,
+            total_bytes: if dim > 128 { 8 * dim * 4 } else { 0 },
+            ..shape
+        }
+    }
+
+    /// The shape of the kernels for at most eight rows whose blocks have a multiprocessor and a tile for themselves.
+    pub const fn alone(cache: u32, dim: u32, groups: u32) -> Shape {
+        let shape = Shape::few(cache, dim);
+        Shape {
+            alone: true,
+            groups,
+            stages: 6 * 8192 / (groups * shape.stage_bytes()),
             ..shape
         }
     }
@@ -337,6 +380,7 @@ impl Shape {
             join_rows: WIDE_ROWS / 4,
             folds: true,
             total_bytes: WIDE_ROWS * dim * 4,
+            bundle: 2,
             ..Shape::new(90, 2, 2, dim)
         }
     }
@@ -349,7 +393,7 @@ impl Shape {
 
     /// Bytes of a warp's stage: keys, then values.
     pub const fn stage_bytes(self) -> u32 {
-        2 * KEYS * self.row_bytes
+        2 * self.keys * self.row_bytes
     }
 
     /// Bytes of the header; queries that have room of their own follow.
@@ -390,7 +434,12 @@ impl Shape {
         }
     }
 
-    /// Dynamic shared memory of a block when `rows` rows are in use.
+    /// Bytes from one group's shared memory to the next one's: a block has all that there is.
+    pub const fn group_bytes(self) -> u32 {
+        ((227 << 10) / self.groups) & !511
+    }
+
+    /// Dynamic shared memory of a block, or of a group of one that has several, when `rows` rows are in use.
     #[inline(always)]
     pub const fn shared_bytes(self, rows: u32) -> u32 {
         let rows = if rows < self.join_rows { rows } else { self.join_rows };
@@ -485,7 +534,7 @@ mod tests {
         for cache in [1, 2] {
             for dim in [64, 128] {
                 let shape = Shape::few(cache, dim);
-                assert!(shape.folds && MIN_SPLIT.is_multiple_of(shape.warps * KEYS));
+                assert!(shape.folds && (cache * MIN_SPLIT).is_multiple_of(2 * KEYS));
                 // Each block takes 1 KiB more than it asks for.
                 let block = shape.shared_bytes(8) + shape.fresh_bytes(1) + 1024;
                 assert!(3 * block <= 228 << 10, "{cache} {dim}: {shape:?} {block}");

@@ -102,11 +102,20 @@ impl Paging {
     /// - The sequence has that token: its table entry is a page of the pool.
     #[inline(always)]
     pub unsafe fn place(&self, sequence: u32, token: u32) -> Place {
+        // SAFETY: forwarded to the caller.
+        unsafe { self.place_in(sequence, token, self.page_of(token)) }
+    }
+
+    /// The place of token `token` of sequence `sequence`, which is in its page number `entry` where there are pages.
+    ///
+    /// # Safety
+    /// - As for [`place`](Paging::place).
+    #[inline(always)]
+    pub unsafe fn place_in(&self, sequence: u32, token: u32, entry: u32) -> Place {
         // SAFETY: forwarded to the caller; the host refuses pages without tokens.
         unsafe {
             use cuda_std::global::ld_nc;
             if self.table != 0 {
-                let entry = self.page_of(token);
                 let at = sequence as u64 * self.table_stride + entry as u64;
                 Place {
                     page: ld_nc((self.table + at * 4) as *const u32),

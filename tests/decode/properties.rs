@@ -16,15 +16,25 @@ use crate::support::{Case, Data, on_every_device};
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     on_every_device(|device| {
-        // Eight rows at most, and more than sixteen.
-        for heads in [(2, 2), (24, 1)] {
-            let mut lengths = vec![300, 5, 64, 129, 0, 200];
-            lengths.resize(9, 65);
+        // Eight rows at most; more than sixteen, whose pieces are folded in bundles, dealt out one by one or in bundles; a tile
+        // for each multiprocessor.
+        let tiles = device.properties().multiprocessors as usize;
+        for (heads, dim, longest, sequences, page) in [
+            ((2, 2), 64, 300, 9, 32),
+            ((24, 1), 64, 300, 9, 32),
+            ((24, 1), 64, 2100, 2, 32),
+            ((24, 1), 64, 2100, 9, 32),
+            ((8, 2), 128, 300, tiles / 2, 16),
+        ] {
+            let mut lengths = vec![longest, 5, 64, 129, 0, 200];
+            lengths.resize(sequences, 65);
             let many = Case {
                 heads,
-                dims: (64, 64),
+                dims: (dim, dim),
                 lengths,
-                page: Some(32),
+                page: Some(page),
+                // Plain attention of few sequences would be direct.
+                window: (Some(2099), None),
                 ..Case::default()
             };
             let batch = many
@@ -35,14 +45,14 @@ fn a_row_does_not_depend_on_its_batch() {
                 .unwrap()
                 .to_vec()
                 .unwrap();
-            for row in [0, 3] {
+            for row in [0, 3].into_iter().filter(|row| *row < sequences) {
                 // The same sequence from the same seeds: sequence `row` of the batch.
                 let data = many.data::<f16>();
                 let one = Case {
                     lengths: vec![many.lengths[row]],
                     ..many.clone()
                 };
-                let elements = heads.0 * 64;
+                let elements = heads.0 * dim;
                 let alone = Data {
                     q: data.q[row * elements..][..elements].to_vec(),
                     place: Place {

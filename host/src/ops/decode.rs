@@ -2,7 +2,7 @@
 
 use kernels_gpu::{
     angles::Rotation,
-    decode::{DecodeParams, MERGE_THREADS, MIN_SPLIT, ROWS, SHORT, Shape, UNBOUNDED, least_of, quads_of},
+    decode::{DecodeParams, KEYS, MERGE_THREADS, MIN_SPLIT, ROWS, SHORT, Shape, UNBOUNDED, least_of, quads_of},
 };
 
 mod direct;
@@ -36,6 +36,9 @@ const FULL_ROUNDS: u64 = 95;
 /// Tokens up to which one sequence alone is attended by a cluster of blocks for each of its tiles: without a workspace and
 /// a second launch, but by too few blocks for more.
 const LONE_CAPACITY: u64 = 8192;
+
+/// Share of the blocks that the GPU holds from which on bundles of pieces are enough to keep it busy, in percent.
+const MOST_BLOCKS: u64 = 85;
 
 /// Most new tokens of a sequence that the attention rotates and appends itself.
 const MAX_FRESH: u64 = 8;
@@ -115,7 +118,7 @@ pub fn decode<'a>(q: &'a AnyTensor, cache: CacheView<'a>, cache_seqlens: &'a Any
 const fn least_tokens(shape: Shape) -> u32 {
     if shape.rows > ROWS {
         512
-    } else if shape.dim > 128 {
+    } else if shape.dim > 128 || shape.keys > KEYS {
         256
     } else if shape.row_bytes <= 128 {
         128
@@ -254,7 +257,7 @@ impl<'a> Decode<'a> {
         };
         let group = heads_q / cache.heads;
         let tile_rows = group * seq_q;
-        let few = tier == 90 && size == 2 && padded <= 128 && tile_rows <= FEW_ROWS;
+        let few = tier == 90 && size == 2 && tile_rows <= FEW_ROWS;
         let wide = tier == 90 && size == 2 && !e4m3 && padded <= 128 && tile_rows > ROWS.into();
         let shape = if few {
             Shape::few(cache_size as u32, padded as u32)
@@ -302,10 +305,12 @@ impl<'a> Decode<'a> {
         let slots = resident * multiprocessors;
         let fills = |slots: u64| all_tiles * 100 >= all_tiles.div_ceil(slots) * slots * FULL_ROUNDS;
         // Measured: where two blocks of few rows on each multiprocessor have a tile each, a third would only cut them up.
-        let two = MAX_RESIDENT * multiprocessors;
+        let two = MAX_RESIDENT.min(resident) * multiprocessors;
         let pairs = few && cache_size == 2 && all_tiles <= two && fills(two);
         let full = fills(slots) || pairs;
-        let fold = splits == 1 || (shape.folds && (full || all_tiles >= ENOUGH_TILES * slots));
+        let bundles = splits.div_ceil(1 << shape.bundle);
+        let fold = splits == 1
+            || (shape.folds && (shape.bundle == 0 || bundles == 1) && (full || all_tiles >= ENOUGH_TILES * slots));
         let lone = tier == 90 && !fold && shape.folds && batch == 1 && cache.capacity <= LONE_CAPACITY;
         let gathered = |cluster: u64| u64::from(shape.gather_bytes(rows as u32, splits as u32, cluster as u32));
         let fits = |cluster: u64| {
@@ -319,8 +324,28 @@ impl<'a> Decode<'a> {
             // No more blocks than there are pieces.
             .find(|cluster| lone && cluster / 2 < splits && fits(*cluster))
             .unwrap_or(1);
-        let apart = !fold && cluster == 1;
-        let blocks = if fold {
+        // Bundles are dealt out where they give nearly all blocks something to do.
+        let bundled = shape.bundle != 0
+            && !fold
+            && cluster == 1
+            && (all_tiles * bundles >= 2 * slots || all_tiles * bundles * 100 >= slots * MOST_BLOCKS);
+        let together = cache.paging.table == 0 || cache.paging.page_size.is_multiple_of(KEYS);
+        // A multiprocessor for each tile, where that leaves few idle: no plan, and no kernel that merges. Rows of 8-bit floats are
+        // half instructions, which two groups of warps share; four warps have no time to look up each token.
+        let groups = if e4m3 { 2 } else { 1 };
+        let own = Shape::alone(cache_size as u32, padded as u32, groups);
+        let alone = few
+            && padded == 128
+            && together
+            && splits > 1
+            && all_tiles <= multiprocessors
+            && fills(multiprocessors)
+            && own.shared_bytes(rows as u32) + own.fresh_bytes(fresh_tokens) <= own.group_bytes();
+        let grouped = alone && groups > 1;
+        let fold = if alone { groups == 1 } else { fold };
+        let cluster = if alone { 1 } else { cluster };
+        let apart = !fold && cluster == 1 && !grouped;
+        let blocks = if fold || grouped {
             all_tiles
         } else if cluster > 1 {
             all_tiles * cluster
@@ -337,12 +362,14 @@ impl<'a> Decode<'a> {
             .find(|side| apart && leaves_few(*side))
             .unwrap_or(1);
         let blocks = if apart { blocks / side * side } else { blocks };
-        let shared = if cluster > 1 {
+        let shared = if alone {
+            u64::from(own.groups * own.group_bytes())
+        } else if cluster > 1 {
             shared + gathered(cluster)
         } else {
             shared
         };
-        let partial_rows = if apart { all_tiles * splits * rows } else { 0 };
+        let partial_rows = if apart || grouped { all_tiles * splits * rows } else { 0 };
         let partial = AnyTensor::empty(device, DType::F32, &[partial_rows, cache.value_dim])?;
         let statistics = AnyTensor::empty(device, DType::F32, &[partial_rows, 2])?;
         let strides = |t: &AnyTensor| [t.strides()[0], t.strides()[1], t.strides()[2]];
@@ -406,9 +433,16 @@ impl<'a> Decode<'a> {
             whole: u32::from(fold || (apart && blocks < 2 * all_tiles)),
             side: side as u32,
             cluster: cluster as u32,
+            together: together.into(),
+            page_shift: match cache.paging.page_size {
+                size if size.is_power_of_two() => size.trailing_zeros(),
+                _ => 32,
+            },
+            bundle: shape.bundle,
+            bundled: bundled.into(),
         };
         let new = fresh.as_ref().map(|fresh| [&fresh.k, &fresh.v]);
-        let direct = if few && cache_size == 2 {
+        let direct = if few && cache_size == 2 && padded <= 128 {
             let room = [multiprocessors, device.properties().shared_per_block.into()];
             direct::direct(&params, padded, room, &q, new)
         } else {
@@ -425,6 +459,7 @@ impl<'a> Decode<'a> {
             "decode_{}{}{dtype}_d{padded}",
             match (few, wide) {
                 (true, _) if direct.is_some() => "direct_",
+                (true, _) if alone => "alone_",
                 (true, _) => "few_",
                 (_, true) => "wide_",
                 _ => "",
@@ -449,8 +484,8 @@ impl<'a> Decode<'a> {
             .reads_if("v_scale", v_scale)
             .writes("out", &out)
             .writes("lse", &lse)
-            .writes_if("partial", apart.then_some(&partial))
-            .writes_if("statistics", apart.then_some(&statistics));
+            .writes_if("partial", (apart || grouped).then_some(&partial))
+            .writes_if("statistics", (apart || grouped).then_some(&statistics));
         for (argument, tensor) in caches {
             contract = if fresh.is_some() {
                 contract.writes(argument, tensor)

@@ -353,7 +353,11 @@ impl<'a> Rope<'a> {
         let width = if vector { 8 } else { 1 };
         let copied = (dim - 2 * pairs).div_ceil(2 * width);
         // More heads a thread share its angles; fewer make more threads.
-        let share = if tokens >= MANY_TOKENS { 8 } else { 4 };
+        let share = match (tokens >= MANY_TOKENS, cache_view.is_some()) {
+            (true, false) => 8,
+            (true, true) => 6,
+            _ => 4,
+        };
         let lanes = total_heads.div_ceil(share);
         let mut chunks = pairs / width;
         if !self.in_place || cache_view.is_some() {

@@ -7,7 +7,8 @@
 
 use super::{
     DecodeParams,
-    finish::{finished, fold_pieces, output_address, write_lse, write_output},
+    finish::{finished, output_address, write_lse, write_output},
+    merge::fold_pieces,
     stream::{Engine, Work},
 };
 use crate::tile::element::Element;
@@ -119,7 +120,7 @@ pub unsafe fn merge<E: Engine, O: Element>(params: &DecodeParams) {
             let element = grain * GRAIN + own % GRAIN;
             let (row, column) = (element / E::SHAPE.dim, element % E::SHAPE.dim);
             if row < work.rows {
-                let (total, [out]) = fold_pieces::<1>(work.pieces, |piece| {
+                let (total, [out]) = fold_pieces::<1>(work.pieces, E::SHAPE.bundle, |piece| {
                     (
                         shared::ld(statistics_at::<E>(params, piece, row)),
                         [shared::ld(part_at::<E>(params, piece, own))],

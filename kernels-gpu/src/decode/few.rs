@@ -26,7 +26,7 @@ use cuda_std::{
 
 /// A warp's part of a piece: `S = dim / 16` steps along the head dim, and as many tiles of output columns. `BYTES` of a cache
 /// element.
-pub struct Few<E, const DIM: u32, const S: usize, const BYTES: u32> {
+pub struct Few<E, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32> {
     /// Queries as B fragments.
     pub queries: [[u32; 2]; S],
     /// Output: columns × queries.
@@ -64,7 +64,7 @@ unsafe fn maximum_of_keys(value: f32) -> f32 {
     }
 }
 
-impl<E, const DIM: u32, const S: usize, const BYTES: u32> Few<E, DIM, S, BYTES> {
+impl<E, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32> Few<E, DIM, S, BYTES, GROUPS> {
     /// Shared address of a chunk of 16 bytes of a key or value; an even number of chunks further is an XOR with 16 times that.
     #[inline(always)]
     fn chunk_at(base: u32, row: u32, chunk: u32) -> u32 {
@@ -78,44 +78,32 @@ impl<E, const DIM: u32, const S: usize, const BYTES: u32> Few<E, DIM, S, BYTES> 
         thread::lane_id() % 4 * 2
     }
 
-    /// Scores of 16 keys from token `first`, as [`Scoring::score`] has them: registers `2i + j` are key `group + 8i` and query
-    /// `2 · pair + j`.
-    #[inline(always)]
-    unsafe fn score(&self, params: &DecodeParams, x: &mut [f32; 4], first: i32) {
-        let mut i = 0;
-        while i < 4 {
-            x[i] *= self.scoring[i % 2].scale;
-            i += 1;
-        }
-        // SAFETY: forwarded to the caller.
-        if unsafe { finish::is_inner(first) } {
-            return;
-        }
-        let query = Self::query();
-        // SAFETY: as above.
-        let rows = unsafe { [finish::row(query), finish::row(query + 1)] };
-        let cap = self.scoring[0].cap;
-        i = 0;
-        while i < 4 {
-            let key = first + (thread::lane_id() / 4 + i as u32 / 2 * 8) as i32;
-            x[i] = finished(x[i], cap, params, &rows[i % 2], key);
-            i += 1;
-        }
-    }
-
     /// Makes weights of scores, and shrinks what was seen before to their scale.
     #[inline(always)]
-    unsafe fn weigh(&mut self, x: &mut [f32; 4]) {
+    unsafe fn weigh<const H: usize>(&mut self, x: &mut [[f32; 4]; H]) {
         let mut shrinks = [0.0; 2];
         let mut q = 0;
         while q < 2 {
+            let mut here = fmax(x[0][q], x[0][q + 2]);
+            let mut h = 1;
+            while h < H {
+                here = fmax(here, fmax(x[h][q], x[h][q + 2]));
+                h += 1;
+            }
             // SAFETY: forwarded to the caller.
-            let maximum = fmax(self.maximum[q], unsafe { maximum_of_keys(fmax(x[q], x[q + 2])) });
+            let maximum = fmax(self.maximum[q], unsafe { maximum_of_keys(here) });
             let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
             shrinks[q] = ex2(self.maximum[q] - shift);
-            x[q] = ex2(x[q] - shift);
-            x[q + 2] = ex2(x[q + 2] - shift);
-            self.sum[q] = fma(self.sum[q], shrinks[q], x[q] + x[q + 2]);
+            let mut sum = 0.0;
+            h = 0;
+            while h < H {
+                x[h][q] = ex2(x[h][q] - shift);
+                x[h][q + 2] = ex2(x[h][q + 2] - shift);
+                let both = x[h][q] + x[h][q + 2];
+                sum = if h == 0 { both } else { sum + both };
+                h += 1;
+            }
+            self.sum[q] = fma(self.sum[q], shrinks[q], sum);
             self.maximum[q] = maximum;
             q += 1;
         }
@@ -161,7 +149,9 @@ macro_rules! products {
 
 products! { F16 2 by F16  Bf16 2 by Bf16  F16 1 by F16  Bf16 1 by F16 }
 
-impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E, DIM, S, BYTES> {
+impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32>
+    Few<E, DIM, S, BYTES, GROUPS>
+{
     /// What has seen no key, with these queries.
     #[inline(always)]
     pub fn of(queries: [[u32; 2]; S], scoring: [Scoring; 2]) -> Self {
@@ -187,10 +177,34 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E,
     /// widest rows have no registers to keep that.
     #[inline(always)]
     pub fn lane() -> u32 {
-        if BYTES == 1 && DIM == 128 {
+        if BYTES == 1 && DIM == 128 || DIM == 256 {
             opaque(thread::lane_id())
         } else {
             thread::lane_id()
+        }
+    }
+
+    /// Scores of 16 keys from token `first`, as [`Scoring::score`] has them, `inner` when all rows see them: registers
+    /// `2i + j` are key `group + 8i` and query `2 · pair + j`.
+    #[inline(always)]
+    unsafe fn score(&self, params: &DecodeParams, x: &mut [f32; 4], first: i32, inner: bool) {
+        let mut i = 0;
+        while i < 4 {
+            x[i] *= self.scoring[i % 2].scale;
+            i += 1;
+        }
+        if inner {
+            return;
+        }
+        let query = Self::query();
+        // SAFETY: as above.
+        let rows = unsafe { [finish::row::<Self>(query), finish::row::<Self>(query + 1)] };
+        let cap = self.scoring[0].cap;
+        i = 0;
+        while i < 4 {
+            let key = first + (thread::lane_id() / 4 + i as u32 / 2 * 8) as i32;
+            x[i] = finished(x[i], cap, params, &rows[i % 2], key);
+            i += 1;
         }
     }
 
@@ -233,40 +247,46 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E,
         }
     }
 
-    /// Takes in 16 values with the scores of their keys.
+    /// Takes in `16 · H` values with the scores of their keys.
     ///
     /// # Safety
-    /// - The warp calls this together; `values` is the shared address of 16 rows, `lane` [`Few::lane`].
+    /// - The warp calls this together; `values` is the shared address of as many rows, `lane` [`Few::lane`].
     #[inline(always)]
-    pub unsafe fn attend(&mut self, mut x: [f32; 4], values: u32, lane: u32) {
+    pub unsafe fn attend<const H: usize>(&mut self, mut x: [[f32; 4]; H], values: u32, lane: u32) {
         unsafe {
             self.weigh(&mut x);
-            let p = [transpose(E::weights(x[0], x[1])), transpose(E::weights(x[2], x[3]))];
-            let mut t = 0;
-            if BYTES == 1 {
-                // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
-                let values_at = Self::chunk_at(values, lane % 16, lane / 16);
-                while t < S {
-                    let words = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 16));
-                    let mut odd = 0;
-                    while odd < 2 {
-                        // Even columns of two keys, then odd ones.
-                        let low = widen(prmt(words[2 * odd], 0, 0x3120));
-                        let high = widen(prmt(words[2 * odd + 1], 0, 0x3120));
-                        let a = [low[0], low[1], high[0], high[1]];
-                        self.out[t + odd] = E::product(a, p, self.out[t + odd]);
-                        odd += 1;
+            let mut h = 0;
+            while h < H {
+                let x = &x[h];
+                let values = values + h as u32 * (16 * DIM * BYTES);
+                let p = [transpose(E::weights(x[0], x[1])), transpose(E::weights(x[2], x[3]))];
+                let mut t = 0;
+                if BYTES == 1 {
+                    // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.
+                    let values_at = Self::chunk_at(values, lane % 16, lane / 16);
+                    while t < S {
+                        let words = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 16));
+                        let mut odd = 0;
+                        while odd < 2 {
+                            // Even columns of two keys, then odd ones.
+                            let low = widen(prmt(words[2 * odd], 0, 0x3120));
+                            let high = widen(prmt(words[2 * odd + 1], 0, 0x3120));
+                            let a = [low[0], low[1], high[0], high[1]];
+                            self.out[t + odd] = E::product(a, p, self.out[t + odd]);
+                            odd += 1;
+                        }
+                        t += 2;
                     }
-                    t += 2;
+                } else {
+                    // Matrices: columns 0–7 and 8–15 of keys 0–7, then of keys 8–15.
+                    let values_at = Self::chunk_at(values, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+                    while t < S {
+                        let a = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 32));
+                        self.out[t] = E::product(a, p, self.out[t]);
+                        t += 1;
+                    }
                 }
-            } else {
-                // Matrices: columns 0–7 and 8–15 of keys 0–7, then of keys 8–15.
-                let values_at = Self::chunk_at(values, lane % 8 + lane / 16 * 8, lane / 8 % 2);
-                while t < S {
-                    let a = matrix::ldmatrix_x4_trans(values_at ^ (t as u32 * 32));
-                    self.out[t] = E::product(a, p, self.out[t]);
-                    t += 1;
-                }
+                h += 1;
             }
         }
     }
@@ -288,8 +308,14 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Few<E,
     }
 }
 
-impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine for Few<E, DIM, S, BYTES> {
-    const SHAPE: Shape = Shape::few(BYTES, DIM);
+impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32> Engine
+    for Few<E, DIM, S, BYTES, GROUPS>
+{
+    const SHAPE: Shape = if GROUPS > 0 {
+        Shape::alone(BYTES, DIM, GROUPS)
+    } else {
+        Shape::few(BYTES, DIM)
+    };
     const CACHE_BYTES: u32 = BYTES;
     const ROWS: u32 = 8;
 
@@ -349,16 +375,23 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32) {
         unsafe {
             let lane = Self::lane();
-            let mut x = self.products(keys, lane);
-            self.score(params, &mut x, first);
-            self.attend(x, values, lane);
+            let inner = finish::is_inner::<Self>(first, Self::SHAPE.keys);
+            let mut x = [self.products(keys, lane)];
+            self.score(params, &mut x[0], first, inner);
+            if BYTES == 2 {
+                self.attend(x, values, lane);
+                return;
+            }
+            let mut more = self.products(keys + 16 * DIM * BYTES, lane);
+            self.score(params, &mut more, first + 16, inner);
+            self.attend([x[0], more], values, lane);
         }
     }
 
     #[inline(always)]
     unsafe fn put_statistics(&self, rows: u32) {
         unsafe {
-            let warp = thread::uniform_warp_idx();
+            let warp = Self::warp();
             let mut q = 0;
             while q < 2 {
                 let row = Self::query() + q as u32;
@@ -373,7 +406,7 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
 
     #[inline(always)]
     unsafe fn put_output(&self, turn: usize, rows: u32) {
-        let (group, warp) = (opaque(thread::lane_id()) / 4, unsafe { thread::uniform_warp_idx() });
+        let (group, warp) = (opaque(thread::lane_id()) / 4, unsafe { Self::warp() });
         let mut q = 0;
         while q < 2 {
             let row = Self::query() + q as u32;
@@ -406,16 +439,16 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32> Engine
 }
 
 macro_rules! kernels {
-    ($($name:ident $element:ident $dim:literal $bytes:literal)*) => {
+    ($($name:ident $element:ident $dim:literal $bytes:literal $groups:literal $blocks:literal)*) => {
         cuda_std::kernel! {$(
             /// Decode attention of at most eight rows; see [`crate::decode`].
             ///
             /// # Safety
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
             ///   pool; outputs and workspace overlap nothing; there are at most eight rows and one tile of a KV head.
-            #[launch(threads = Shape::few($bytes, $dim).warps * 32, min_blocks = 3, tensor_core = 1)]
+            #[launch(threads = Shape::few($bytes, $dim).warps * 32 * if $groups > 1 { $groups } else { 1 }, min_blocks = $blocks, tensor_core = 1)]
             pub fn $name(params: DecodeParams) {
-                type Kernel = Few<$element, $dim, { $dim / 16 }, $bytes>;
+                type Kernel = Few<$element, $dim, { $dim / 16 }, $bytes, $groups>;
                 const N: usize = Kernel::SHAPE.totals(8) as usize;
                 super::stream::run::<Kernel, $element, N>(&params)
             }
@@ -424,12 +457,18 @@ macro_rules! kernels {
 }
 
 kernels! {
-    decode_few_f16_d64 F16 64 2
-    decode_few_f16_d128 F16 128 2
-    decode_few_bf16_d64 Bf16 64 2
-    decode_few_bf16_d128 Bf16 128 2
-    decode_few_e4m3_f16_d64 F16 64 1
-    decode_few_e4m3_f16_d128 F16 128 1
-    decode_few_e4m3_bf16_d64 Bf16 64 1
-    decode_few_e4m3_bf16_d128 Bf16 128 1
+    decode_few_f16_d64 F16 64 2 0 3
+    decode_few_f16_d128 F16 128 2 0 3
+    decode_few_f16_d256 F16 256 2 0 1
+    decode_few_bf16_d64 Bf16 64 2 0 3
+    decode_few_bf16_d128 Bf16 128 2 0 3
+    decode_few_bf16_d256 Bf16 256 2 0 1
+    decode_few_e4m3_f16_d64 F16 64 1 0 3
+    decode_few_e4m3_f16_d128 F16 128 1 0 3
+    decode_few_e4m3_bf16_d64 Bf16 64 1 0 3
+    decode_few_e4m3_bf16_d128 Bf16 128 1 0 3
+    decode_alone_f16_d128 F16 128 2 1 1
+    decode_alone_bf16_d128 Bf16 128 2 1 1
+    decode_alone_e4m3_f16_d128 F16 128 1 2 1
+    decode_alone_e4m3_bf16_d128 Bf16 128 1 2 1
 }

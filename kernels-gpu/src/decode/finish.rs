@@ -3,16 +3,14 @@
 use super::{
     DecodeParams,
     fresh::Quad,
-    quotient,
     stream::{Engine, Work, opaque},
 };
 use crate::tile::element::Element;
 use core::marker::PhantomData;
 use cuda_std::{
-    barrier::syncthreads,
     global,
     math::{ex2, fma, fmax, lg2},
-    shared, thread,
+    shared,
 };
 
 /// What [`plan`](super::plan) says: the cost of each warp's tiles, then a place, 64 bytes; then cursors and segments.
@@ -61,14 +59,14 @@ impl<E: Engine> Layout<E> {
 pub unsafe fn begin<E: Engine, O: Element>(params: &DecodeParams, work: &Work) {
     unsafe {
         // Nothing of this is kept from tile to tile.
-        let row = opaque(thread::thread_idx_x());
+        let row = opaque(E::thread());
         let mut at = row * 16;
         while at < E::SHAPE.total_bytes {
-            shared::st(shared::dynamic_base() + E::SHAPE.totals_at() + at, [0u32; 4]);
+            shared::st(E::base() + E::SHAPE.totals_at() + at, [0u32; 4]);
             at += const { E::SHAPE.warps * 32 * 16 };
         }
         if row < E::SHAPE.rows {
-            let base = shared::dynamic_base();
+            let base = E::base();
             let bounds = work.row(params, row);
             let words = [
                 bounds.begin as u32,
@@ -109,17 +107,17 @@ pub unsafe fn begin<E: Engine, O: Element>(params: &DecodeParams, work: &Work) {
 #[inline(always)]
 pub unsafe fn query<E: Engine>(row: u32) -> u64 {
     // SAFETY: forwarded to the caller.
-    unsafe { shared::ld(shared::dynamic_base() + Layout::<E>::QUERY_AT + row * 8) }
+    unsafe { shared::ld(E::base() + Layout::<E>::QUERY_AT + row * 8) }
 }
 
-/// Whether all rows see the 16 keys from token `first`, and scores are products times a factor.
+/// Whether all rows see the `keys` keys from token `first`, and scores are products times a factor.
 ///
 /// # Safety
 /// - A barrier lies behind [`begin`].
 #[inline(always)]
-pub unsafe fn is_inner(first: i32) -> bool {
-    let [begin, end]: [u32; 2] = unsafe { shared::ld(shared::dynamic_base() + INNER_AT) };
-    first >= begin as i32 && first + super::KEYS as i32 <= end as i32
+pub unsafe fn is_inner<E: Engine>(first: i32, keys: u32) -> bool {
+    let [begin, end]: [u32; 2] = unsafe { shared::ld(E::base() + INNER_AT) };
+    first >= begin as i32 && first + keys as i32 <= end as i32
 }
 
 /// Bounds of a row, from shared memory.
@@ -127,8 +125,8 @@ pub unsafe fn is_inner(first: i32) -> bool {
 /// # Safety
 /// - A barrier lies behind [`begin`].
 #[inline(always)]
-pub unsafe fn row(row: u32) -> super::stream::Row {
-    let words: [u32; 4] = unsafe { shared::ld(shared::dynamic_base() + ROWS_AT + row * 16) };
+pub unsafe fn row<E: Engine>(row: u32) -> super::stream::Row {
+    let words: [u32; 4] = unsafe { shared::ld(E::base() + ROWS_AT + row * 16) };
     super::stream::Row {
         begin: words[0] as i32,
         end: words[1] as i32,
@@ -145,7 +143,7 @@ pub unsafe fn row(row: u32) -> super::stream::Row {
 pub unsafe fn put_statistics<E: Engine>(warp: u32, row: u32, maximum: f32, sum: f32) {
     unsafe {
         shared::st(
-            shared::dynamic_base() + Layout::<E>::WARPS_AT + Layout::<E>::of_warp(warp, row) * 8,
+            E::base() + Layout::<E>::WARPS_AT + Layout::<E>::of_warp(warp, row) * 8,
             [maximum, sum],
         )
     }
@@ -156,7 +154,7 @@ pub unsafe fn put_statistics<E: Engine>(warp: u32, row: u32, maximum: f32, sum: 
 pub fn output<E: Engine>(warp: u32, row: u32, rows: u32) -> u32 {
     let most = const { E::SHAPE.join_rows };
     let at_a_time = if rows < most { rows } else { most };
-    shared::dynamic_base() + E::SHAPE.join_at() + (warp * at_a_time + row % most) * E::SHAPE.dim * 4
+    E::base() + E::SHAPE.join_at() + (warp * at_a_time + row % most) * E::SHAPE.dim * 4
 }
 
 /// Where a column of a row is from there. Where eight rows are written at a time, it is moved by the row's number, since rows
@@ -175,7 +173,7 @@ pub fn shift(maximum: f32) -> f32 {
 
 /// Maximum and sum of two parts, and the factors of their outputs.
 #[inline(always)]
-fn join(a: [f32; 2], b: [f32; 2]) -> ([f32; 2], [f32; 2]) {
+pub fn join(a: [f32; 2], b: [f32; 2]) -> ([f32; 2], [f32; 2]) {
     let maximum = fmax(a[0], b[0]);
     let shift = shift(maximum);
     let factors = [ex2(a[0] - shift), ex2(b[0] - shift)];
@@ -275,7 +273,7 @@ pub unsafe fn write_lse(params: &DecodeParams, work: &Work, row: u32, lse: f32) 
 
 /// Number of a tile among all.
 #[inline(always)]
-fn tile_number(params: &DecodeParams, work: &Work) -> u64 {
+pub fn tile_number(params: &DecodeParams, work: &Work) -> u64 {
     (work.batch as u64 * params.heads_kv as u64 + work.head as u64) * params.tiles as u64 + work.tile as u64
 }
 
@@ -316,13 +314,19 @@ impl<O: Quad, const N: usize> Fold<O, N> {
             is
         };
         unsafe {
-            let base = shared::dynamic_base();
-            let thread = thread::thread_idx_x();
+            let base = E::base();
+            let thread = E::thread();
             let apart = !whole;
-            let place = (tile_number(params, work) * params.splits as u64 + split as u64) * params.rows as u64;
+            // A bundle is folded here though others are elsewhere.
+            let bundle = const { E::SHAPE.bundle };
+            let bundled = bundle != 0 && apart && params.bundled != 0;
+            let mask = (1 << bundle) - 1;
+            let (begins, ends) = (bundled && split & mask == 0, last || split & mask == mask);
+            let number = if bundled { split >> bundle } else { split };
+            let place = (tile_number(params, work) * params.splits as u64 + number as u64) * params.rows as u64;
             engine.put_statistics(work.rows);
             engine.put_output(0, work.rows);
-            syncthreads();
+            E::sync();
             if thread < work.rows {
                 let mut maximum = f32::NEG_INFINITY;
                 let mut warp = 0;
@@ -345,7 +349,24 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                     sum = fma(part[1], factor, sum);
                     warp += 1;
                 }
-                if apart && clustered::<E>(params) {
+                if bundled {
+                    let mut total: [f32; 2] = shared::ld(base + Layout::<E>::TOTAL_AT + thread * 8);
+                    if begins {
+                        total = [f32::NEG_INFINITY, 0.0];
+                    }
+                    let (total, factors) = join(total, [maximum, sum]);
+                    shared::st(base + Layout::<E>::TOTAL_AT + thread * 8, total);
+                    shared::st(base + Layout::<E>::FOLD_AT + thread * 8, factors);
+                    if ends {
+                        global::st(
+                            (params.statistics + (place + thread as u64) * 8) as *mut [f32; 2],
+                            total,
+                        );
+                        // Queries are taken: their place says where the row goes.
+                        let row = params.partial + (place + thread as u64) * params.value_dim as u64 * 4;
+                        shared::st(base + Layout::<E>::QUERY_AT + thread * 8, row);
+                    }
+                } else if apart && clustered::<E>(params) {
                     #[cfg(tier = "sm_90a")]
                     super::cluster::put_statistics::<E>(params, split, thread, [maximum, sum]);
                 } else if apart {
@@ -372,7 +393,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                     }
                 }
             }
-            syncthreads();
+            E::sync();
             let threads = const { E::SHAPE.warps * 32 };
             let (at_a_time, turns) = const { (E::SHAPE.join_rows, E::ROWS / E::SHAPE.join_rows) };
             let mut turn = 0;
@@ -381,7 +402,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                 if first < work.rows {
                     if turn > 0 {
                         engine.put_output(turn, work.rows);
-                        syncthreads();
+                        E::sync();
                     }
                     // Four elements at a time, but where registers are few.
                     let width = const { if E::SHAPE.folds { 4 } else { 1 } };
@@ -411,7 +432,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                 }
                                 warp += 1;
                             }
-                            if apart {
+                            if apart && !bundled {
                                 if clustered::<E>(params) {
                                     #[cfg(tier = "sm_90a")]
                                     super::cluster::put_part::<E>(params, split, row, column, piece);
@@ -428,7 +449,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                 let own = (turn as u32 * E::SHAPE.quads() + i) as usize * 4;
                                 let at = base + E::SHAPE.totals_at() + (row * E::SHAPE.dim + column) * 4;
                                 let mut total = [0.0; 4];
-                                if E::SHAPE.folds && !in_registers {
+                                if E::SHAPE.folds && !in_registers && !begins {
                                     total = shared::ld(at);
                                 }
                                 let mut c = 0;
@@ -445,7 +466,12 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                 if E::SHAPE.folds && !in_registers {
                                     shared::st(at, total);
                                 }
-                                if last && column < params.value_dim {
+                                if bundled {
+                                    if ends && column < params.value_dim {
+                                        let to: u64 = shared::ld(base + Layout::<E>::QUERY_AT + row * 8);
+                                        global::st((to + column as u64 * 4) as *mut [f32; 4], total);
+                                    }
+                                } else if last && column < params.value_dim {
                                     let factor: f32 = shared::ld(base + Layout::<E>::FINAL_AT + row * 4);
                                     let to = shared::ld(base + Layout::<E>::OUT_AT + row * 8);
                                     if width == 4 {
@@ -458,7 +484,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                         }
                         i += 1;
                     }
-                    syncthreads();
+                    E::sync();
                 }
                 turn += 1;
             }
@@ -467,109 +493,10 @@ impl<O: Quad, const N: usize> Fold<O, N> {
 }
 
 /// The sum of a piece that is none: its block has written the row's output itself.
-const FOLDED: f32 = -1.0;
-
-/// Pieces whose loads the merging kernel has under way at a time.
-const AHEAD: u32 = 16;
+pub const FOLDED: f32 = -1.0;
 
 /// Whether the blocks of a cluster share a tile.
 #[inline(always)]
 fn clustered<E: Engine>(params: &DecodeParams) -> bool {
     cfg!(tier = "sm_90a") && E::SHAPE.folds && params.cluster > 1
-}
-
-/// The left fold of a row's pieces, whose maximum and sum and `W` elements of the output `load` gives.
-///
-/// # Safety
-/// - `load` may be called for all pieces.
-#[inline(always)]
-pub unsafe fn fold_pieces<const W: usize>(
-    pieces: u32,
-    load: impl Fn(u32) -> ([f32; 2], [f32; W]),
-) -> ([f32; 2], [f32; W]) {
-    let mut total = [f32::NEG_INFINITY, 0.0];
-    let mut out = [0.0; W];
-    let mut first = 0;
-    while first < pieces {
-        let mut parts = [([0.0f32; 2], [0.0f32; W]); AHEAD as usize];
-        let mut u = 0;
-        while u < AHEAD {
-            if first + u < pieces {
-                parts[u as usize] = load(first + u);
-            }
-            u += 1;
-        }
-        u = 0;
-        while u < AHEAD {
-            if first + u < pieces {
-                let (statistics, part) = parts[u as usize];
-                let (joined, factors) = join(total, statistics);
-                total = joined;
-                let mut w = 0;
-                while w < W {
-                    out[w] = fold(out[w], factors, part[w]);
-                    w += 1;
-                }
-            }
-            u += 1;
-        }
-        first += AHEAD;
-    }
-    (total, out)
-}
-
-/// Folds the pieces of rows where they were computed apart: a thread has four neighbouring elements.
-///
-/// # Safety
-/// - The workspace holds what the decode kernel with the same parameters wrote.
-#[inline(always)]
-pub unsafe fn merge<O: Quad>(params: &DecodeParams) {
-    unsafe {
-        let (rows, tiles, heads) = (params.rows, params.tiles, params.heads_kv);
-        let item = thread::block_idx_x() * super::MERGE_THREADS + thread::thread_idx_x();
-        let quads = super::quads_of(params.value_dim);
-        let number = quotient(item, quads);
-        let column = (item - number * quads) * 4;
-        let entry = quotient(number, rows);
-        let pair = quotient(entry, tiles);
-        let batch = quotient(pair, heads);
-        let (row, tile, head) = (number - entry * rows, entry - pair * tiles, pair - batch * heads);
-        // Lengths stand since before the decode kernel began: they need not wait for its end.
-        let some = batch < params.batch;
-        let work = Work::new(params, params.tile_rows, if some { batch } else { 0 }, head, tile);
-        // Every block waits, so that this launch does not end before the one it follows; what follows this one may be
-        // set up, and waits itself.
-        #[cfg(tier = "sm_90a")]
-        {
-            cuda_std::grid_dependency::launch_dependents();
-            cuda_std::grid_dependency::wait();
-        }
-        if !some || row >= work.rows || work.pieces == 1 {
-            return;
-        }
-        let place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
-        if params.whole != 0 {
-            let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
-            if part[1] == FOLDED {
-                return;
-            }
-        }
-        let (total, out) = fold_pieces::<4>(work.pieces, |piece| {
-            let at = place + piece as u64 * rows as u64;
-            let statistics = global::ld((params.statistics + at * 8) as *const [f32; 2]);
-            let at = at * params.value_dim as u64 + column as u64;
-            let mut part = [0.0; 4];
-            if column < params.value_dim {
-                part = global::ld((params.partial + at * 4) as *const [f32; 4]);
-            }
-            (statistics, part)
-        });
-        let (factor, lse) = finished(params, &work, row, total);
-        if column == 0 {
-            write_lse(params, &work, row, lse);
-        }
-        if column < params.value_dim {
-            write_quad::<O>(output_address::<O>(params, &work, row), column, out, factor);
-        }
-    }
 }

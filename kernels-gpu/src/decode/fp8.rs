@@ -185,7 +185,7 @@ impl<E: Query, const DIM: u32, const T: usize, const S: usize> Engine for Fp8<E,
                 x[i] = scores[i / 4][i % 4] + scores[2 + i / 4][i % 4];
                 i += 1;
             }
-            Scoring::score(self.scoring, params, 0, &mut x, first);
+            Scoring::score::<Self>(self.scoring, params, 0, &mut x, first);
             self.seen.weigh(&mut x, params.rows > 8);
             let p = fragment::a_from_accumulator(&x, 0, F16::pack);
             // Matrices: keys 0–7 and 8–15 of a chunk, then of the next.

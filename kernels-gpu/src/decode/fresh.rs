@@ -7,7 +7,7 @@
 //! bits are those of a rotation, an append and an attention one after the other.
 
 use super::{
-    DecodeParams, KEYS, finish,
+    DecodeParams, finish,
     stream::{Engine, SM, Work, opaque},
 };
 use crate::{
@@ -79,7 +79,7 @@ pub fn is_on<E: Engine>(params: &DecodeParams) -> bool {
 /// Where the keys, then the values of this step are in shared memory, in rows of a stage's width.
 #[inline(always)]
 fn rows_at<E: Engine>(params: &DecodeParams) -> u32 {
-    shared::dynamic_base() + E::SHAPE.shared_bytes(params.rows)
+    E::base() + E::SHAPE.shared_bytes(params.rows)
 }
 
 /// What becomes of two quads of a row.
@@ -199,7 +199,7 @@ pub unsafe fn stage<E: Engine, O: Quad>(params: &DecodeParams, work: &Work, begi
         let count = if end > first { end - first } else { 0 };
         let size = size_of::<O>() as u64;
         // Nothing of this is kept from tile to tile.
-        let mut index = opaque(thread::thread_idx_x());
+        let mut index = opaque(E::thread());
         while index < (rows + 2 * count) * items {
             let (line, item) = (index / items, index % items);
             if line < rows {
@@ -258,7 +258,7 @@ pub unsafe fn stage<E: Engine, O: Quad>(params: &DecodeParams, work: &Work, begi
     }
 }
 
-/// Lays the tokens of this step among the 16 keys and values from token `first`, if some are among them; `begin`, `end` and
+/// Lays the tokens of this step among the keys and values of a step from token `first`, if some are among them; `begin`, `end` and
 /// the first of them are those of the segment.
 ///
 /// # Safety
@@ -267,7 +267,12 @@ pub unsafe fn stage<E: Engine, O: Quad>(params: &DecodeParams, work: &Work, begi
 pub unsafe fn lay<E: Engine>(params: &DecodeParams, [begin, end, fresh]: [u32; 3], keys: u32, first: u32) {
     let from = if first > fresh { first } else { fresh };
     let from = if from > begin { from } else { begin };
-    let until = if first + KEYS < end { first + KEYS } else { end };
+    let keys_here = const { E::SHAPE.keys };
+    let until = if first + keys_here < end {
+        first + keys_here
+    } else {
+        end
+    };
     if from >= until {
         return;
     }
@@ -283,7 +288,7 @@ pub unsafe fn lay<E: Engine>(params: &DecodeParams, [begin, end, fresh]: [u32; 3
             let k: [u32; 4] = shared::ld(at);
             shared::st(to, k);
             let v: [u32; 4] = shared::ld(at + params.seq_q * E::SHAPE.row_bytes);
-            shared::st(to + KEYS * E::SHAPE.row_bytes, v);
+            shared::st(to + keys_here * E::SHAPE.row_bytes, v);
         }
         index += 32;
     }

@@ -14,8 +14,9 @@
 //! In a cluster (a lone sequence) each block has an equal share of one tile's pieces.
 
 use super::{
-    DecodeParams, KEYS, MIN_SPLIT,
+    DecodeParams, MIN_SPLIT,
     finish::PLAN_AT,
+    quotient,
     stream::{Engine, Work},
 };
 use cuda_std::{barrier::syncthreads, shared, thread, warp};
@@ -52,13 +53,18 @@ impl Segment {
     /// The first token of warp `warp` in a step.
     #[inline(always)]
     pub fn token<E: Engine>(&self, step: u32, warp: u32) -> u32 {
-        self.start + (step * E::SHAPE.warps + warp) * KEYS
+        self.start + (step * E::SHAPE.warps + warp) * E::SHAPE.keys
     }
 
     /// Whether these are all pieces of the tile, and the block folds them.
     #[inline(always)]
     fn whole<E: Engine>(&self, params: &DecodeParams) -> bool {
-        self.work.pieces == 1 || (self.count == self.work.pieces && E::SHAPE.folds && params.whole != 0)
+        // A block has totals of one bundle only.
+        self.work.pieces == 1
+            || (self.count == self.work.dealt::<E>(params).0
+                && E::SHAPE.folds
+                && params.whole != 0
+                && (E::SHAPE.bundle == 0 || self.work.pieces <= 1 << E::SHAPE.bundle))
     }
 
     /// Puts into shared memory what joining needs; the warp calls this together.
@@ -135,14 +141,14 @@ impl Segment {
 
 /// Where in shared memory the 32 bytes number `index` are: a cursor, or half a segment.
 #[inline(always)]
-pub fn place(index: u32) -> u32 {
-    shared::dynamic_base() + PLAN_AT + 64 + index * 32
+pub fn place<E: Engine>(index: u32) -> u32 {
+    E::base() + PLAN_AT + 64 + index * 32
 }
 
 /// Where warp `warp` keeps what it knows of its loader's segment: 16 bytes.
 #[inline(always)]
-pub fn span(warp: u32) -> u32 {
-    place(16) + warp * 16
+pub fn span<E: Engine>(warp: u32) -> u32 {
+    place::<E>(16) + warp * 16
 }
 
 /// What a piece of `size` tokens costs: its keys, and what its joining takes as long as.
@@ -196,12 +202,18 @@ impl Cursor {
                     return None;
                 }
                 let work = Work::new(params, E::SHAPE.rows, self.batch, self.head, self.tile);
-                let piece = self.piece;
-                let mut count = work.pieces - piece;
-                if params.fold != 0 {
+                let (pieces, size) = work.dealt::<E>(params);
+                let mut piece = self.piece;
+                let mut count = pieces - piece;
+                if E::SHAPE.groups > 1 {
+                    let (groups, group) = (const { E::SHAPE.groups }, E::group());
+                    piece = pieces * group / groups;
+                    count = pieces * (group + 1) / groups - piece;
+                    self.left = 0;
+                } else if params.fold != 0 {
                     self.left = 0;
                 } else {
-                    let unit = unit(work.size);
+                    let unit = unit(size);
                     if count as i64 * unit as i64 > self.left {
                         // Below 128 pieces' cost.
                         core::hint::assert_unchecked(unit != 0);
@@ -210,7 +222,7 @@ impl Cursor {
                     self.left -= count as i64 * unit as i64;
                 }
                 self.piece += count;
-                if self.piece == work.pieces {
+                if self.piece == pieces {
                     self.piece = 0;
                     self.head += params.side;
                     if self.head >= params.heads_kv {
@@ -226,16 +238,16 @@ impl Cursor {
                 if count == 0 {
                     continue;
                 }
-                let (low, size) = (work.low & !(work.size - 1), work.size);
+                let low = work.low & !(work.size - 1);
                 let first = low + piece * size;
                 let begin = if first > work.low { first } else { work.low };
                 // No sum here wraps: pieces that are not the last end below `high`.
-                let end = if piece + count == work.pieces {
+                let end = if piece + count == pieces {
                     work.high
                 } else {
                     first + count * size
                 };
-                let block_keys = const { E::SHAPE.warps * KEYS };
+                let block_keys = const { E::SHAPE.warps * E::SHAPE.keys };
                 let start = begin & !(block_keys - 1);
                 return Some(Segment {
                     work,
@@ -254,6 +266,26 @@ impl Cursor {
     }
 }
 
+/// Sequence, head and tile of a block that has a tile for itself.
+#[inline(always)]
+fn place_of_block(params: &DecodeParams) -> (u32, u32, u32) {
+    let rest = quotient(thread::block_idx_x(), params.heads_kv);
+    let head = thread::block_idx_x() - rest * params.heads_kv;
+    let batch = quotient(rest, params.tiles);
+    (batch, head, rest - batch * params.tiles)
+}
+
+/// The tile of such a block.
+///
+/// # Safety
+/// - `params` are those of the launch.
+#[inline(always)]
+pub unsafe fn tile_of_block<E: Engine>(params: &DecodeParams) -> Work {
+    let (batch, head, tile) = place_of_block(params);
+    // SAFETY: forwarded to the caller.
+    unsafe { Work::new(params, E::SHAPE.rows, batch, head, tile) }
+}
+
 /// Where this block's part begins; nothing when it has none.
 ///
 /// # Safety
@@ -265,12 +297,12 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
         core::hint::assert_unchecked(heads != 0);
         core::hint::assert_unchecked(tiles != 0);
         let block = thread::block_idx_x();
-        if params.fold != 0 {
+        if E::SHAPE.groups > 1 || params.fold != 0 {
             // Neighbouring blocks read the heads of the same tokens, which lie together.
-            let (rest, head) = (block / heads, block % heads);
+            let (batch, head, tile) = place_of_block(params);
             return Some(Cursor {
-                batch: rest / tiles,
-                tile: rest % tiles,
+                batch,
+                tile,
                 head,
                 piece: 0,
                 left: 1,
@@ -279,23 +311,20 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
         #[cfg(tier = "sm_90a")]
         if super::cluster::is_on::<E>(params) {
             let work = super::cluster::work::<E>(params);
-            let share = super::cluster::share(params, work.pieces);
+            let (pieces, size) = work.dealt::<E>(params);
+            let share = super::cluster::share(params, pieces);
             let piece = share * thread::cluster_block_rank();
-            let behind = if piece + share < work.pieces {
-                piece + share
-            } else {
-                work.pieces
-            };
+            let behind = if piece + share < pieces { piece + share } else { pieces };
             return Some(Cursor {
                 batch: work.batch,
                 tile: work.tile,
                 head: work.head,
                 piece,
                 // One tile, and nothing of the next.
-                left: (behind as i64 - piece as i64) * unit(work.size) as i64,
+                left: (behind as i64 - piece as i64) * unit(size) as i64,
             });
         }
-        let at = shared::dynamic_base() + PLAN_AT;
+        let at = E::base() + PLAN_AT;
         let threads = const { E::SHAPE.warps * 32 };
         // Blocks that follow each other have the same part of neighbouring heads.
         let side = params.side;
@@ -307,9 +336,10 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
         let each = (entries + threads - 1) / threads;
         let first = index * each;
         let behind = if first + each < entries { first + each } else { entries };
-        let cost = |entry: u32| -> (u64, Work) {
+        let cost = |entry: u32| -> (u64, u32) {
             let work = Work::new(params, E::SHAPE.rows, entry / tiles, 0, entry % tiles);
-            (work.pieces as u64 * unit(work.size) as u64, work)
+            let (pieces, size) = work.dealt::<E>(params);
+            (pieces as u64 * unit(size) as u64, size)
         };
         let mut own = 0;
         let mut entry = first;
@@ -352,10 +382,10 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
             // This thread's stretch has the first piece at or behind `begin`, or the end of the tile before it.
             let mut rest = begin - before;
             entry = first;
-            let (all, work) = loop {
-                let (all, work) = cost(entry);
+            let (all, size) = loop {
+                let (all, size) = cost(entry);
                 if rest < all * heads as u64 {
-                    break (all, work);
+                    break (all, size);
                 }
                 rest -= all * heads as u64;
                 entry += 1;
@@ -363,7 +393,7 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
             core::hint::assert_unchecked(all != 0);
             let head = (rest / all) as u32;
             // Below 128 pieces' cost.
-            let (rest, unit) = ((rest - head as u64 * all) as u32, unit(work.size));
+            let (rest, unit) = ((rest - head as u64 * all) as u32, unit(size));
             core::hint::assert_unchecked(unit != 0);
             let piece = (rest + unit - 1) / unit;
             let left = part as i64 - (piece as i64 * unit as i64 - rest as i64);

@@ -93,7 +93,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
             let mut shrinks = [0.0f32; HALF];
             let mut r = 0;
             while r < HALF {
-                let bounds = finish::row(half * HALF as u32 + r as u32);
+                let bounds = finish::row::<Self>(half * HALF as u32 + r as u32);
                 let y = finished(x[r] * scoring.scale, scoring.cap, params, &bounds, token);
                 let maximum = fmax(self.maximum[r], warp::reduce_max::<16>(y));
                 let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };

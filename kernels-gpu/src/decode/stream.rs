@@ -1,12 +1,13 @@
 //! A block's way through its keys, whatever computes with them.
 
 use super::{
-    DecodeParams, KEYS, Shape, UNBOUNDED, finish,
+    DecodeParams, Shape, UNBOUNDED, finish,
     fresh::{self, Quad},
+    load::{Loader, wait},
+    merge,
     plan::{self, Cursor, Segment},
     split_tokens,
 };
-use crate::paging::Place;
 use cuda_std::{
     barrier::{syncthreads, syncwarp},
     global, shared, thread, warp,
@@ -127,6 +128,17 @@ impl Work {
         }
     }
 
+    /// What is dealt out: pieces, or bundles of them, and the tokens of one.
+    #[inline(always)]
+    pub fn dealt<E: Engine>(&self, params: &DecodeParams) -> (u32, u32) {
+        let bundle = const { E::SHAPE.bundle };
+        if bundle != 0 && params.bundled != 0 {
+            ((self.pieces + (1 << bundle) - 1) >> bundle, self.size << bundle)
+        } else {
+            (self.pieces, self.size)
+        }
+    }
+
     /// Row `row` of the tile.
     ///
     /// # Safety
@@ -197,6 +209,64 @@ pub trait Engine: Sized {
     const CACHE_BYTES: u32;
     /// Most rows of a tile in use.
     const ROWS: u32 = Self::SHAPE.rows;
+    /// This thread's group of warps.
+    #[inline(always)]
+    fn group() -> u32 {
+        if Self::SHAPE.groups > 1 {
+            // Nobody has a register for it.
+            opaque(thread::thread_idx_x()) / const { Self::SHAPE.warps * 32 }
+        } else {
+            0
+        }
+    }
+
+    /// This thread's number in its group.
+    #[inline(always)]
+    fn thread() -> u32 {
+        if Self::SHAPE.groups > 1 {
+            thread::thread_idx_x() % (Self::SHAPE.warps * 32)
+        } else {
+            thread::thread_idx_x()
+        }
+    }
+
+    /// This warp's number in its group.
+    ///
+    /// # Safety
+    /// - The warp calls this together.
+    #[inline(always)]
+    unsafe fn warp() -> u32 {
+        // SAFETY: forwarded to the caller.
+        let warp = unsafe { thread::uniform_warp_idx() };
+        if Self::SHAPE.groups > 1 {
+            warp % Self::SHAPE.warps
+        } else {
+            warp
+        }
+    }
+
+    /// Where the group's shared memory begins.
+    #[inline(always)]
+    fn base() -> u32 {
+        shared::dynamic_base() + Self::group() * const { Self::SHAPE.group_bytes() }
+    }
+
+    /// A barrier of the group.
+    ///
+    /// # Safety
+    /// - All threads of the group call this together.
+    #[inline(always)]
+    unsafe fn sync() {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if Self::SHAPE.groups > 1 {
+                cuda_std::barrier::sync(1 + Self::group(), Self::SHAPE.warps * 32);
+            } else {
+                syncthreads();
+            }
+        }
+    }
+
     /// What a row's 16-byte chunks are permuted by: their number is XORed with this for key number `key`.
     #[inline(always)]
     fn swizzle(key: u32) -> u32 {
@@ -223,10 +293,10 @@ pub trait Engine: Sized {
     /// - All threads of the block call this together, behind the barrier.
     unsafe fn new(params: &DecodeParams, work: &Work, staged: bool) -> Self;
 
-    /// Attends to 16 keys from token `first`.
+    /// Attends to the keys of a step from token `first`.
     ///
     /// # Safety
-    /// - The warp calls this together; `keys` and `values` are shared addresses of 16 rows each.
+    /// - The warp calls this together; `keys` and `values` are shared addresses of as many rows each.
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32);
 
     /// Writes maximum and sum of the rows in use for [`finish`].
@@ -245,213 +315,12 @@ pub trait Engine: Sized {
     fn clear(&mut self);
 }
 
-/// A warp's supply of keys and values: the steps of all the block's segments, ahead of what computes with them.
-struct Loader<'a> {
-    params: &'a DecodeParams,
-    /// Sequence and head of the segment.
-    batch: u32,
-    head: u32,
-    /// This lane's token of the step that is looked up.
-    token: u32,
-    /// First token of the segment, and one past its last.
-    begin: u32,
-    end: u32,
-    /// Steps of the segment that are not loaded; 0 when there is no segment more.
-    steps: u32,
-    /// Where this lane's key of that step lies. Its page is on its way from memory: nothing is computed from it before
-    /// it is needed.
-    next: Place,
-}
-
-impl Loader<'_> {
-    /// Goes to the next segment that has steps, if there is one.
-    #[inline(always)]
-    unsafe fn advance<E: Engine>(&mut self) {
-        unsafe {
-            let warp = thread::uniform_warp_idx();
-            let at = plan::place(warp);
-            let mut cursor = Cursor::load(at);
-            // All lanes have read it.
-            syncwarp(warp::FULL);
-            while self.steps == 0 {
-                let Some(segment) = cursor.next::<E>(self.params) else {
-                    break;
-                };
-                self.batch = segment.work.batch;
-                self.head = segment.work.head;
-                self.token = segment.token::<E>(0, warp) + thread::lane_id() % KEYS;
-                self.begin = segment.begin;
-                self.end = segment.end;
-                // What this step appends is not read from the cache.
-                if fresh::is_on::<E>(self.params) && segment.work.fresh < self.end {
-                    self.end = segment.work.fresh;
-                }
-                self.steps = segment.steps;
-            }
-            cursor.save(at);
-            if !(E::SHAPE.folds && SM != 75) && thread::lane_id() == 0 {
-                shared::st(plan::span(warp), [self.batch, self.head, self.begin, self.end]);
-            }
-            syncwarp(warp::FULL);
-        }
-    }
-
-    /// Sequence, head, first token and one past the last of the segment: from shared memory where registers are few.
-    #[inline(always)]
-    unsafe fn span<E: Engine>(&self) -> [u32; 4] {
-        if E::SHAPE.folds && SM != 75 {
-            [self.batch, self.head, self.begin, self.end]
-        } else {
-            // SAFETY: the warp has put it there.
-            unsafe { shared::ld(plan::span(opaque(thread::thread_idx_x()) / 32)) }
-        }
-    }
-
-    /// Looks up the keys of the next step.
-    #[inline(always)]
-    unsafe fn look_up<E: Engine>(&mut self) {
-        self.next = Place::NONE;
-        // SAFETY: of the segment.
-        let [batch, _, begin, end] = unsafe { self.span::<E>() };
-        if self.token >= begin && self.token < end {
-            // SAFETY: the sequence has that token.
-            self.next = unsafe { self.params.paging.place(batch, self.token) };
-        }
-    }
-
-    /// Starts the copies of the step that was looked up into the stage at `stage`, and looks up the next. Copies nothing the
-    /// first time.
-    #[inline(always)]
-    unsafe fn load<E: Engine>(&mut self, stage: u32) {
-        unsafe {
-            let params = self.params;
-            if self.steps != 0 {
-                let chunks = const { E::SHAPE.row_bytes / 16 };
-                let lane = if E::SHAPE.folds && SM != 75 {
-                    thread::lane_id()
-                } else {
-                    opaque(thread::lane_id())
-                };
-                // This lane's chunk of the keys that a turn of all lanes copies, and which of those keys.
-                let (chunk, key) = (lane % chunks, lane / chunks);
-                let to = key * E::SHAPE.row_bytes + (chunk ^ E::swizzle(key)) * 16;
-                // Lanes of the lower half say where their token's key is, the others where its value is.
-                let steps = if thread::lane_id() < KEYS {
-                    &params.k_steps
-                } else {
-                    &params.v_steps
-                };
-                let place = self.next;
-                let slot = if E::SHAPE.folds && SM != 75 {
-                    place.slot
-                } else {
-                    params.paging.slot(self.token)
-                };
-                let own = if place.exists() {
-                    place.page * steps[0] + slot * steps[1]
-                } else {
-                    NOWHERE
-                };
-                let (k_bytes, v_bytes) = (params.head_dim * E::CACHE_BYTES, params.value_dim * E::CACHE_BYTES);
-                let turns = const { KEYS * E::SHAPE.row_bytes / 512 };
-                let copy_turn = |turn: u32, all: bool| {
-                    let live = |own: u32| all || own != NOWHERE;
-                    let (first_key, first_chunk) = (turn * 32 / chunks, turn * 32 % chunks);
-                    let [_, head, ..] = self.span::<E>();
-                    let k_from = params.k + (head * params.k_steps[2] + chunk) as u64 * 16;
-                    let v_from = params.v + (head * params.v_steps[2] + chunk) as u64 * 16;
-                    let k_own = warp::shfl_idx(own, first_key + key);
-                    let v_own = warp::shfl_idx(own, first_key + key + KEYS);
-                    // What is not there is zero: nothing of the cache is read for it.
-                    let at = (first_chunk + chunk) * 16;
-                    let (k_live, v_live) = (at < k_bytes && live(k_own), at < v_bytes && live(v_own));
-                    // Nobody looks where it lies then.
-                    let k_from = k_from + (k_own + first_chunk) as u64 * 16;
-                    let v_from = v_from + (v_own + first_chunk) as u64 * 16;
-                    let to =
-                        stage + (to ^ (E::swizzle(first_key) * 16)) + first_key * E::SHAPE.row_bytes + first_chunk * 16;
-                    copy(to, k_from, k_live);
-                    copy(to + KEYS * E::SHAPE.row_bytes, v_from, v_live);
-                };
-                let at_once = const {
-                    let turns = KEYS * E::SHAPE.row_bytes / 512;
-                    // Turing's copies pass through registers.
-                    let most = if SM == 75 { 1 } else { 4 };
-                    if turns < most { turns } else { most }
-                };
-                let mut turn = 0;
-                // Four at a time, so that their shuffles overlap; but no more addresses than there are registers for.
-                let turns = opaque(turns);
-                if E::SHAPE.folds && SM != 75 && warp::vote_all(warp::FULL, own != NOWHERE) {
-                    while turn < turns {
-                        let mut u = 0;
-                        while u < at_once {
-                            copy_turn(turn + u, true);
-                            u += 1;
-                        }
-                        turn += at_once;
-                    }
-                } else {
-                    while turn < turns {
-                        copy_turn(turn, false);
-                        turn += 1;
-                    }
-                }
-                self.token += const { E::SHAPE.warps * KEYS };
-                self.steps -= 1;
-            }
-            #[cfg(not(tier = "sm_75"))]
-            cuda_std::cp_async::commit_group();
-            if self.steps == 0 {
-                self.advance::<E>();
-            }
-            self.look_up::<E>();
-        }
-    }
-}
-
-/// No place in the cache.
-const NOWHERE: u32 = u32::MAX;
-
 /// The same number, without the compiler's knowing it.
 #[inline(always)]
 pub fn opaque(mut value: u32) -> u32 {
     // SAFETY: an empty instruction.
     unsafe { core::arch::asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
     value
-}
-
-/// Starts the copy of 16 bytes, or of 16 zeros.
-#[inline(always)]
-unsafe fn copy(to: u32, from: u64, live: bool) {
-    unsafe {
-        #[cfg(not(tier = "sm_75"))]
-        cuda_std::cp_async::copy_16(to, from as *const u8, if live { 16 } else { 0 });
-        #[cfg(tier = "sm_75")]
-        {
-            let mut bits = [0u32; 4];
-            if live {
-                bits = global::ld(from as *const [u32; 4]);
-            }
-            shared::st(to, bits);
-        }
-    }
-}
-
-/// Waits until all but the newest `STAGES − 1` steps have arrived.
-#[inline(always)]
-unsafe fn wait<E: Engine>() {
-    #[cfg(not(tier = "sm_75"))]
-    unsafe {
-        use cuda_std::cp_async::wait_group;
-        match E::SHAPE.stages {
-            1 => wait_group::<0>(),
-            2 => wait_group::<1>(),
-            3 => wait_group::<2>(),
-            4 => wait_group::<3>(),
-            _ => wait_group::<4>(),
-        }
-    }
 }
 
 /// A decode kernel: a block attends all its segments; see [`plan`].
@@ -473,24 +342,15 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
         let Some(cursor) = plan::begin::<E>(params) else {
             return;
         };
-        let warp = thread::uniform_warp_idx();
+        let warp = E::warp();
         // What is seldom needed stands in shared memory, a copy a warp: the registers are for keys on their way.
-        let own_cursor = || plan::place(4 + opaque(thread::thread_idx_x()) / 32);
-        let own_work = || plan::place(8 + opaque(thread::thread_idx_x()) / 32 * 2);
-        cursor.save(plan::place(warp));
+        let own_cursor = || plan::place::<E>(4 + opaque(E::thread()) / 32);
+        let own_work = || plan::place::<E>(8 + opaque(E::thread()) / 32 * 2);
+        cursor.save(plan::place::<E>(warp));
         cursor.save(own_cursor());
         syncwarp(warp::FULL);
-        let mut loader = Loader {
-            params,
-            batch: 0,
-            head: 0,
-            token: 0,
-            begin: 0,
-            end: 0,
-            steps: 0,
-            next: Place::NONE,
-        };
-        let ring = shared::dynamic_base() + E::SHAPE.stages_at() + warp * E::SHAPE.stages * E::SHAPE.stage_bytes();
+        let mut loader = Loader::new(params);
+        let ring = E::base() + E::SHAPE.stages_at() + warp * E::SHAPE.stages * E::SHAPE.stage_bytes();
         // The stage that is read next, the one that is filled next, and the loads before the first wait: one that only
         // looks up, and one a stage. They stand once in the code, since a lone sequence waits for every instruction to be
         // fetched; but apart where registers are few.
@@ -504,7 +364,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
         }
         #[cfg(tier = "sm_90a")]
         let mut alone = super::cluster::is_on::<E>(params);
-        let block_keys = const { E::SHAPE.warps * KEYS };
+        let block_keys = const { E::SHAPE.warps * E::SHAPE.keys };
         loop {
             let mut cursor = Cursor::load(own_cursor());
             syncwarp(warp::FULL);
@@ -522,21 +382,21 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
             let prepare = || {
                 let (work, _) = Segment::load(own_work());
                 finish::begin::<E, O>(params, &work);
-                syncthreads();
+                E::sync();
                 let staged = fresh::is_on::<E>(params);
                 if staged {
                     // The join of the tile before is behind a barrier, and so must be the next one.
                     let [begin, end, first] = Segment::tokens(own_work());
                     let work = Work { fresh: first, ..work };
                     fresh::stage::<E, O>(params, &work, begin, end);
-                    syncthreads();
+                    E::sync();
                 } else if E::SHAPE.query_bytes != 0 {
                     E::stage_queries(params);
-                    syncthreads();
+                    E::sync();
                 }
                 let engine = E::new(params, &work, staged);
                 if staged && E::SHAPE.query_bytes == 0 {
-                    syncthreads();
+                    E::sync();
                 }
                 Some(engine)
             };
@@ -581,7 +441,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                     if fresh::is_on::<E>(params) && steps <= 2 {
                         fresh::lay::<E>(params, Segment::tokens(own_work()), keys, first);
                     }
-                    engine.step(params, keys, keys + KEYS * E::SHAPE.row_bytes, first as i32);
+                    engine.step(params, keys, keys + E::SHAPE.keys * E::SHAPE.row_bytes, first as i32);
                     syncwarp(warp::FULL);
                     read = if read + 1 == E::SHAPE.stages { 0 } else { read + 1 };
                     steps -= 1;
@@ -597,7 +457,7 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                 if boundary {
                     if E::SHAPE.stages == 1 {
                         // Joining reuses the stages: all warps are done with them.
-                        syncthreads();
+                        E::sync();
                     }
                     let last = steps == 0;
                     let (work, whole) = Segment::load(own_work());
@@ -614,6 +474,9 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                     }
                 }
             }
+        }
+        if E::SHAPE.groups > 1 {
+            merge::merge_groups::<E, O>(params);
         }
         #[cfg(tier = "sm_90a")]
         if super::cluster::is_on::<E>(params) {

@@ -138,20 +138,20 @@ impl Scoring {
     /// # Safety
     /// - The warp calls this together, behind [`finish::begin`] and a barrier.
     #[inline(always)]
-    pub unsafe fn score(both: [Scoring; 2], params: &DecodeParams, row: u32, x: &mut [f32; 8], first: i32) {
+    pub unsafe fn score<E: Engine>(both: [Scoring; 2], params: &DecodeParams, row: u32, x: &mut [f32; 8], first: i32) {
         let mut i = 0;
         while i < 8 {
             x[i] *= both[i / 2 % 2].scale;
             i += 1;
         }
         // SAFETY: forwarded to the caller.
-        if unsafe { finish::is_inner(first) } {
+        if unsafe { finish::is_inner::<E>(first, KEYS) } {
             return;
         }
         let lane = thread::lane_id();
         // Nobody has registers for what the rows see, kept from step to step.
         // SAFETY: as above.
-        let rows = unsafe { [finish::row(row + lane / 4), finish::row(row + lane / 4 + 8)] };
+        let rows = unsafe { [finish::row::<E>(row + lane / 4), finish::row::<E>(row + lane / 4 + 8)] };
         let cap = both[0].cap;
         i = 0;
         while i < 8 {
@@ -206,7 +206,7 @@ pub fn queries_at<E: Engine>() -> u32 {
     } else {
         E::SHAPE.header()
     };
-    shared::dynamic_base() + at
+    E::base() + at
 }
 
 /// Where the first chunk of a staged query of 16-bit elements is; another one is an XOR with 16 times its number away. A row
@@ -330,7 +330,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
                 x[i] = scores[i / 4][i % 4] + scores[2 + i / 4][i % 4];
                 i += 1;
             }
-            Scoring::score([self.scoring; 2], params, 0, &mut x, first);
+            Scoring::score::<Self>([self.scoring; 2], params, 0, &mut x, first);
             self.seen.weigh(&mut x, params.rows > 8);
             let p = fragment::a_from_accumulator(&x, 0, E::pack);
             let mut t = 0;
@@ -438,31 +438,31 @@ kernels! {
 }
 
 cuda_std::kernel! {
-    /// Folds pieces; see [`finish::merge`].
+    /// Folds pieces; see [`super::merge::merge`].
     ///
     /// # Safety
     /// - As for the decode kernels; the workspace holds what one of them wrote.
     #[launch(threads = super::MERGE_THREADS, barriers = 0)]
     pub fn decode_merge_f16(params: DecodeParams) {
-        finish::merge::<F16>(&params)
+        super::merge::merge::<F16>(&params)
     }
 
-    /// Folds pieces; see [`finish::merge`].
+    /// Folds pieces; see [`super::merge::merge`].
     ///
     /// # Safety
     /// - As for the decode kernels; the workspace holds what one of them wrote.
     #[launch(threads = super::MERGE_THREADS, barriers = 0)]
     #[cfg(not(tier = "sm_75"))]
     pub fn decode_merge_bf16(params: DecodeParams) {
-        finish::merge::<Bf16>(&params)
+        super::merge::merge::<Bf16>(&params)
     }
 
-    /// Folds pieces; see [`finish::merge`].
+    /// Folds pieces; see [`super::merge::merge`].
     ///
     /// # Safety
     /// - As for the decode kernels; the workspace holds what one of them wrote.
     #[launch(threads = super::MERGE_THREADS, barriers = 0)]
     pub fn decode_merge_f32(params: DecodeParams) {
-        finish::merge::<f32>(&params)
+        super::merge::merge::<f32>(&params)
     }
 }

@@ -89,7 +89,7 @@ impl<E: Mma, const DIM: u32, const T: usize> Engine for Wide<E, DIM, T> {
             while half < HALVES {
                 let [a, b] = scores[half];
                 let mut x = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]];
-                Scoring::score([self.scoring; 2], params, half as u32 * 16, &mut x, first);
+                Scoring::score::<Self>([self.scoring; 2], params, half as u32 * 16, &mut x, first);
                 self.seen[half].weigh(&mut x, true);
                 weights[half] = fragment::a_from_accumulator(&x, 0, E::pack);
                 half += 1;

@@ -77,8 +77,8 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
             scale: params.scale,
             cap: 0.0,
         };
-        let mut engine = Few::<E, DIM, S, 2>::of([[0; 2]; S], [scoring; 2]);
-        let own_row = Few::<E, DIM, S, 2>::query();
+        let mut engine = Few::<E, DIM, S, 2, 0>::of([[0; 2]; S], [scoring; 2]);
+        let own_row = Few::<E, DIM, S, 2, 0>::query();
         // One past the last key that a row sees; rows that are none see nothing.
         let end_of = |row: u32| {
             let mut end = length as i32;
@@ -202,7 +202,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
                         i += 1;
                     }
                 }
-                engine.attend(x, values, thread::lane_id());
+                engine.attend([x], values, thread::lane_id());
                 syncwarp(warp::FULL);
                 let next = step + DIRECT_STAGES;
                 if next < steps {

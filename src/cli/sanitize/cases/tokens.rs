@@ -276,6 +276,40 @@ fn decodes() -> Vec<Case> {
             ));
         }
     }
+    for (dtype, cache) in [(F16, F16), (BF16, BF16), (F16, DType::E4M3), (BF16, DType::E4M3)] {
+        // A tile for each multiprocessor has kernels of its own.
+        for tokens in [1, 2] {
+            cases.push(case(
+                "decode",
+                format!("{tokens} tokens of a tile for each multiprocessor over {cache}, {dtype}"),
+                move |bed| {
+                    let batch = u64::from(bed.device().properties().multiprocessors / 2);
+                    let shape = [batch, 520, 2, 128];
+                    let floats = |dtype| match dtype {
+                        DType::E4M3 => bed.bits(dtype, &shape),
+                        _ => bed.floats(dtype, &shape),
+                    };
+                    let (k, v) = (floats(cache)?, floats(cache)?);
+                    let (q, new) = (
+                        bed.floats(dtype, &[batch, tokens, 4, 128])?,
+                        bed.floats(dtype, &[batch, tokens, 2, 128])?,
+                    );
+                    let before: Vec<i32> = (0..batch).map(|i| [500, 60, 255][i as usize % 3]).collect();
+                    let lengths = bed.integers(&before, &[batch])?;
+                    let options = DecodeOptions {
+                        causal: true,
+                        window_left: Some(510),
+                        ..DecodeOptions::default()
+                    };
+                    let result = decode(&q, CacheView::contiguous(&k, &v), &lengths)
+                        .append(&new, &new)
+                        .options(options)
+                        .run()?;
+                    Ok(vec![result.out, result.lse, k, v])
+                },
+            ));
+        }
+    }
     for dtype in FLOATS {
         for dim in [64, 128, 256] {
             // Tiles of at most 8, 16 and 32 rows.

@@ -1,0 +1,169 @@
+//! Folding the pieces of a tile that were attended apart, in their order.
+
+use super::{
+    DecodeParams,
+    finish::{FOLDED, finished, fold, join, output_address, tile_number, write_lse, write_quad},
+    fresh::Quad,
+    quotient,
+    stream::{Engine, Work},
+};
+use cuda_std::{barrier::syncthreads, global, thread};
+
+/// Pieces whose loads the merging kernel has under way at a time.
+const AHEAD: u32 = 16;
+
+/// The fold of a row's pieces, whose maximum and sum and `W` elements of the output `load` gives: a left fold over bundles of
+/// `1 << bundle` pieces, each a left fold.
+///
+/// # Safety
+/// - `load` may be called for all pieces.
+#[inline(always)]
+pub unsafe fn fold_pieces<const W: usize>(
+    pieces: u32,
+    bundle: u32,
+    load: impl Fn(u32) -> ([f32; 2], [f32; W]),
+) -> ([f32; 2], [f32; W]) {
+    let mut total = [f32::NEG_INFINITY, 0.0];
+    let mut out = [0.0; W];
+    // What comes before the bundle.
+    let (mut before, mut out_before) = (total, out);
+    let mut first = 0;
+    while first < pieces {
+        let mut parts = [([0.0f32; 2], [0.0f32; W]); AHEAD as usize];
+        let mut u = 0;
+        while u < AHEAD {
+            if first + u < pieces {
+                parts[u as usize] = load(first + u);
+            }
+            u += 1;
+        }
+        u = 0;
+        while u < AHEAD {
+            if first + u < pieces {
+                let (statistics, part) = parts[u as usize];
+                let (joined, factors) = join(total, statistics);
+                total = joined;
+                let mut w = 0;
+                while w < W {
+                    out[w] = fold(out[w], factors, part[w]);
+                    w += 1;
+                }
+                if bundle != 0 && (first + u + 1 == pieces || (first + u + 1) & ((1 << bundle) - 1) == 0) {
+                    let (joined, factors) = join(before, total);
+                    before = joined;
+                    w = 0;
+                    while w < W {
+                        out_before[w] = fold(out_before[w], factors, out[w]);
+                        w += 1;
+                    }
+                    (total, out) = ([f32::NEG_INFINITY, 0.0], [0.0; W]);
+                }
+            }
+            u += 1;
+        }
+        first += AHEAD;
+    }
+    if bundle != 0 {
+        (before, out_before)
+    } else {
+        (total, out)
+    }
+}
+
+/// Folds the pieces of a tile that the groups of this block have attended.
+///
+/// # Safety
+/// - All threads of the block call this together, behind the last piece of each; the workspace is theirs.
+#[inline(always)]
+pub unsafe fn merge_groups<E: Engine, O: Quad>(params: &DecodeParams) {
+    unsafe {
+        syncthreads();
+        let work = super::plan::tile_of_block::<E>(params);
+        if work.pieces == 1 {
+            return;
+        }
+        let quads = const { E::SHAPE.dim / 4 };
+        let mut item = thread::thread_idx_x();
+        while item < work.rows * quads {
+            let (row, column) = (item / quads, item % quads * 4);
+            let place = tile_number(params, &work) * params.splits as u64 * params.rows as u64 + row as u64;
+            let (total, out) = fold_pieces::<4>(work.pieces, 0, |piece| load_part(params, place, piece, column));
+            let (factor, lse) = finished(params, &work, row, total);
+            if column == 0 {
+                write_lse(params, &work, row, lse);
+            }
+            if column < params.value_dim {
+                write_quad::<O>(output_address::<O>(params, &work, row), column, out, factor);
+            }
+            item += const { E::SHAPE.groups * E::SHAPE.warps * 32 };
+        }
+    }
+}
+
+/// Maximum and sum of a piece of the row whose first piece is number `place`, and four of its elements.
+#[inline(always)]
+unsafe fn load_part(params: &DecodeParams, place: u64, piece: u32, column: u32) -> ([f32; 2], [f32; 4]) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let at = place + piece as u64 * params.rows as u64;
+        let statistics = global::ld((params.statistics + at * 8) as *const [f32; 2]);
+        let at = at * params.value_dim as u64 + column as u64;
+        let mut part = [0.0; 4];
+        if column < params.value_dim {
+            part = global::ld((params.partial + at * 4) as *const [f32; 4]);
+        }
+        (statistics, part)
+    }
+}
+
+/// Folds the pieces of rows where they were computed apart: a thread has four neighbouring elements.
+///
+/// # Safety
+/// - The workspace holds what the decode kernel with the same parameters wrote.
+#[inline(always)]
+pub unsafe fn merge<O: Quad>(params: &DecodeParams) {
+    unsafe {
+        let (rows, tiles, heads) = (params.rows, params.tiles, params.heads_kv);
+        let item = thread::block_idx_x() * super::MERGE_THREADS + thread::thread_idx_x();
+        let quads = super::quads_of(params.value_dim);
+        let number = quotient(item, quads);
+        let column = (item - number * quads) * 4;
+        let entry = quotient(number, rows);
+        let pair = quotient(entry, tiles);
+        let batch = quotient(pair, heads);
+        let (row, tile, head) = (number - entry * rows, entry - pair * tiles, pair - batch * heads);
+        // Lengths stand since before the decode kernel began: they need not wait for its end.
+        let some = batch < params.batch;
+        let work = Work::new(params, params.tile_rows, if some { batch } else { 0 }, head, tile);
+        // Every block waits, so that this launch does not end before the one it follows; what follows this one may be
+        // set up, and waits itself.
+        #[cfg(tier = "sm_90a")]
+        {
+            cuda_std::grid_dependency::launch_dependents();
+            cuda_std::grid_dependency::wait();
+        }
+        if !some || row >= work.rows || work.pieces == 1 {
+            return;
+        }
+        let place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
+        if params.whole != 0 {
+            let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
+            if part[1] == FOLDED {
+                return;
+            }
+        }
+        let (pieces, bundle) = if params.bundled != 0 {
+            ((work.pieces + (1 << params.bundle) - 1) >> params.bundle, 0)
+        } else {
+            (work.pieces, params.bundle)
+        };
+        let (total, out) = fold_pieces::<4>(pieces, bundle, |piece| load_part(params, place, piece, column));
+        let (factor, lse) = finished(params, &work, row, total);
+        if column == 0 {
+            write_lse(params, &work, row, lse);
+        }
+        if column < params.value_dim {
+            write_quad::<O>(output_address::<O>(params, &work, row), column, out, factor);
+        }
+    }
+}
