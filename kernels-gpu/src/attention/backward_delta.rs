@@ -25,6 +25,11 @@ unsafe fn delta<E: Element, const LANES: u32, const STAGED: bool>(params: &Backw
     let forward = &params.attention;
     let thread = thread::thread_idx_x();
     let rows = DELTA_THREADS / LANES;
+    #[cfg(tier = "sm_90a")]
+    // SAFETY: the kernel of all gradients waits before it reads what this one writes.
+    unsafe {
+        cuda_std::grid_dependency::launch_dependents();
+    }
     // SAFETY: `params` are those of the launch; all lanes meet the shuffles.
     unsafe {
         let tile = Tile::at(thread::block_idx_x(), forward, rows * DELTA_ROWS);

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::pipeline::{Cursor, OneThread, Participants, Ring, Warps, ring_bytes};
 use cuda_std::{
-    barrier, kernel,
+    barrier, grid_dependency, kernel,
     launch::ParamAddress,
     mbarrier, register,
     shared::dynamic_base,
@@ -202,6 +202,9 @@ unsafe fn backward<E: Half, const S: usize, const O: usize, const STAGES: u32, c
             mbarrier::fence_init();
         }
         barrier::syncthreads();
+        grid_dependency::wait();
+        // The kernel that rounds dQ finds cleared counters, and may take the multiprocessors of blocks that have ended.
+        grid_dependency::launch_dependents();
         let warpgroup = thread::thread_idx_x() / 128;
         if warpgroup == 0 {
             register::setmaxnreg_dec::<40>();

@@ -1,4 +1,4 @@
-//! After the kernel of all gradients: dQ scaled and rounded.
+//! After the kernel of all gradients, on Hopper beside its last tiles: dQ scaled and rounded.
 
 #[cfg(tier = "sm_80")]
 use super::backward_products::store;
@@ -15,7 +15,11 @@ use crate::tile::{
     mma::Mma as Half,
 };
 #[cfg(tier = "sm_90a")]
-use cuda_std::wgmma::{Bf16, F16};
+use cuda_std::{
+    atomic::{self, Acquire, Gpu},
+    barrier, grid_dependency,
+    wgmma::{Bf16, F16},
+};
 use cuda_std::{global, kernel, thread};
 
 /// Rows of a block: those of a warpgroup's accumulator.
@@ -30,6 +34,7 @@ unsafe fn sum<E: Half, const O: usize, const KEYS: u32>(params: &BackwardParams)
     unsafe {
         let tile = Tile::at(thread::block_idx_x(), forward, ROWS);
         if tile.row >= tile.seq_q {
+            ended();
             return;
         }
         core::hint::assert_unchecked(params.query_tile != 0);
@@ -48,6 +53,17 @@ unsafe fn sum<E: Half, const O: usize, const KEYS: u32>(params: &BackwardParams)
         let mut values = [0.0; O];
         // Rows without keys have got nothing.
         if begin < end {
+            #[cfg(tier = "sm_90a")]
+            {
+                let counter = turns::counter(params, tile.batch, tile.head) + row / params.query_tile;
+                // Of a sequence that is longer than the longest is said to be, tiles are left out.
+                let end = if end < params.key_tiles as i32 {
+                    end
+                } else {
+                    params.key_tiles as i32
+                };
+                arrived(turns::address(params, counter), end - begin);
+            }
             let place = turns::place(params, tile.batch, tile.start_q, tile.head);
             let row = place as u64 * params.query_tile as u64 + row as u64;
             let mut from = params.dq_sum + 4 * row * forward.head_dim as u64;
@@ -61,7 +77,7 @@ unsafe fn sum<E: Half, const O: usize, const KEYS: u32>(params: &BackwardParams)
             while i < O / 4 {
                 if 8 * (i as u32) < forward.head_dim {
                     let four = if cfg!(tier = "sm_90a") {
-                        global::ld_nc_no_allocate((from + i as u64 * 4 * 8 * ROWS as u64) as *const [f32; 4])
+                        global::ld_cg((from + i as u64 * 4 * 8 * ROWS as u64) as *const [f32; 4])
                     } else {
                         [0, 1, 2, 3].map(|j| global::ld_nc_no_allocate((from + i as u64 * 512 + 128 * j) as *const f32))
                     };
@@ -89,6 +105,35 @@ unsafe fn sum<E: Half, const O: usize, const KEYS: u32>(params: &BackwardParams)
         store_rows::<E, O>(to, place, forward.head_dim, &values, forward.scale);
         #[cfg(tier = "sm_80")]
         store::<E, O>(to, place, (0, forward.head_dim), &values, forward.scale);
+        ended();
+    }
+}
+
+/// Waits until a tile of dQ is complete: on Hopper this kernel starts where blocks of the one before have run out of work.
+///
+/// # Safety
+/// - The whole block calls this, after the counters have been cleared; somebody is at work on the tile.
+#[cfg(tier = "sm_90a")]
+#[inline(always)]
+unsafe fn arrived(counter: *mut u32, whole: i32) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        if thread::thread_idx_x() == 0 {
+            while (atomic::load_u32::<Acquire, Gpu>(counter) as i32) < whole {
+                core::arch::asm!("nanosleep.u32 500;", options(nomem, nostack));
+            }
+        }
+        barrier::syncthreads();
+    }
+}
+
+/// What follows in the stream waits for this kernel alone, so this one waits for the one before it.
+#[inline(always)]
+unsafe fn ended() {
+    #[cfg(tier = "sm_90a")]
+    if thread::block_idx_x() + 1 == thread::grid_dim_x() {
+        // SAFETY: waits.
+        unsafe { grid_dependency::wait() };
     }
 }
 

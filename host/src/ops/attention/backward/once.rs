@@ -199,6 +199,7 @@ impl AttentionBackward<'_> {
         if keys > 0 {
             let contract = self
                 .contract(&once.qkv)
+                .programmatic()
                 .grid([keys.min(resident), 1, 1])
                 .shared(once.shared.into())
                 .writes("work", work)
@@ -213,10 +214,14 @@ impl AttentionBackward<'_> {
         let blocks = problem.rows.div_ceil(64) * problem.batch * problem.heads_q;
         let contract = self
             .contract(&once.sum)
+            .programmatic()
             .grid([blocks, 1, 1])
             .reads("work", work)
             .writes("dq", &gradients.dq);
-        launches.push((contract.prepare()?, params(64)));
+        let mut sum = params(64);
+        // Heads one after the other, as they become complete.
+        sum.attention.section = 1;
+        launches.push((contract.prepare()?, sum));
         if let Some(dsinks) = &gradients.dsinks {
             let contract = self
                 .contract("attention_backward_sinks")
