@@ -31,7 +31,7 @@ use cuda_std::{
     thread,
     wgmma::{Bf16, F16, InFlight, MmaShape},
 };
-use {loads::produce, products::consume, sums::write};
+use {loads::produce, products::consume};
 
 /// Own keys: 64 for each of two computing warpgroups.
 const KEYS: u32 = 128;
@@ -59,10 +59,10 @@ const MASKED: u32 = 1 << 24;
 const RAGGED: u32 = 1 << 25;
 const LAST: u32 = 1 << 26;
 
-/// The computing warps, and the thread that writes dQ: it arrives by itself.
-enum WithWriter {}
-impl Participants for WithWriter {
-    const ARRIVALS: u32 = 9;
+/// The computing warps, and the threads that add dQ, which arrive by themselves.
+enum WithWriters {}
+impl Participants for WithWriters {
+    const ARRIVALS: u32 = 11;
 
     #[inline(always)]
     unsafe fn arrive(barrier: u32) {
@@ -98,11 +98,14 @@ impl<const S: usize, const O: usize, const STAGES: u32, const PARTS: u32> Shared
     const PART: u32 = Self::SLOPES + Self::BUFFERS * Self::SLOPES_BYTES;
     const STATISTICS: u32 = Self::PART + PARTS * 2 * PART_BYTES;
     const BARRIERS: u32 = Self::STATISTICS + STAGES * Self::STATISTICS_BYTES;
-    const SLOT: u32 = Self::BARRIERS + ring_bytes(1) + ring_bytes(PARTS) + ring_bytes(STAGES) + ring_bytes(GRAD_STAGES);
+    const TURN_RING: u32 =
+        Self::BARRIERS + ring_bytes(1) + ring_bytes(PARTS) + ring_bytes(STAGES) + ring_bytes(GRAD_STAGES);
+    const SENT_RING: u32 = Self::TURN_RING + ring_bytes(2);
+    const SLOT: u32 = Self::SENT_RING + ring_bytes(2);
 
     /// Guards K, V and the index of their tile.
     #[inline(always)]
-    fn own_ring(&self) -> Ring<1, OneThread, WithWriter> {
+    fn own_ring(&self) -> Ring<1, OneThread, WithWriters> {
         Ring::new(self.base + Self::BARRIERS)
     }
     /// Guards both parts of dQ.
@@ -119,6 +122,16 @@ impl<const S: usize, const O: usize, const STAGES: u32, const PARTS: u32> Shared
     #[inline(always)]
     fn grad_ring(&self) -> Ring<GRAD_STAGES, OneThread, Computing> {
         Ring::new(self.base + Self::BARRIERS + ring_bytes(1) + ring_bytes(PARTS) + ring_bytes(STAGES))
+    }
+    /// Says that it is this block's turn to add.
+    #[inline(always)]
+    fn turn_ring(&self) -> Ring<2, OneThread, OneThread> {
+        Ring::new(self.base + Self::TURN_RING)
+    }
+    /// Says that a part of dQ has been added.
+    #[inline(always)]
+    fn sent_ring(&self) -> Ring<2, OneThread, OneThread> {
+        Ring::new(self.base + Self::SENT_RING)
     }
     /// The index of the tile of keys.
     #[inline(always)]
@@ -199,6 +212,8 @@ unsafe fn backward<E: Half, const S: usize, const O: usize, const STAGES: u32, c
             shared.part_ring().init();
             shared.q_ring().init();
             shared.grad_ring().init();
+            shared.turn_ring().init();
+            shared.sent_ring().init();
             mbarrier::fence_init();
         }
         barrier::syncthreads();
@@ -211,7 +226,11 @@ unsafe fn backward<E: Half, const S: usize, const O: usize, const STAGES: u32, c
             if thread::thread_idx_x() == 0 {
                 produce::<S, O, STAGES, PARTS>(&shared, params, address);
             } else if thread::thread_idx_x() == 32 {
-                write::<S, O, STAGES, PARTS>(&shared, params);
+                sums::add(&shared, params);
+            } else if thread::thread_idx_x() == 64 {
+                sums::await_turns(&shared, params);
+            } else if thread::thread_idx_x() == 96 {
+                sums::publish(&shared, params);
             }
         } else {
             register::setmaxnreg_inc::<232>();
