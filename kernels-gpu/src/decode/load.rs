@@ -22,8 +22,9 @@ pub struct Loader<'a> {
     /// Steps of the segment that are not loaded; 0 when there is no segment more.
     steps: u32,
     /// Where this lane's key of that step lies. Its page is on its way from memory: nothing is computed from it before
-    /// it is needed. Where 16 tokens lie [together](DecodeParams::together) each lane has 16 such tokens instead, of this step
-    /// and those behind it: how far keys and values are from the start of the cache, in units of 16 bytes.
+    /// it is needed. Blocks that have a multiprocessor for themselves have few warps, and no time for that each step: each lane
+    /// has 16 tokens that lie [together](DecodeParams::together) instead, of this step and those behind it: how far keys and
+    /// values are from the start of the cache, in units of 16 bytes.
     next: Place,
     /// The lane that has the next 16 tokens; [`LANES`] when none has.
     number: u32,
@@ -94,12 +95,6 @@ impl<'a> Loader<'a> {
             // SAFETY: the warp has put it there.
             unsafe { shared::ld(plan::span::<E>(opaque(E::thread()) / 32)) }
         }
-    }
-
-    /// Whether 16 tokens lie together, for engines that make use of it.
-    #[inline(always)]
-    fn together<E: Engine>(&self) -> bool {
-        E::SHAPE.folds && SM != 75 && self.params.together != 0
     }
 
     /// Looks up 16 tokens a lane, from token `first` on.
@@ -193,13 +188,12 @@ impl<'a> Loader<'a> {
                 // Known to be as many to the compiler, it would keep more addresses than there are registers for.
                 let turns = opaque(turns);
                 let mut turn = 0;
-                let together = self.together::<E>();
+                let at_once = const {
+                    let turns = KEYS * E::SHAPE.row_bytes / 512;
+                    if turns < 4 { turns } else { 4 }
+                };
                 let ([_, _, begin, end], step) = (self.span::<E>(), self.token - lane % keys);
-                if together && step >= begin && step + keys <= end {
-                    let at_once = const {
-                        let turns = KEYS * E::SHAPE.row_bytes / 512;
-                        if turns < 4 { turns } else { 4 }
-                    };
+                if E::SHAPE.alone && step >= begin && step + keys <= end {
                     if self.number == LANES {
                         self.look_up_far::<E>(step);
                     }
@@ -218,7 +212,7 @@ impl<'a> Loader<'a> {
                     }
                     self.number += keys / KEYS;
                 } else {
-                    if together {
+                    if E::SHAPE.alone {
                         self.next = Place::NONE;
                         self.number = LANES;
                         self.look_up::<E>();
@@ -241,9 +235,30 @@ impl<'a> Loader<'a> {
                     let (own, own_value) = if keys == 32 {
                         (units(&params.k_steps), units(&params.v_steps))
                     } else {
-                        let own = units(if lane < keys { &params.k_steps } else { &params.v_steps });
+                        let own = units(if thread::lane_id() < keys {
+                            &params.k_steps
+                        } else {
+                            &params.v_steps
+                        });
                         (own, own)
                     };
+                    let all = E::SHAPE.folds && SM != 75 && warp::vote_all(warp::FULL, own != NOWHERE);
+                    if all && !E::SHAPE.alone && params.together != 0 {
+                        // Of 16 tokens that lie together, the first says where they are.
+                        while turn < turns {
+                            let lead = turn * 32 / chunks & !(KEYS - 1);
+                            let own = [
+                                warp::shfl_idx(own, lead) + key * params.k_steps[1],
+                                warp::shfl_idx(own_value, lead + keys % 32) + key * params.v_steps[1],
+                            ];
+                            let mut u = 0;
+                            while u < at_once {
+                                copy_turn(turn + u, own, (turn + u) * 32 / chunks - lead, [true; 2]);
+                                u += 1;
+                            }
+                            turn += at_once;
+                        }
+                    }
                     while turn < turns {
                         let first = turn * 32 / chunks + key;
                         let own = [warp::shfl_idx(own, first), warp::shfl_idx(own_value, first + keys % 32)];
@@ -259,7 +274,7 @@ impl<'a> Loader<'a> {
             if self.steps == 0 {
                 self.advance::<E>();
             }
-            if !self.together::<E>() {
+            if !E::SHAPE.alone {
                 self.look_up::<E>();
             }
         }
@@ -306,5 +321,77 @@ pub unsafe fn wait<E: Engine>() {
             5 => wait_group::<4>(),
             _ => wait_group::<5>(),
         }
+    }
+}
+
+/// Tokens of each tile that are brought into L2 ahead.
+#[cfg(tier = "sm_90a")]
+const AHEAD: u32 = 256;
+
+/// Brings a block's queries and first keys and values into L2 while the kernel before this one still runs. What that kernel
+/// writes is not needed for it: lengths and tables as they stand only say what to bring, and nothing is taken from it.
+///
+/// # Safety
+/// - All threads of the block call this together; `params` are those of the launch.
+#[cfg(tier = "sm_90a")]
+#[inline(always)]
+pub unsafe fn prefetch<E: Engine>(params: &DecodeParams) {
+    unsafe {
+        let (batch, head, tile) = plan::place_of_block(params);
+        let paging = &params.paging;
+        let length: i32 = cuda_std::global::ld_relaxed((params.lengths + batch as u64 * 4) as *const i32);
+        let length = if length < 0 { 0 } else { length as u32 };
+        let length = if length < params.capacity {
+            length
+        } else {
+            params.capacity
+        };
+        let until = if length < AHEAD { length } else { AHEAD };
+        let threads = const { E::SHAPE.groups * E::SHAPE.warps * 32 };
+        let thread = thread::thread_idx_x();
+        let mut row = thread;
+        while tile == 0 && row < params.group {
+            let strides = &params.q_strides;
+            let at = batch as u64 * strides[0] + (head * params.group + row) as u64 * strides[2];
+            // 16-bit elements.
+            bring(params.q + at * 2, params.head_dim * 2);
+            row += threads;
+        }
+        let mut token = thread;
+        while tile == 0 && token < until {
+            let mut place = Place {
+                page: batch,
+                slot: token,
+            };
+            if paging.table != 0 {
+                let entry = super::quotient(token, paging.page_size);
+                let at = batch as u64 * paging.table_stride + entry as u64;
+                place.page = cuda_std::global::ld_relaxed((paging.table + at * 4) as *const u32);
+                place.slot = token - entry * paging.page_size;
+            } else if paging.batch_index != 0 {
+                place.page = cuda_std::global::ld_relaxed((paging.batch_index + batch as u64 * 4) as *const u32);
+            }
+            if place.page < paging.pages {
+                let units = |steps: &[u32; 3]| (place.page * steps[0] + place.slot * steps[1] + head * steps[2]) as u64;
+                bring(params.k + units(&params.k_steps) * 16, params.head_dim * E::CACHE_BYTES);
+                bring(
+                    params.v + units(&params.v_steps) * 16,
+                    params.value_dim * E::CACHE_BYTES,
+                );
+            }
+            token += threads;
+        }
+    }
+}
+
+/// Brings a row into L2.
+#[cfg(tier = "sm_90a")]
+#[inline(always)]
+unsafe fn bring(from: u64, bytes: u32) {
+    let mut at = 0;
+    while at < bytes {
+        // SAFETY: forwarded to the caller.
+        unsafe { cuda_std::global::prefetch_l2((from + at as u64) as *const u8) };
+        at += 128;
     }
 }

@@ -268,7 +268,7 @@ impl Cursor {
 
 /// Sequence, head and tile of a block that has a tile for itself.
 #[inline(always)]
-fn place_of_block(params: &DecodeParams) -> (u32, u32, u32) {
+pub fn place_of_block(params: &DecodeParams) -> (u32, u32, u32) {
     let rest = quotient(thread::block_idx_x(), params.heads_kv);
     let head = thread::block_idx_x() - rest * params.heads_kv;
     let batch = quotient(rest, params.tiles);

@@ -332,6 +332,9 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
     unsafe {
         #[cfg(tier = "sm_90a")]
         {
+            if E::SHAPE.alone {
+                super::load::prefetch::<E>(params);
+            }
             // Set up while the kernel before this one still ran; the merging kernel is set up while this one runs.
             cuda_std::grid_dependency::wait();
             cuda_std::grid_dependency::launch_dependents();
