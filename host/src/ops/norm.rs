@@ -6,7 +6,7 @@ pub use backward::NormGradients;
 
 use kernels_gpu::{
     norm::{NormParams, SPREAD_BYTES, SPREAD_COLUMNS, SPREAD_HELD, SPREAD_THREADS},
-    row::{BLOCK_COLUMNS, LARGE_COLUMNS, WIDE_COLUMNS},
+    row::{LARGE_COLUMNS, WIDE_COLUMNS},
 };
 
 use super::rows::{Rows, Slices, Width, address, check_float, check_like, column_vector};
@@ -197,9 +197,8 @@ impl Plan {
             (true, false) => format!("{kind}_dense"),
             (false, _) => kind.to_owned(),
         };
-        // With a residual, one such block is better from half as many columns on.
-        let least = if residual { BLOCK_COLUMNS } else { LARGE_COLUMNS };
-        let clusters = device.tier() == Tier::Sm90a && columns > least;
+        // Two blocks at least: without a cluster there is no store to another block.
+        let clusters = device.tier() == Tier::Sm90a && columns > LARGE_COLUMNS;
         if let Some(deep) =
             (0..SPREAD_COLUMNS.len()).find(|&deep| clusters && dtype.size() == 2 && columns <= SPREAD_COLUMNS[deep])
         {
