@@ -3,15 +3,22 @@
 //! An index outside the table gives a row of zeros and takes no part in the gradient: a kernel never faults on it.
 //! [`index_check`](self) finds such indices.
 //!
-//! The gradient needs neither atomics nor sorting: one block a token looks for the token's index among the earlier
-//! ones. Where it is the first of its kind, the block adds up the rows of all its kind in their order; else it ends.
+//! The gradient needs no sorting, and no order of its sums depends on atomics: `embedding_spans` finds the first and the last
+//! token of each index, by maxima; then one block a token ends unless the token is the first of its kind, and adds up the
+//! rows of all its kind in their order, which it seeks no further than the last.
 
 use crate::kernel_params;
 
 /// Threads of a block.
 pub const THREADS: u32 = 256;
+/// Threads of a block of the gradient.
+pub const BACKWARD_THREADS: u32 = 128;
 /// Columns that one block of the gradient takes.
-pub const BACKWARD_COLUMNS: u64 = 2048;
+pub const BACKWARD_COLUMNS: u64 = BACKWARD_THREADS as u64 * 8;
+/// Tokens among which a block of the gradient seeks at a time.
+pub const BACKWARD_TOKENS: u32 = BACKWARD_THREADS * 4;
+/// Dynamic shared memory of such a block: two sets of a bit a token, and the list of those that were found.
+pub const BACKWARD_BYTES: u64 = 2 * BACKWARD_TOKENS as u64 / 8 + 4 * BACKWARD_TOKENS as u64;
 /// What `index_check` writes where no index is outside.
 pub const ALL_INSIDE: u64 = u64::MAX;
 
@@ -24,6 +31,9 @@ kernel_params! {
         pub indices: u64,
         /// Output, `tokens × columns`; the gradient of the output in the backward.
         pub out: u64,
+        /// Of the gradient: u32, `2 × table_rows`, zeros before `embedding_spans`. For each row of the table, `u32::MAX` less the
+        /// number of its first token, and 1 more than that of its last.
+        pub spans: u64,
         /// Number of indices.
         pub tokens: u64,
         /// Rows of the table.
@@ -68,11 +78,11 @@ kernel_params! {
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use super::*;
-    use crate::row::{Row, Vector, WIDTH};
+    use crate::row::{Row, Vector, WIDTH, zip};
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{
-        atomic::{Gpu, Relaxed, min_u64},
-        barrier::{syncthreads, syncthreads_or},
+        atomic::{Gpu, Relaxed, max_u32, min_u64},
+        barrier::syncthreads,
         global,
         global::Value,
         kernel,
@@ -131,67 +141,103 @@ mod device {
         }
     }
 
+    /// The row of the table that a token adds to, if any.
     #[inline(always)]
-    unsafe fn scatter<E: Element>(p: EmbeddingParams) {
-        let token = thread::block_idx_x() as u64;
+    unsafe fn target(p: &EmbeddingParams, token: u64) -> Option<u64> {
+        // SAFETY: forwarded to the caller.
+        let row = unsafe { index(p.indices, token, p.wide) };
+        (row >= 0 && (row as u64) < p.table_rows && row != p.padding).then_some(row as u64)
+    }
+
+    /// Sums of rows of equal index, `BATCH` rows asked for at a time.
+    #[inline(always)]
+    unsafe fn scatter<E: Element, const BATCH: usize>(p: EmbeddingParams) {
+        let token = thread::block_idx_x();
         let me = thread::thread_idx_x();
-        // SAFETY: the host gives the extents, and shared memory of a word a warp. All threads of the block take the
+        // SAFETY: the host gives the extents, and shared memory of `BACKWARD_BYTES`. All threads of the block take the
         // same way through the barriers: what decides is the same in all of them.
         unsafe {
-            let row = index(p.indices, token, p.wide);
-            if row < 0 || row as u64 >= p.table_rows || row == p.padding {
+            let Some(row) = target(&p, token as u64) else { return };
+            let spans = p.spans as *const u32;
+            if u32::MAX - global::ld_nc(spans.add(row as usize)) != token {
                 return;
             }
-            let mut begin = 0;
-            while begin < token {
-                let at = begin + me as u64;
-                let same = at < token && index(p.indices, at, p.wide) == row;
-                if syncthreads_or(same) {
-                    return;
-                }
-                begin += THREADS as u64;
-            }
-            // This is the first of its kind: add up all that follow, in order.
+            let end = global::ld_nc(spans.add((p.table_rows + row) as usize));
             let column = thread::block_idx_y() * BACKWARD_COLUMNS as u32 + me * WIDTH;
-            let target = Row::new::<E>(p.table, row as u64, p.table_stride, p.columns as u32, p.aligned);
-            let takes = column < target.columns;
+            let to = Row::new::<E>(p.table, row, p.table_stride, p.columns as u32, p.aligned);
+            let takes = column < to.columns;
+            let gradient = |other: u32| Row::new::<E>(p.out, other as u64, p.out_stride, p.columns as u32, p.aligned);
             let mut total: Vector = [0.0; 8];
-            if takes && p.accumulate != 0 {
-                total = target.load_mut::<E>(column, 0.0);
+            if takes {
+                if p.accumulate != 0 {
+                    total = to.load_mut::<E>(column, 0.0);
+                }
+                total = zip(total, gradient(token).load::<E>(column, 0.0), |sum, dy| sum + dy);
             }
-            let masks = Shared::<u32>::dynamic(0);
-            let mut begin = token;
-            while begin < p.tokens {
-                let at = begin + me as u64;
-                let same = at < p.tokens && index(p.indices, at, p.wide) == row;
-                let ballot = warp::vote_ballot(u32::MAX, same);
-                if thread::lane_id() == 0 {
-                    masks.add(thread::warp_idx()).write(ballot);
+            const WORDS: u32 = BACKWARD_TOKENS / 32;
+            const WARPS: u32 = BACKWARD_THREADS / 32;
+            let list = Shared::<u32>::dynamic(2 * WORDS * 4);
+            let mut set = 0;
+            let mut begin = token + 1;
+            while begin < end {
+                // One set is written while others may still read the one before.
+                let masks = Shared::<u32>::dynamic(set * WORDS * 4);
+                set ^= 1;
+                let mut own = [0; (BACKWARD_TOKENS / BACKWARD_THREADS) as usize];
+                let mut j = 0;
+                while j < own.len() {
+                    let at = begin + j as u32 * BACKWARD_THREADS + me;
+                    let same = at < end && index(p.indices, at as u64, p.wide) == row as i64;
+                    own[j] = warp::vote_ballot(u32::MAX, same);
+                    j += 1;
                 }
-                syncthreads();
-                let mut part = 0;
-                while part < THREADS / 32 {
-                    let mut mask = masks.add(part).read();
-                    while mask != 0 {
-                        let other = begin + (part * 32 + mask.trailing_zeros()) as u64;
-                        if takes {
-                            let dy = Row::new::<E>(p.out, other, p.out_stride, p.columns as u32, p.aligned);
-                            let dy = dy.load::<E>(column, 0.0);
-                            let mut i = 0;
-                            while i < 8 {
-                                total[i] += dy[i];
-                                i += 1;
-                            }
-                        }
-                        mask &= mask - 1;
+                let mut j = 0;
+                while j < own.len() {
+                    if thread::lane_id() == 0 {
+                        masks.add(j as u32 * WARPS + thread::warp_idx()).write(own[j]);
                     }
-                    part += 1;
+                    j += 1;
                 }
                 syncthreads();
-                begin += THREADS as u64;
+                let mut found = 0;
+                let mut word = 0;
+                while word < WORDS {
+                    let mask = masks.add(word).read();
+                    if word % WARPS == thread::warp_idx() && mask >> thread::lane_id() & 1 != 0 {
+                        let before = mask & ((1 << thread::lane_id()) - 1);
+                        list.add(found + before.count_ones())
+                            .write(begin + word / WARPS * BACKWARD_THREADS + me);
+                    }
+                    found += mask.count_ones();
+                    word += 1;
+                }
+                if found != 0 {
+                    syncthreads();
+                    let mut at = 0;
+                    while at < found {
+                        let mut batch = [E::ZEROS; BATCH];
+                        let mut i = 0;
+                        while i < BATCH {
+                            if at + (i as u32) < found && takes {
+                                let dy = gradient(list.add(at + i as u32).read());
+                                batch[i] = dy.load_packed::<E>(column);
+                            }
+                            i += 1;
+                        }
+                        let mut i = 0;
+                        while i < BATCH {
+                            if at + (i as u32) < found {
+                                total = zip(total, E::unpack8(batch[i]), |sum, dy| sum + dy);
+                            }
+                            i += 1;
+                        }
+                        at += BATCH as u32;
+                    }
+                }
+                begin += BACKWARD_TOKENS;
             }
             if takes {
-                target.store::<E>(column, total);
+                to.store::<E>(column, total);
             }
         }
     }
@@ -215,6 +261,20 @@ mod device {
             gather::<u32>(params)
         }
 
+        /// First and last token of each index, for the gradient of the table.
+        ///
+        /// # Safety
+        /// - The tensors have the extents that the parameters say; `spans` holds zeros.
+        #[launch(threads = THREADS, barriers = 0)]
+        pub fn embedding_spans(params: EmbeddingParams) {
+            let token = thread::global_idx_x();
+            if token < params.tokens && let Some(row) = target(&params, token) {
+                let spans = params.spans as *mut u32;
+                max_u32::<Relaxed, Gpu>(spans.add(row as usize), u32::MAX - token as u32);
+                max_u32::<Relaxed, Gpu>(spans.add((params.table_rows + row) as usize), token as u32 + 1);
+            }
+        }
+
         /// Finds the first index outside `0..bound`.
         ///
         /// # Safety
@@ -234,24 +294,25 @@ mod device {
     }
 
     macro_rules! backwards {
-        ($($name:ident $element:ty;)*) => {
+        ($($name:ident $element:ty, $batch:literal;)*) => {
             kernel! {$(
                 /// The table's gradient: rows of equal index added in the order of the tokens. Block `(i, j)` takes
-                /// token `i` and the `j`-th [`BACKWARD_COLUMNS`]; dynamic shared memory of a word a warp.
+                /// token `i` and the `j`-th [`BACKWARD_COLUMNS`]; dynamic shared memory of [`BACKWARD_BYTES`].
                 ///
                 /// # Safety
-                /// - The tensors have the extents that the parameters say; `table` overlaps nothing.
-                #[launch(threads = THREADS, min_blocks = 4)]
+                /// - The tensors have the extents that the parameters say; `table` overlaps nothing; `spans` is what
+                ///   `embedding_spans` leaves.
+                #[launch(threads = BACKWARD_THREADS, min_blocks = 8)]
                 pub fn $name(params: EmbeddingParams) {
-                    scatter::<$element>(params)
+                    scatter::<$element, $batch>(params)
                 }
             )*}
         };
     }
 
     backwards! {
-        embedding_backward_f32 f32;
-        embedding_backward_f16 F16;
-        embedding_backward_bf16 Bf16;
+        embedding_backward_f32 f32, 4;
+        embedding_backward_f16 F16, 8;
+        embedding_backward_bf16 Bf16, 8;
     }
 }

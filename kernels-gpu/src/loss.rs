@@ -41,6 +41,10 @@ kernel_params! {
         pub grad_scale: f32,
         /// 1 when every row starts at a multiple of 16 bytes.
         pub aligned: u32,
+        /// How many rows ahead a team asks L2 for, 0 for none.
+        pub ahead: u32,
+        /// Zero.
+        pub reserved: u32,
     }
 }
 

@@ -5,15 +5,35 @@
 
 use crate::kernel_params;
 
+/// Threads of a block of `norm_spread_*`, of a cluster that holds a row of 16-bit elements in registers.
+pub const SPREAD_THREADS: u32 = 256;
+/// Vectors that each takes of a row, and of one for which the largest cluster is too small so.
+pub const SPREAD_HELD: [usize; 2] = [4, 8];
+/// Most blocks of such a cluster.
+pub const SPREAD_CLUSTER: u64 = 8;
+/// Longest row that such clusters hold.
+pub const SPREAD_COLUMNS: [u64; 2] = [
+    SPREAD_CLUSTER * SPREAD_THREADS as u64 * SPREAD_HELD[0] as u64 * 8,
+    SPREAD_CLUSTER * SPREAD_THREADS as u64 * SPREAD_HELD[1] as u64 * 8,
+];
+/// Warps of such a cluster.
+pub const SPREAD_SLOTS: u32 = SPREAD_CLUSTER as u32 * SPREAD_THREADS / 32;
+/// Dynamic shared memory of its blocks: 16 bytes a warp, and a barrier.
+pub const SPREAD_BYTES: u64 = SPREAD_SLOTS as u64 * 16 + 16;
+
 pub mod backward;
 #[cfg(target_arch = "nvptx64")]
 mod columns;
 #[cfg(target_arch = "nvptx64")]
 mod dense;
-#[cfg(tier = "sm_90a")]
+#[cfg(target_arch = "nvptx64")]
 mod kept;
+#[cfg(target_arch = "nvptx64")]
+mod moments;
 #[cfg(tier = "sm_90a")]
 mod slices;
+#[cfg(tier = "sm_90a")]
+mod spread;
 #[cfg(tier = "sm_90a")]
 mod sums;
 
@@ -60,6 +80,7 @@ kernel_params! {
 #[cfg(target_arch = "nvptx64")]
 mod device {
     use super::NormParams;
+    use super::kept::Kept;
     use crate::row::*;
     use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{kernel, math};
@@ -80,6 +101,18 @@ mod device {
         pub centered: u32,
         pub epsilon: f32,
         pub reciprocal: f32,
+    }
+
+    impl Geometry {
+        #[inline(always)]
+        pub fn of(p: &NormParams) -> Geometry {
+            Geometry {
+                columns: p.columns,
+                centered: p.centered,
+                epsilon: p.epsilon,
+                reciprocal: p.reciprocal,
+            }
+        }
     }
 
     /// What a row is normalised by.
@@ -153,20 +186,15 @@ mod device {
     }
 
     #[inline(always)]
-    unsafe fn forward<E: Element, T: Team, const N: usize, const HELD: bool>(p: NormParams) {
-        let geometry = Geometry {
-            columns: p.columns,
-            centered: p.centered,
-            epsilon: p.epsilon,
-            reciprocal: p.reciprocal,
-        };
+    unsafe fn forward<E: Kept, T: Team, const N: usize, const HELD: bool>(p: NormParams) {
+        let geometry = Geometry::of(&p);
         let mut turn = 0;
         let mut row = T::first();
-        let whole = HELD && p.aligned != 0 && p.columns % WIDTH == 0;
+        let whole = HELD && p.aligned != 0 && p.columns % WIDTH == 0 && p.residual == 0;
         while row < p.rows {
             if whole {
                 // SAFETY: forwarded to the caller.
-                unsafe { super::dense::forward::<T, E, N>(&p, row, &mut turn) };
+                unsafe { super::dense::forward::<T, E, N, false>(&p, row, &mut turn) };
                 row += T::step();
                 continue;
             }
@@ -264,6 +292,57 @@ mod device {
         };
     }
 
+    /// Kernels for rows of whole vectors at multiples of 16 bytes with a residual: apart from those for others, with whose
+    /// registers both inputs of a row would not be under way at once.
+    macro_rules! residual_forwards {
+        ($($name:ident $element:ty, $team:ty, $threads:expr, $blocks:literal;)*) => {
+            kernel! {$(
+                /// Rows of whole vectors at multiples of 16 bytes, with a residual.
+                ///
+                /// # Safety
+                /// - As for the others.
+                #[launch(threads = $threads, min_blocks = $blocks)]
+                pub fn $name(params: NormParams) {
+                    super::dense::with_residual::<$team, $element, HELD>(params)
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    macro_rules! spread_forwards {
+        ($($name:ident $element:ty, $held:expr, $residual:literal, $whole:literal, $blocks:literal;)*) => {
+            kernel! {$(
+                /// Rows in the registers of a cluster.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `SPREAD_BYTES`.
+                #[launch(threads = super::SPREAD_THREADS, min_blocks = $blocks)]
+                pub fn $name(params: NormParams) {
+                    super::spread::forward::<Cluster<{ super::SPREAD_THREADS }>, $element, { $held }, $residual, $whole>(params)
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    use super::SPREAD_HELD;
+    #[cfg(tier = "sm_90a")]
+    spread_forwards! {
+        norm_spread_f16 F16, SPREAD_HELD[0], true, false, 3;
+        norm_spread_dense_f16 F16, SPREAD_HELD[0], false, true, 5;
+        norm_spread_residual_f16 F16, SPREAD_HELD[0], true, true, 4;
+        norm_spread_deep_f16 F16, SPREAD_HELD[1], true, false, 2;
+        norm_spread_deep_dense_f16 F16, SPREAD_HELD[1], false, true, 4;
+        norm_spread_deep_residual_f16 F16, SPREAD_HELD[1], true, true, 2;
+        norm_spread_bf16 Bf16, SPREAD_HELD[0], true, false, 3;
+        norm_spread_dense_bf16 Bf16, SPREAD_HELD[0], false, true, 5;
+        norm_spread_residual_bf16 Bf16, SPREAD_HELD[0], true, true, 4;
+        norm_spread_deep_bf16 Bf16, SPREAD_HELD[1], true, false, 2;
+        norm_spread_deep_dense_bf16 Bf16, SPREAD_HELD[1], false, true, 4;
+        norm_spread_deep_residual_bf16 Bf16, SPREAD_HELD[1], true, true, 2;
+    }
+
     #[cfg(tier = "sm_90a")]
     macro_rules! slice_forwards {
         ($($slices:ident $element:ty)*) => {
@@ -288,6 +367,20 @@ mod device {
     }
 
     use crate::row::{BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, WARP_THREADS, WIDE_THREADS};
+    residual_forwards! {
+        norm_residual_warp_f32 f32, Warp, WARP_THREADS, 4;
+        norm_residual_block_f32 f32, Block<BLOCK_THREADS>, BLOCK_THREADS, 4;
+        norm_residual_large_f32 f32, Block<LARGE_THREADS>, LARGE_THREADS, 2;
+        norm_residual_wide_f32 f32, Block<WIDE_THREADS>, WIDE_THREADS, 1;
+        norm_residual_warp_f16 F16, Warp, WARP_THREADS, 8;
+        norm_residual_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, 8;
+        norm_residual_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, 4;
+        norm_residual_wide_f16 F16, Block<WIDE_THREADS>, WIDE_THREADS, 1;
+        norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, 8;
+        norm_residual_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, 8;
+        norm_residual_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, 4;
+        norm_residual_wide_bf16 Bf16, Block<WIDE_THREADS>, WIDE_THREADS, 1;
+    }
     forwards! {
         norm_warp_f32 norm_block_f32 norm_large_f32 norm_wide_f32 norm_long_f32 f32
         norm_warp_f16 norm_block_f16 norm_large_f16 norm_wide_f16 norm_long_f16 F16

@@ -213,7 +213,7 @@ fn survives_hard_inputs() {
 #[test]
 fn rows_do_not_know_each_other() {
     for device in devices() {
-        for columns in [40, 1500, 1504, 9_002, 33_000] {
+        for columns in [40, 1500, 1504, 9_002, 33_000, 70_000] {
             let data: Vec<f16> = normal(7, 6, columns);
             let x = dense(&device, &data, &[6, columns]);
             let all = values::<f16>(&layer_norm(&x).run().unwrap().y);

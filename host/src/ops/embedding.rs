@@ -1,6 +1,8 @@
 //! Rows of a table by index, and the gradient of the table.
 
-use kernels_gpu::embedding::{ALL_INSIDE, BACKWARD_COLUMNS, EmbeddingParams, IndexCheckParams, THREADS};
+use kernels_gpu::embedding::{
+    ALL_INSIDE, BACKWARD_BYTES, BACKWARD_COLUMNS, EmbeddingParams, IndexCheckParams, THREADS,
+};
 
 use super::{
     contiguous,
@@ -62,6 +64,7 @@ pub fn embedding(table: &AnyTensor, ids: &AnyTensor) -> Result<AnyTensor> {
         table: rows.address(),
         indices: ids_dense.address(),
         out: target.address(),
+        spans: 0,
         tokens,
         table_rows: rows.rows,
         columns: rows.columns,
@@ -81,8 +84,8 @@ pub fn embedding(table: &AnyTensor, ids: &AnyTensor) -> Result<AnyTensor> {
 /// The gradient of [`embedding`]'s table: row `i` is the sum of the rows of `dy` whose id is `i`, added in f32 in the
 /// order of the tokens and rounded once. Ids outside the table and those equal to `padding` contribute nothing.
 ///
-/// The result has the dtype of `dy` and `rows` rows. It is deterministic: there are no atomics. The search for equal
-/// ids takes time in proportion to the square of their number; at 16,384 tokens it is some 10⁸ comparisons.
+/// The result has the dtype of `dy` and `rows` rows. It is deterministic: atomics find the first and the last token of an
+/// id only, and the search for the others between them takes time in proportion to that distance.
 ///
 /// # Errors
 /// [`Error::Dtype`], [`Error::Shape`].
@@ -120,18 +123,15 @@ pub fn embedding_backward_into(
         return Ok(());
     }
     let (gradients, target) = (Rows::of("dy", dy)?, Rows::written("dtable", dtable)?);
-    let entry = format!("embedding_backward_{}", dy.dtype());
-    let launch = Contract::new(dy.device(), &entry)
-        .grid([gradients.rows, gradients.columns.div_ceil(BACKWARD_COLUMNS), 1])
-        .shared(THREADS as u64 / 32 * 4)
-        .reads("dy", &gradients.view)
-        .reads("ids", &ids_dense)
-        .writes("dtable", &target.view)
-        .prepare()?;
+    if gradients.rows > i32::MAX as u64 {
+        return Err(Error::shape("ids", ids.shape(), format!("at most {} tokens", i32::MAX)));
+    }
+    let spans = AnyTensor::zeros(dy.device(), DType::I32, &[2, target.rows])?;
     let params = EmbeddingParams {
         table: target.address(),
         indices: ids_dense.address(),
         out: gradients.address(),
+        spans: spans.address(),
         tokens: gradients.rows,
         table_rows: target.rows,
         columns: target.columns,
@@ -143,6 +143,22 @@ pub fn embedding_backward_into(
         accumulate: 1,
         reserved: 0,
     };
+    let launch = Contract::new(dy.device(), "embedding_spans")
+        .grid([gradients.rows.div_ceil(THREADS as u64), 1, 1])
+        .reads("ids", &ids_dense)
+        .writes("spans", &spans)
+        .prepare()?;
+    // SAFETY: as above.
+    unsafe { launch.launch(&params)? };
+    let entry = format!("embedding_backward_{}", dy.dtype());
+    let launch = Contract::new(dy.device(), &entry)
+        .grid([gradients.rows, gradients.columns.div_ceil(BACKWARD_COLUMNS), 1])
+        .shared(BACKWARD_BYTES)
+        .reads("dy", &gradients.view)
+        .reads("ids", &ids_dense)
+        .reads("spans", &spans)
+        .writes("dtable", &target.view)
+        .prepare()?;
     // SAFETY: as above.
     unsafe { launch.launch(&params) }
 }

@@ -189,7 +189,7 @@ impl<'a> CrossEntropy<'a> {
             _ => Width::Long,
         };
         let (device, dtype) = (self.logits.device(), self.logits.dtype());
-        let slices = Slices::of(device, dtype, logits.columns, 1, LARGE_COLUMNS, 2);
+        let slices = Slices::of(device, dtype, logits.columns, 1, LARGE_COLUMNS, 3);
         let kind = slices.map_or(width.name(), |_| "slices");
         let entry = format!("cross_entropy_{kind}_{dtype}");
         let mut contract = Contract::new(device, &entry)
@@ -223,6 +223,8 @@ impl<'a> CrossEntropy<'a> {
             z_loss: self.z_loss,
             grad_scale: wanted.scale,
             aligned: (logits.aligned() && dlogits.as_ref().is_none_or(Rows::aligned)) as u32,
+            ahead: slices.map_or(0, |slices| slices.ahead),
+            reserved: 0,
         };
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above, and
         // in place each element is read and written by one thread.

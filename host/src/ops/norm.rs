@@ -4,10 +4,13 @@ mod backward;
 
 pub use backward::NormGradients;
 
-use kernels_gpu::{norm::NormParams, row::WIDE_COLUMNS};
+use kernels_gpu::{
+    norm::{NormParams, SPREAD_BYTES, SPREAD_COLUMNS, SPREAD_HELD, SPREAD_THREADS},
+    row::{LARGE_COLUMNS, WIDE_COLUMNS},
+};
 
 use super::rows::{Rows, Slices, Width, address, check_float, check_like, column_vector};
-use crate::{AnyTensor, Error, Result, Stream, launch::Contract};
+use crate::{AnyTensor, DType, Device, Error, Result, Stream, Tier, launch::Contract};
 
 /// RMSNorm or LayerNorm of rows, to be [run](Norm::run). Made by [`rms_norm`] and [`layer_norm`].
 #[derive(Clone, Copy)]
@@ -118,23 +121,6 @@ impl<'a> Norm<'a> {
         if self.x.elements() == 0 {
             return Ok(Normed { y, sum });
         }
-        let width = Width::of(x.columns);
-        // Registers of one block hold shorter rows at less cost: weights stay in L1.
-        let slices = Slices::of(device, dtype, x.columns, 1 + residual.is_some() as u32, WIDE_COLUMNS, 4);
-        let kind = slices.map_or(width.name(), |_| "slices");
-        let entry = format!("norm_{kind}_{dtype}");
-        let launch = Contract::new(device, &entry)
-            .grid(slices.map_or(width.grid(x.rows), |slices| slices.grid(x.rows)))
-            .shared(slices.map_or(width.shared(), |slices| slices.shared))
-            .cluster(slices.map_or(1, |slices| slices.blocks))
-            .on(self.stream)
-            .reads("x", &x.view)
-            .reads_if("residual", residual.as_ref().map(|r| &r.view))
-            .reads_if("weight", weight.as_ref())
-            .reads_if("bias", bias.as_ref())
-            .writes("y", &y)
-            .writes_if("sum", sum.as_ref())
-            .prepare()?;
         let dense = |tensor: Option<&AnyTensor>| {
             address(tensor).is_multiple_of(16) && (x.rows <= 1 || (x.columns * dtype.size()).is_multiple_of(16))
         };
@@ -144,6 +130,28 @@ impl<'a> Norm<'a> {
             && dense(sum.as_ref())
             && address(weight.as_ref()).is_multiple_of(16)
             && address(bias.as_ref()).is_multiple_of(16);
+        let two = residual.is_some();
+        let plan = Plan::of(
+            device,
+            dtype,
+            x.rows,
+            x.columns,
+            two,
+            aligned && x.columns.is_multiple_of(8),
+        );
+        let entry = format!("norm_{}_{dtype}", plan.kind);
+        let launch = Contract::new(device, &entry)
+            .grid(plan.grid)
+            .shared(plan.shared)
+            .cluster(plan.cluster)
+            .on(self.stream)
+            .reads("x", &x.view)
+            .reads_if("residual", residual.as_ref().map(|r| &r.view))
+            .reads_if("weight", weight.as_ref())
+            .reads_if("bias", bias.as_ref())
+            .writes("y", &y)
+            .writes_if("sum", sum.as_ref())
+            .prepare()?;
         let params = NormParams {
             x: x.address(),
             residual: residual.as_ref().map_or(0, Rows::address),
@@ -161,11 +169,72 @@ impl<'a> Norm<'a> {
             epsilon: self.epsilon,
             reciprocal: (1.0 / x.columns as f64) as f32,
             aligned: aligned as u32,
-            ahead: width.ahead(x.view.device()),
+            ahead: plan.ahead,
         };
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above, and
         // the outputs are dense.
         unsafe { launch.launch(&params)? };
         Ok(Normed { y, sum })
+    }
+}
+
+/// Which kernel takes the rows. Their length, their dtype and whether there is a residual decide the order of all sums;
+/// whether they are `dense`, whole vectors at multiples of 16 bytes, only how they are loaded.
+struct Plan {
+    /// Part of the kernel's name.
+    kind: String,
+    grid: [u64; 3],
+    cluster: u32,
+    shared: u64,
+    /// How many rows ahead a team asks L2 for.
+    ahead: u32,
+}
+
+impl Plan {
+    fn of(device: &Device, dtype: DType, rows: u64, columns: u64, residual: bool, dense: bool) -> Plan {
+        let suffix = |kind: &str| match (dense, residual) {
+            (true, true) => format!("{kind}_residual"),
+            (true, false) => format!("{kind}_dense"),
+            (false, _) => kind.to_owned(),
+        };
+        // Two blocks at least: without a cluster there is no store to another block.
+        let clusters = device.tier() == Tier::Sm90a && columns > LARGE_COLUMNS;
+        if let Some(deep) =
+            (0..SPREAD_COLUMNS.len()).find(|&deep| clusters && dtype.size() == 2 && columns <= SPREAD_COLUMNS[deep])
+        {
+            let each = SPREAD_THREADS as u64 * SPREAD_HELD[deep] as u64 * 8;
+            let cluster = columns.div_ceil(each).next_power_of_two();
+            // About as many as run at a time, with a residual; half of that without.
+            let ahead = device.properties().multiprocessors as u64 * if deep == 1 { 2 } else { 4 } / cluster;
+            return Plan {
+                kind: suffix(if deep == 1 { "spread_deep" } else { "spread" }),
+                grid: [rows.saturating_mul(cluster), 1, 1],
+                cluster: cluster as u32,
+                shared: SPREAD_BYTES,
+                ahead: ahead.max(1) as u32,
+            };
+        }
+        // Registers of one block hold shorter rows at less cost: weights stay in L1.
+        if let Some(slices) = Slices::of(device, dtype, columns, 1 + residual as u32, WIDE_COLUMNS, 4) {
+            return Plan {
+                kind: "slices".into(),
+                grid: slices.grid(rows),
+                cluster: slices.blocks,
+                shared: slices.shared,
+                ahead: 0,
+            };
+        }
+        let width = Width::of(columns);
+        let kind = match dense && residual && width != Width::Long {
+            true => format!("residual_{}", width.name()),
+            false => width.name().to_owned(),
+        };
+        Plan {
+            kind,
+            grid: width.grid(rows),
+            cluster: 1,
+            shared: width.shared(),
+            ahead: width.ahead(device),
+        }
     }
 }

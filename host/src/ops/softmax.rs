@@ -128,7 +128,7 @@ impl<'a> Softmax<'a> {
         let plain = self.mask.is_none() && !self.causal && self.scale > 0.0 && !(self.log && dy.is_some());
         let slices = match plain {
             true if dy.is_some() => Slices::of(device, dtype, x.columns, 2, SLICE_PAIR_LEAST - 1, 2),
-            true => Slices::of(device, dtype, x.columns, 1, LARGE_COLUMNS, 2),
+            true => Slices::of(device, dtype, x.columns, 1, LARGE_COLUMNS, 4),
             false => None,
         };
         let kind = slices.map_or(width.name(), |_| "slices");
@@ -164,7 +164,7 @@ impl<'a> Softmax<'a> {
             log: self.log as u32,
             scale: self.scale,
             aligned: aligned as u32,
-            ahead: width.ahead(self.x.device()),
+            ahead: slices.map_or(width.ahead(self.x.device()), |slices| slices.ahead),
             reserved: 0,
         };
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above.

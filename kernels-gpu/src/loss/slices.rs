@@ -21,6 +21,9 @@ pub unsafe fn cross_entropy<E: Ordered, const N: usize>(p: CrossEntropyParams) {
         let logits = p.logits + row * p.stride * size_of::<E>() as u64;
         let slice = Slice::new::<E>(place, 0, logits, p.columns);
         Slice::ask::<E, 1>([&slice], f32::NEG_INFINITY);
+        if p.ahead != 0 && row + (p.ahead as u64) < p.rows {
+            slice.ask_l2::<E>(p.ahead as u64 * p.stride * size_of::<E>() as u64);
+        }
         let wanted = Target::new::<E>(&p, row, logits);
         let (high, total) = join_powers::<E, N>(place, &slice, LOG2_E);
         let mut mean = 0.0;

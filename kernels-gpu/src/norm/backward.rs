@@ -18,21 +18,27 @@ pub const MULTIPROCESSORS: u64 = 132;
 /// Most stages of a ring: more leave L1 less room, and are slower.
 pub const STAGES: u64 = 2;
 /// Threads of a block of `norm_block_backward_*`.
-pub const SUMS_BLOCK_THREADS: u32 = 128;
+pub const SUMS_BLOCK_THREADS: u32 = 256;
 /// Vectors that each takes of a row.
-pub const SUMS_BLOCK_HELD: usize = 4;
+pub const SUMS_BLOCK_HELD: usize = 2;
 /// Longest row that such a block takes.
 pub const SUMS_BLOCK_COLUMNS: u64 = SUMS_BLOCK_THREADS as u64 * SUMS_BLOCK_HELD as u64 * WIDTH as u64;
 /// Blocks of them that a multiprocessor holds.
-pub const BLOCKS: u64 = 3;
+pub const BLOCKS: u64 = 2;
 /// Threads of a block of `norm_large_backward_*`.
 pub const SUMS_LARGE_THREADS: u32 = 384;
 /// Vectors that each takes of a row.
 pub const SUMS_LARGE_HELD: usize = 3;
 /// Longest row that such a block takes.
 pub const SUMS_LARGE_COLUMNS: u64 = SUMS_LARGE_THREADS as u64 * SUMS_LARGE_HELD as u64 * WIDTH as u64;
+/// Threads of a block of `norm_cluster_backward_*`.
+pub const SUMS_CLUSTER_THREADS: u32 = 512;
+/// Vectors that each takes of a row.
+pub const SUMS_CLUSTER_HELD: usize = 2;
+/// Columns that such a block takes.
+pub const SUMS_CLUSTER_BLOCK: u64 = SUMS_CLUSTER_THREADS as u64 * SUMS_CLUSTER_HELD as u64 * WIDTH as u64;
 /// Longest row that a cluster of four of them takes.
-pub const SUMS_CLUSTER_COLUMNS: u64 = 4 * SUMS_LARGE_COLUMNS;
+pub const SUMS_CLUSTER_COLUMNS: u64 = 4 * SUMS_CLUSTER_BLOCK;
 /// Warps of a block of `norm_warp_backward_*`: each is a team, and their sums are added in order at the end.
 pub const BACKWARD_WARPS: u32 = 12;
 /// Where the addition's sums begin in shared memory: behind the barriers of the rings, which are never written over.
@@ -440,6 +446,8 @@ mod device {
         // SAFETY: forwarded to the caller.
         unsafe {
             let (dweight, dbias) = any::<E, T, N>(p);
+            #[cfg(tier = "sm_90a")]
+            cuda_std::grid_dependency::launch_dependents();
             if T::first() < p.teams {
                 store_sums::<T, N>(p.dweight, T::first(), p.columns, &dweight);
                 store_sums::<T, N>(p.dbias, T::first(), p.columns, &dbias);
@@ -454,7 +462,7 @@ mod device {
         // SAFETY: forwarded to the caller; all blocks have begun before one writes to another.
         unsafe {
             cuda_std::barrier::cluster_sync();
-            by_blocks::<E, Cluster<SUMS_LARGE_THREADS>, N>(p);
+            by_blocks::<E, Cluster<SUMS_CLUSTER_THREADS>, N>(p);
         }
     }
 
@@ -464,6 +472,8 @@ mod device {
         // SAFETY: forwarded to the caller; the rings are done with shared memory once all warps have met.
         unsafe {
             let (dweight, dbias) = any::<E, Warps<BACKWARD_WARPS>, N>(p);
+            #[cfg(tier = "sm_90a")]
+            cuda_std::grid_dependency::launch_dependents();
             let (lane, warp) = (thread::lane_id(), thread::warp_idx());
             let sums = |address: u64, mine: &[Vector; N]| {
                 if address == 0 {
@@ -522,7 +532,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = SUMS_BLOCK_THREADS, min_blocks = 3)]
+                #[launch(threads = SUMS_BLOCK_THREADS, min_blocks = 2)]
                 pub fn $block(params: NormBackwardParams) {
                     by_blocks::<$element, Block<SUMS_BLOCK_THREADS>, SUMS_BLOCK_HELD>(params)
                 }
@@ -574,9 +584,9 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `cluster_ring_bytes`.
-                #[launch(threads = SUMS_LARGE_THREADS)]
+                #[launch(threads = SUMS_CLUSTER_THREADS)]
                 pub fn $cluster(params: NormBackwardParams) {
-                    by_clusters::<$element, SUMS_LARGE_HELD>(params)
+                    by_clusters::<$element, SUMS_CLUSTER_HELD>(params)
                 }
             )*}
         };

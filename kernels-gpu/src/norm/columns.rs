@@ -93,6 +93,8 @@ pub unsafe fn add_columns<E: Element>(p: NormSumParams) {
     let mut total = 0.0;
     // SAFETY: the host gives the extents, and shared memory of a word a thread.
     unsafe {
+        #[cfg(tier = "sm_90a")]
+        cuda_std::grid_dependency::wait();
         const WARPS: u64 = THREADS as u64 / 32;
         let mut row = warp as u64;
         while row < p.rows && column < p.columns {

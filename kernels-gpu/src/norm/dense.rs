@@ -4,6 +4,7 @@
 
 use super::NormParams;
 use super::device::Statistics;
+use super::kept::Kept;
 use crate::row::*;
 use crate::tile::element::Element;
 use cuda_std::math;
@@ -63,6 +64,18 @@ impl Vectors {
     }
 }
 
+impl Vectors {
+    /// As [`store`](Self::store), of what nobody reads soon.
+    #[inline(always)]
+    unsafe fn store_once<T: Team, E: Element>(self, k: usize, values: Vector) {
+        let (at, inside) = self.at::<T, E>(k);
+        if inside {
+            // SAFETY: within the row, and aligned.
+            unsafe { store_once::<E>(at, values) };
+        }
+    }
+}
+
 /// The statistics of a row.
 #[inline(always)]
 unsafe fn statistics<T: Team, E: Element, const N: usize>(
@@ -106,11 +119,12 @@ unsafe fn statistics<T: Team, E: Element, const N: usize>(
 
 /// Writes a row, with weight and bias as `W` and `B` say.
 #[inline(always)]
-unsafe fn write<T: Team, E: Element, const N: usize, const W: bool, const B: bool>(
+unsafe fn write<T: Team, E: Kept, const N: usize, const W: bool, const B: bool>(
     p: &NormParams,
     part: &Part<E, N>,
     statistics: Statistics,
     y: Vectors,
+    stored: Option<Vectors>,
 ) {
     let shared = |address| Vectors {
         address,
@@ -120,7 +134,12 @@ unsafe fn write<T: Team, E: Element, const N: usize, const W: bool, const B: boo
     while k < N {
         // SAFETY: the host gives the extents; each element is one thread's.
         unsafe {
-            let mut out = map(E::unpack8(part[k]), |s| statistics.unit(s));
+            let held = if stored.is_some() { E::anew(part[k]) } else { part[k] };
+            let sum = E::unpack8(held);
+            if let Some(stored) = stored {
+                stored.store_once::<T, E>(k, sum);
+            }
+            let mut out = map(sum, |s| statistics.unit(s));
             if W && B {
                 let weight = shared(p.weight).load_shared_by_rows::<T, E>(k);
                 let bias = shared(p.bias).load_shared_by_rows::<T, E>(k);
@@ -134,19 +153,42 @@ unsafe fn write<T: Team, E: Element, const N: usize, const W: bool, const B: boo
             } else if B {
                 out = zip(out, shared(p.bias).load_shared_by_rows::<T, E>(k), |out, b| out + b);
             }
-            y.store::<T, E>(k, out);
+            if stored.is_some() {
+                y.store_once::<T, E>(k, out);
+            } else {
+                y.store::<T, E>(k, out);
+            }
         }
         k += 1;
     }
 }
 
-/// One row.
+/// Rows with a residual.
+///
+/// # Safety
+/// - As for [`forward`]; a team has the shared memory of its exchanges.
+#[inline(always)]
+pub unsafe fn with_residual<T: Team, E: Kept, const N: usize>(p: NormParams) {
+    let mut turn = 0;
+    let mut row = T::first();
+    while row < p.rows {
+        // SAFETY: forwarded to the caller.
+        unsafe { forward::<T, E, N, true>(&p, row, &mut turn) };
+        row += T::step();
+    }
+}
+
+/// One row, with a `RESIDUAL` or without.
 ///
 /// # Safety
 /// - The tensors have the extents that the parameters say, `columns` is a multiple of [`WIDTH`] and rows and vectors
 ///   start at multiples of 16 bytes; the team is together, and holds `N` vectors a thread.
 #[inline(always)]
-pub unsafe fn forward<T: Team, E: Element, const N: usize>(p: &NormParams, row: u64, turn: &mut u32) {
+pub unsafe fn forward<T: Team, E: Kept, const N: usize, const RESIDUAL: bool>(
+    p: &NormParams,
+    row: u64,
+    turn: &mut u32,
+) {
     let matrix = |address, stride: u64| Vectors {
         address: address + row * stride * size_of::<E>() as u64,
         columns: p.columns,
@@ -154,37 +196,25 @@ pub unsafe fn forward<T: Team, E: Element, const N: usize>(p: &NormParams, row: 
     // SAFETY: forwarded to the caller.
     unsafe {
         let mut part = matrix(p.x, p.x_stride).load::<T, E, N>();
-        if p.residual != 0 {
+        if RESIDUAL {
             let residual = matrix(p.residual, p.residual_stride).load::<T, E, N>();
             add_parts::<E, N>(&mut part, &residual);
-        }
-        if row + (p.ahead as u64) < p.rows {
-            let later = |address, stride| {
-                Row::new::<E>(address, row + p.ahead as u64, stride, p.columns, 1).prefetch::<T, E, N>()
-            };
-            later(p.x, p.x_stride);
-            if p.residual != 0 {
-                later(p.residual, p.residual_stride);
-            }
-        }
-        if p.sum != 0 {
-            let stored = matrix(p.sum, p.sum_stride);
-            let mut k = 0;
-            while k < N {
-                let (at, inside) = stored.at::<T, E>(k);
-                if inside {
-                    E::store8(at as *mut E, E::unpack8(part[k]));
-                }
-                k += 1;
-            }
+        } else if row + (p.ahead as u64) < p.rows {
+            Row::new::<E>(p.x, row + p.ahead as u64, p.x_stride, p.columns, 1).prefetch::<T, E, N>();
         }
         let statistics = statistics::<T, E, N>(p, &part, turn);
         let y = matrix(p.y, p.y_stride);
+        // Beside `y`, not before the statistics: memory writes in longer runs.
+        let stored = if RESIDUAL {
+            Some(matrix(p.sum, p.sum_stride))
+        } else {
+            None
+        };
         match (p.weight != 0, p.bias != 0) {
-            (true, true) => write::<T, E, N, true, true>(p, &part, statistics, y),
-            (true, false) => write::<T, E, N, true, false>(p, &part, statistics, y),
-            (false, true) => write::<T, E, N, false, true>(p, &part, statistics, y),
-            (false, false) => write::<T, E, N, false, false>(p, &part, statistics, y),
+            (true, true) => write::<T, E, N, true, true>(p, &part, statistics, y, stored),
+            (true, false) => write::<T, E, N, true, false>(p, &part, statistics, y, stored),
+            (false, true) => write::<T, E, N, false, true>(p, &part, statistics, y, stored),
+            (false, false) => write::<T, E, N, false, false>(p, &part, statistics, y, stored),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Values that stay packed in registers from one row to the next (sm_90).
+//! Values that stay packed in registers.
 
 use crate::row::anew_bits;
 use crate::tile::element::{Bf16, Element, F16};
 
-/// Elements whose packed form stays packed from row to row: the compiler would convert what does not change once, into
-/// registers that there are not.
+/// Elements whose packed form stays packed from row to row, or from pass to pass: the compiler would convert what does not
+/// change once, into registers that there are not.
 pub trait Kept: Element {
     /// The same, about which the compiler knows nothing.
     fn anew(packed: Self::Packed) -> Self::Packed;

@@ -1,13 +1,29 @@
 //! How the warps of a block or a cluster give each other values once a row, without a barrier of their threads (sm_90).
 
 use super::Team;
+use core::arch::asm;
 use cuda_std::{barrier::syncwarp, mbarrier, shared, thread, warp};
+
+/// `st.async` of 4 bytes to a block of the cluster, which complete on a barrier there.
+///
+/// # Safety
+/// - Both addresses are of one running block, by `mapa`; the barrier's phase expects the bytes.
+#[inline(always)]
+unsafe fn send_async(address: u32, value: f32, barrier: u32) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [{0}], {1}, [{2}];",
+            in(reg32) address, in(reg32) value.to_bits(), in(reg32) barrier, options(nostack));
+    }
+}
 
 /// Exchanges between the warps of a team: two sets of slots in turn, and a barrier that each warp arrives at once a row.
 /// A warp arrives only when it has read the row before, so nobody is overtaken by more than a row.
 pub struct Exchange {
     barrier: u32,
     set: u32,
+    /// Of the barrier of the set; of a cluster, which has one for each set.
+    parity: u32,
 }
 
 impl Exchange {
@@ -16,7 +32,25 @@ impl Exchange {
     /// By a barrier that expects an arrival of each warp of the team.
     #[inline(always)]
     pub fn new(barrier: u32) -> Exchange {
-        Exchange { barrier, set: 0 }
+        Exchange {
+            barrier,
+            set: 0,
+            parity: 0,
+        }
+    }
+
+    /// The barrier of the set of a cluster: values of the next row may come before all of this one are there.
+    #[inline(always)]
+    fn of_set(&self) -> u32 {
+        self.barrier + self.set * mbarrier::BYTES
+    }
+
+    /// Expects so many bytes of each warp of the cluster.
+    #[inline(always)]
+    unsafe fn expect<T: Team>(&self, bytes: u32) {
+        let first = thread::thread_idx_x() == 0;
+        // SAFETY: forwarded to the caller; one arrival a row.
+        unsafe { mbarrier::arrive_expect_tx_if(self.of_set(), T::blocks() * (T::LANES / 32) * bytes, first) }
     }
 
     /// Gives values of this warp to all blocks of the team.
@@ -42,15 +76,43 @@ impl Exchange {
                 }
                 mbarrier::arrive_if(self.barrier, lane == 0);
             } else {
+                self.expect::<T>(P as u32 * 16);
                 if lane < T::blocks() {
-                    let there = shared::mapa(own, lane);
+                    let (there, barrier) = (shared::mapa(own, lane), shared::mapa(self.of_set(), lane));
                     let mut i = 0;
                     while i < P {
-                        shared::st_cluster(there + i as u32 * 16, values[i]);
+                        shared::st_async_4(there + i as u32 * 16, values[i], barrier);
                         i += 1;
                     }
                 }
-                mbarrier::arrive_remote_if(self.barrier, lane, lane < T::blocks());
+            }
+        }
+    }
+
+    /// As [`publish`](Self::publish), of four values: lane `i` has the `i mod 4`-th.
+    ///
+    /// # Safety
+    /// - All lanes come here together; [`collect`](Self::collect) follows before the next call.
+    #[inline(always)]
+    pub unsafe fn publish_by_lanes<T: Team>(&self, value: f32) {
+        let slots = shared::dynamic_base() + self.set * (T::EXCHANGE / 2);
+        let own = slots + (T::rank() * (T::LANES / 32) + thread::warp_idx()) * Self::SLOT;
+        let lane = thread::lane_id();
+        let place = own + (lane & 3) * 4;
+        // SAFETY: a slot a warp; it was read before the barrier of the row between.
+        unsafe {
+            if T::blocks() == 1 {
+                if lane < 4 {
+                    shared::st(place, value);
+                }
+                syncwarp(warp::FULL);
+                mbarrier::arrive_if(self.barrier, lane == 0);
+            } else {
+                self.expect::<T>(16);
+                if lane < 4 * T::blocks() {
+                    let to = lane / 4;
+                    send_async(shared::mapa(place, to), value, shared::mapa(self.of_set(), to));
+                }
             }
         }
     }
@@ -72,7 +134,8 @@ impl Exchange {
             if T::blocks() == 1 {
                 mbarrier::wait_parity(self.barrier, self.set);
             } else {
-                mbarrier::wait_parity_cluster(self.barrier, self.set);
+                mbarrier::wait_parity(self.of_set(), self.parity);
+                self.parity ^= self.set;
             }
             self.set ^= 1;
             let mut m = 0;

@@ -58,6 +58,21 @@ impl Row {
         }
     }
 
+    /// As [`load`](Self::load), packed; zeros beyond the row.
+    ///
+    /// # Safety
+    /// - As for [`load`](Self::load).
+    #[inline(always)]
+    pub unsafe fn load_packed<E: Element>(self, column: u32) -> E::Packed {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if self.aligned && column + WIDTH <= self.columns {
+                return E::load8_packed_nc((self.address as *const E).add(column as usize));
+            }
+            E::pack8(self.load::<E>(column, 0.0))
+        }
+    }
+
     /// This thread's vectors from `base` on, all asked for before the first is used; `fill` beyond the row.
     /// `FROM` is one of [`CONSTANT`], [`BEFORE`] and [`OWN`].
     ///
@@ -363,6 +378,36 @@ unsafe fn vector_in_order(address: u64) -> [u32; 4] {
             out(reg32) z, out(reg32) w, in(reg64) address, options(nomem, nostack));
     }
     [x, y, z, w]
+}
+
+/// Stores eight elements at a multiple of 16 bytes that nobody reads soon: L2 gives up such lines first.
+///
+/// # Safety
+/// - They are writable, and no other thread touches them.
+#[inline(always)]
+pub unsafe fn store_once<E: Element>(address: u64, v: Vector) {
+    let store = |address: u64, [x, y, z, w]: [u32; 4]| {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            asm!("st.global.cs.v4.b32 [{4}], {{{0}, {1}, {2}, {3}}};", in(reg32) x, in(reg32) y, in(reg32) z, in(reg32) w,
+                in(reg64) address, options(nostack));
+        }
+    };
+    if size_of::<E>() == 2 {
+        store(
+            address,
+            [
+                E::pack(v[0], v[1]),
+                E::pack(v[2], v[3]),
+                E::pack(v[4], v[5]),
+                E::pack(v[6], v[7]),
+            ],
+        );
+    } else {
+        let v = v.map(f32::to_bits);
+        store(address, [v[0], v[1], v[2], v[3]]);
+        store(address + 16, [v[4], v[5], v[6], v[7]]);
+    }
 }
 
 /// Eight elements in shared memory.

@@ -2,8 +2,9 @@
 
 use super::{SLICE_CLUSTER, SLICE_JOIN_BYTES, SLICE_JOINS, SLICE_THREADS};
 use cuda_std::{
-    barrier::{cluster_arrive, cluster_arrive_relaxed, cluster_wait, syncthreads},
-    shared::{self, mapa, st_cluster},
+    barrier::{cluster_arrive_relaxed, cluster_wait, syncthreads},
+    mbarrier,
+    shared::{self, mapa, st_async_4},
     thread, warp,
 };
 
@@ -32,9 +33,25 @@ impl Place {
         };
         if place.blocks > 1 {
             // SAFETY: forwarded to the caller.
-            unsafe { cluster_arrive_relaxed() };
+            unsafe {
+                if thread::thread_idx_x() == 0 {
+                    let mut set = 0;
+                    while set < SLICE_JOINS {
+                        mbarrier::init(Self::joined(set), 1);
+                        set += 1;
+                    }
+                    mbarrier::fence_init();
+                }
+                cluster_arrive_relaxed();
+            }
         }
         place
+    }
+
+    /// Completes when this block has the values of all warps of the cluster.
+    #[inline(always)]
+    fn joined(set: u32) -> u32 {
+        shared::dynamic_base() + SLICE_JOINS * SLICE_JOIN_BYTES + (16 + set) * mbarrier::BYTES
     }
 
     /// Joins values of all threads of the cluster; all get the same. `SET` counts the calls of a kernel from 0.
@@ -71,11 +88,14 @@ impl Place {
                     // All blocks have begun.
                     cluster_wait();
                 }
+                let bytes = self.blocks * (warps * 16);
+                mbarrier::arrive_expect_tx_if(Self::joined(SET), bytes, thread::thread_idx_x() == 0);
                 if lane < self.blocks {
-                    st_cluster(mapa(own, lane), all);
+                    // With its own completion: a barrier of the cluster would wait for all memory of the block first, and
+                    // empty L1.
+                    st_async_4(mapa(own, lane), all, mapa(Self::joined(SET), lane));
                 }
-                cluster_arrive();
-                cluster_wait();
+                mbarrier::wait_parity(Self::joined(SET), 0);
             }
             value = identity;
             let mut k = 0;

@@ -78,7 +78,10 @@ impl<const M: usize> Ring<M> {
                     stage += 1;
                 }
                 if T::LANES > 32 {
-                    mbarrier::init(ring.joined(), T::LANES / 32 * T::blocks());
+                    // Of a cluster two, whose phases end with the bytes that they expect.
+                    let arrivals = if T::blocks() == 1 { T::LANES / 32 } else { 1 };
+                    mbarrier::init(ring.joined(), arrivals);
+                    mbarrier::init(ring.joined() + mbarrier::BYTES, arrivals);
                 }
                 mbarrier::fence_init();
             }
@@ -110,7 +113,7 @@ impl<const M: usize> Ring<M> {
         self.barriers + (self.stages + stage) * mbarrier::BYTES
     }
 
-    /// The barrier of exchanges between the warps of the team, of one arrival each.
+    /// The barrier of exchanges between the warps of the team, of one arrival each; of a cluster two, in turn.
     #[inline(always)]
     pub fn joined(&self) -> u32 {
         self.barriers + 2 * self.stages * mbarrier::BYTES

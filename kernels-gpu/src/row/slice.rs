@@ -143,6 +143,21 @@ impl Slice {
         }
     }
 
+    /// Asks L2 for what lies `offset` bytes behind this slice.
+    ///
+    /// # Safety
+    /// - It is readable, as far as the slice goes.
+    #[inline(always)]
+    pub unsafe fn ask_l2<E: Element>(&self, offset: u64) {
+        if thread::thread_idx_x() == 32 {
+            let at = self.address + offset;
+            let end = at + (self.columns * size_of::<E>() as u32) as u64 & !15;
+            let at = at + 15 & !15;
+            // SAFETY: forwarded to the caller.
+            unsafe { bulk::prefetch_l2(at as *const u8, (end - at) as u32) };
+        }
+    }
+
     #[inline(always)]
     fn end_of<E>(&self, part: u32, parts: u32) -> u32 {
         if part + 1 == parts {

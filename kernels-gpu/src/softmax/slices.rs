@@ -19,6 +19,9 @@ pub unsafe fn forward<E: Ordered, const N: usize>(p: SoftmaxParams) {
         let place = Place::begin();
         let slice = Slice::new::<E>(place, 0, p.x + place.row * p.x_stride * bytes, p.columns);
         Slice::ask::<E, 1>([&slice], f32::NEG_INFINITY);
+        if p.ahead != 0 && place.row + (p.ahead as u64) < p.rows {
+            slice.ask_l2::<E>(p.ahead as u64 * p.x_stride * bytes);
+        }
         let (high, total) = join_powers::<E, N>(place, &slice, scale);
         let y = p.y + place.row * p.y_stride * bytes;
         if p.log != 0 {

@@ -2,7 +2,8 @@
 
 use kernels_gpu::norm::backward::{
     BACKWARD_WARPS, BLOCKS, COLUMNS, MULTIPROCESSORS, NormBackwardParams, NormSumParams, ROWS, STAGES, SUM_COLUMNS,
-    SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_COLUMNS, SUMS_LARGE_COLUMNS, SUMS_LARGE_THREADS, THREADS, WARP_SUMS,
+    SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_BLOCK, SUMS_CLUSTER_COLUMNS, SUMS_CLUSTER_THREADS, SUMS_LARGE_COLUMNS, THREADS,
+    WARP_SUMS,
 };
 use kernels_gpu::row::{
     EXCHANGE_BYTES, PAIR_WARP_COLUMNS, cluster_exchange_bytes, cluster_ring_bytes, ring_bytes, ring_columns,
@@ -50,6 +51,7 @@ fn sum_columns(
     let launch = Contract::new(device, &entry)
         .grid([columns.div_ceil(SUM_COLUMNS), given.len() as u64, 1])
         .shared(THREADS as u64 * 4)
+        .programmatic()
         .on(stream)
         .reads("partial", given[0].0)
         .reads_if("partial2", second.map(|(partial, _)| *partial))
@@ -122,7 +124,7 @@ impl Norm<'_> {
             device.tier() == Tier::Sm90a && x.columns > SUMS_LARGE_COLUMNS && x.columns <= SUMS_CLUSTER_COLUMNS;
         // Blocks of a cluster: as few as hold the row.
         let cluster = if clusters {
-            x.columns.div_ceil(SUMS_LARGE_COLUMNS).next_power_of_two()
+            x.columns.div_ceil(SUMS_CLUSTER_BLOCK).next_power_of_two()
         } else {
             1
         };
@@ -159,9 +161,9 @@ impl Norm<'_> {
         let streams = aligned && row_bytes.is_multiple_of(16) && x.columns.is_multiple_of(8) && width != Width::Long;
         let of_cluster = |stages| {
             cluster_ring_bytes(
-                SUMS_LARGE_THREADS as u64,
+                SUMS_CLUSTER_THREADS as u64,
                 stages,
-                2 * ring_columns(x.columns, SUMS_LARGE_THREADS as u64, cluster) * dtype.size(),
+                2 * ring_columns(x.columns, SUMS_CLUSTER_THREADS as u64, cluster) * dtype.size(),
             )
         };
         let stages = match device.tier() {
@@ -170,7 +172,7 @@ impl Norm<'_> {
             _ => 0,
         };
         let shared = match (stages, width) {
-            (0, _) if clusters => cluster_exchange_bytes(SUMS_LARGE_THREADS as u64),
+            (0, _) if clusters => cluster_exchange_bytes(SUMS_CLUSTER_THREADS as u64),
             (_, _) if clusters => of_cluster(stages),
             (0, Width::Warp) => WARP_SUMS,
             (0, _) => EXCHANGE_BYTES,

@@ -96,8 +96,19 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize, const CENTERED: bool>(
                 }
                 k += 1;
             }
-            Sums::join::<1, CENTERED>([(sums, own)], of_warp.share).publish::<T, CENTERED>(&exchange);
-            let all = if T::blocks() == 1 {
+            let mine = (sums, own);
+            if kept {
+                Sums::publish_narrow::<T, CENTERED>(mine, of_warp.share, &exchange);
+            } else {
+                Sums::join::<1, CENTERED>([mine], of_warp.share).publish::<T, CENTERED>(&exchange);
+            }
+            let all = if kept {
+                if T::blocks() == 1 {
+                    Sums::collect_narrow::<T, 1, CENTERED>(&mut exchange, [of_slots[0]], p.reciprocal)
+                } else {
+                    Sums::collect_narrow::<T, 2, CENTERED>(&mut exchange, of_slots, p.reciprocal)
+                }
+            } else if T::blocks() == 1 {
                 Sums::collect::<T, 1, CENTERED>(&mut exchange, [of_slots[0]], p.reciprocal)
             } else {
                 Sums::collect::<T, 2, CENTERED>(&mut exchange, of_slots, p.reciprocal)

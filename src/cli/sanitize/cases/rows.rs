@@ -49,29 +49,27 @@ fn reductions() -> Vec<Case> {
 fn norms() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in FLOATS {
-        cases.push(case(
-            "norm",
-            format!("RMSNorm of rows of 100 {dtype} with a residual"),
-            move |bed| {
-                let (x, r, w) = (
-                    bed.floats(dtype, &[5, 100])?,
-                    bed.floats(dtype, &[5, 100])?,
-                    bed.floats(dtype, &[100])?,
-                );
-                let normed = rms_norm(&x).residual(&r).weight(&w).run()?;
-                Ok([Some(normed.y), normed.sum].into_iter().flatten().collect())
-            },
-        ));
-        cases.push(case(
-            "norm",
-            format!("LayerNorm of rows of 33000 {dtype} with a residual"),
-            move |bed| {
-                let (x, r) = (bed.floats(dtype, &[2, 33_000])?, bed.floats(dtype, &[2, 33_000])?);
-                let normed = layer_norm(&x).residual(&r).run()?;
-                Ok([Some(normed.y), normed.sum].into_iter().flatten().collect())
-            },
-        ));
-        for columns in [1537, 5000, 9001, 33_001, 240_001] {
+        // Whole vectors and others, in each of the widths.
+        for columns in [100, 96, 1504, 5000, 9000, 9001, 33_000, 70_000, 70_001] {
+            cases.push(case(
+                "norm",
+                format!("norms of rows of {columns} {dtype} with a residual"),
+                move |bed| {
+                    let (x, r, w) = (
+                        bed.floats(dtype, &[2, columns])?,
+                        bed.floats(dtype, &[2, columns])?,
+                        bed.floats(dtype, &[columns])?,
+                    );
+                    let root = rms_norm(&x).residual(&r).weight(&w).run()?;
+                    let layer = layer_norm(&x).residual(&r).run()?;
+                    Ok([Some(root.y), root.sum, Some(layer.y), layer.sum]
+                        .into_iter()
+                        .flatten()
+                        .collect())
+                },
+            ));
+        }
+        for columns in [96, 1504, 1537, 5000, 9000, 9001, 33_001, 70_000, 70_001, 240_001] {
             cases.push(case(
                 "norm",
                 format!("LayerNorm of a row of {columns} {dtype}"),

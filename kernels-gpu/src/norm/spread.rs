@@ -1,0 +1,190 @@
+//! Norms of long rows of 16-bit elements, in the registers of the blocks of a cluster (sm_90).
+//!
+//! Small blocks, of which some share a multiprocessor, keep memory busy while others compute. The warps give each other
+//! their sums by stores that complete on the receiver's own barrier: a barrier of the cluster would wait for all memory that
+//! a block has under way, and empty L1, where the weights lie.
+
+use super::{
+    NormParams, SPREAD_SLOTS,
+    device::{Geometry, Statistics},
+    kept::Kept,
+    moments::{Moments, over_warp},
+};
+use crate::row::*;
+use crate::tile::element::Element;
+use cuda_std::{
+    barrier::{cluster_arrive_relaxed, cluster_wait},
+    math, mbarrier, shared, thread,
+};
+
+/// Completes when this block has the values of all warps of the cluster.
+#[inline(always)]
+fn gathered() -> u32 {
+    shared::dynamic_base() + SPREAD_SLOTS * 16
+}
+
+/// Gives four values of each warp to all of the cluster: those of warps `lane` and `lane + 32` are returned, zeros where there
+/// is none.
+///
+/// # Safety
+/// - All threads of the cluster come here together, once; [`gathered`] expects the values, and the cluster has been told.
+#[inline(always)]
+unsafe fn gather<T: Team>(values: [f32; 4]) -> [[f32; 4]; 2] {
+    let slots = shared::dynamic_base();
+    let own = slots + (T::rank() * (T::LANES / 32) + thread::warp_idx()) * 16;
+    let lane = thread::lane_id();
+    let mut all = [[0.0; 4]; 2];
+    // SAFETY: a slot a warp, written once; the barrier comes between that and reading. No block ends before it has got all.
+    unsafe {
+        cluster_wait();
+        if lane < T::blocks() {
+            shared::st_async_4(shared::mapa(own, lane), values, shared::mapa(gathered(), lane));
+        }
+        mbarrier::wait_parity(gathered(), 0);
+        let mut i = 0;
+        while i < 2 {
+            let slot = lane + i as u32 * 32;
+            if slot < T::lanes() / 32 {
+                all[i] = shared::ld(slots + slot * 16);
+            }
+            i += 1;
+        }
+    }
+    all
+}
+
+/// # Safety
+/// - All threads of the cluster come here together, once.
+#[inline(always)]
+unsafe fn statistics<T: Team, E: Element, const N: usize, const CENTERED: bool, const WHOLE: bool>(
+    p: &Geometry,
+    part: &Part<E, N>,
+) -> Statistics {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        if CENTERED {
+            let own = Moments::of_warp::<T, E, N, WHOLE>(p.columns, part);
+            return Moments::join::<T, N, 2>(p, gather::<T>(own.values()));
+        }
+        let mut square = 0.0;
+        let mut k = 0;
+        while k < N {
+            // What lies beyond the row is 0.
+            square += squares(E::unpack8(part[k]));
+            k += 1;
+        }
+        let [one, other] = gather::<T>([over_warp(square), 0.0, 0.0, 0.0]);
+        Statistics::of(0.0, 0.0, over_warp(one[0] + other[0]) * p.reciprocal, p.epsilon)
+    }
+}
+
+/// One row of a cluster: of whole vectors at multiples of 16 bytes where it is `WHOLE`. With a `RESIDUAL`, if `p` has one.
+///
+/// # Safety
+/// - The tensors have the extents that the parameters say; a thread holds `N` vectors of its row; dynamic shared memory of
+///   `SPREAD_BYTES`, and at most `SPREAD_SLOTS` warps.
+#[inline(always)]
+pub unsafe fn forward<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const WHOLE: bool>(p: NormParams) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        // From the start: where both ways go on together, so do what each keeps in registers.
+        if p.centered != 0 {
+            one::<T, E, N, RESIDUAL, true, WHOLE>(&p);
+        } else {
+            one::<T, E, N, RESIDUAL, false, WHOLE>(&p);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENTERED: bool, const WHOLE: bool>(
+    p: &NormParams,
+) {
+    let size = size_of::<E>() as u64;
+    let row = T::first();
+    let two = RESIDUAL && p.residual != 0;
+    let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, WHOLE as u32 | p.aligned);
+    let (x, residual) = (matrix(p.x, p.x_stride), matrix(p.residual, p.residual_stride));
+    let (y, stored) = (matrix(p.y, p.y_stride), matrix(p.sum, p.sum_stride));
+    let (weight, bias) = (matrix(p.weight, 0), matrix(p.bias, 0));
+    let first = column_of::<T>(0, 0);
+    let from_first = first as u64 * size;
+    let step = (T::lanes() * WIDTH) as u64 * size;
+    let inside = |k: usize| column_of::<T>(0, k) < p.columns;
+    // SAFETY: forwarded to the caller; each element is one thread's.
+    unsafe {
+        if thread::thread_idx_x() == 0 {
+            mbarrier::init(gathered(), 1);
+            mbarrier::arrive_expect_tx(gathered(), T::lanes() / 32 * 16);
+            mbarrier::fence_init();
+        }
+        cluster_arrive_relaxed();
+        let load = #[inline(always)]
+        |row: Row| {
+            if !WHOLE {
+                return row.part::<T, E, N, CONSTANT>(0, 0.0);
+            }
+            let mut part = [E::ZEROS; N];
+            let mut k = 0;
+            while k < N {
+                if inside(k) {
+                    part[k] = load_in_order::<E>(row.address + from_first + k as u64 * step);
+                }
+                k += 1;
+            }
+            part
+        };
+        let mut part = load(x);
+        if two {
+            let other = load(residual);
+            add_parts::<E, N>(&mut part, &other);
+        }
+        // Of the residual no more is asked for: both together are slower.
+        if WHOLE && row + (p.ahead as u64) < p.rows {
+            matrix(p.x + p.ahead as u64 * p.x_stride * size, p.x_stride).prefetch::<T, E, N>();
+        }
+        let statistics = statistics::<T, E, N, CENTERED, WHOLE>(&Geometry::of(p), &part);
+        let again = #[inline(always)]
+        |row: Row, k: usize| {
+            if WHOLE {
+                E::unpack8(E::load8_packed_cached(
+                    (row.address + from_first + k as u64 * step) as *const E,
+                ))
+            } else {
+                row.load_again::<E>(column_of::<T>(0, k))
+            }
+        };
+        let store = #[inline(always)]
+        |row: Row, k: usize, values: Vector| {
+            if WHOLE {
+                store_once::<E>(row.address + from_first + k as u64 * step, values)
+            } else {
+                row.store::<E>(column_of::<T>(0, k), values)
+            }
+        };
+        let mut k = 0;
+        while k < N {
+            if inside(k) {
+                let sum = E::unpack8(E::anew(part[k]));
+                if two && p.sum != 0 {
+                    store(stored, k, sum);
+                }
+                let mut out = map(sum, |s| statistics.unit(s));
+                if p.weight != 0 && p.bias != 0 {
+                    let (w, b) = (again(weight, k), again(bias, k));
+                    let mut i = 0;
+                    while i < 8 {
+                        out[i] = math::fma(out[i], w[i], b[i]);
+                        i += 1;
+                    }
+                } else if p.weight != 0 {
+                    out = zip(out, again(weight, k), |out, w| out * w);
+                } else if p.bias != 0 {
+                    out = zip(out, again(bias, k), |out, b| out + b);
+                }
+                store(y, k, out);
+            }
+            k += 1;
+        }
+    }
+}
