@@ -37,6 +37,10 @@ const FULL_ROUNDS: u64 = 95;
 /// a second launch, but by too few blocks for more.
 const LONE_CAPACITY: u64 = 8192;
 
+/// Tokens up to which a tile may be one multiprocessor's: lengths are not known here, and the longest of unequal ones must not
+/// take much longer than all of them cut up.
+const ALONE_CAPACITY: u64 = 32_768;
+
 /// Share of the blocks that the GPU holds from which on bundles of pieces are enough to keep it busy, in percent.
 const MOST_BLOCKS: u64 = 85;
 
@@ -338,6 +342,7 @@ impl<'a> Decode<'a> {
             && padded == 128
             && together
             && splits > 1
+            && cache.capacity <= ALONE_CAPACITY
             && all_tiles <= multiprocessors
             && fills(multiprocessors)
             && own.shared_bytes(rows as u32) + own.fresh_bytes(fresh_tokens) <= own.group_bytes();
