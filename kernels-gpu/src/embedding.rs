@@ -311,7 +311,7 @@ mod device {
     }
 
     backwards! {
-        embedding_backward_f32 f32, 4;
+        embedding_backward_f32 f32, 3;
         embedding_backward_f16 F16, 8;
         embedding_backward_bf16 Bf16, 8;
     }

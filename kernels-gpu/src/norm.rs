@@ -294,6 +294,7 @@ mod device {
 
     /// Kernels for rows of whole vectors at multiples of 16 bytes with a residual: apart from those for others, with whose
     /// registers both inputs of a row would not be under way at once.
+    #[cfg(not(tier = "sm_75"))]
     macro_rules! residual_forwards {
         ($($name:ident $element:ty, $team:ty, $threads:expr, $blocks:literal;)*) => {
             kernel! {$(
@@ -367,6 +368,8 @@ mod device {
     }
 
     use crate::row::{BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, WARP_THREADS, WIDE_THREADS};
+    // On sm_75 conversions of f16 take registers that these do not have.
+    #[cfg(not(tier = "sm_75"))]
     residual_forwards! {
         norm_residual_warp_f32 f32, Warp, WARP_THREADS, 4;
         norm_residual_block_f32 f32, Block<BLOCK_THREADS>, BLOCK_THREADS, 4;

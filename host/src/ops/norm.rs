@@ -225,7 +225,8 @@ impl Plan {
             };
         }
         let width = Width::of(columns);
-        let kind = match dense && residual && width != Width::Long {
+        let apart = dense && residual && width != Width::Long && device.tier() != Tier::Sm75;
+        let kind = match apart {
             true => format!("residual_{}", width.name()),
             false => width.name().to_owned(),
         };

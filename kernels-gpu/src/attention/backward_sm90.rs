@@ -19,7 +19,7 @@ use super::{
 use crate::pipeline::{Cursor, OneThread, Ring, Warps, ring_bytes};
 use core::mem::offset_of;
 use cuda_std::{
-    barrier, global, kernel,
+    barrier, global, grid_dependency, kernel,
     launch::ParamAddress,
     math::{ex2, fma},
     mbarrier, register,
@@ -113,8 +113,12 @@ unsafe fn backward<
     let shared = Shared::<S, O, STAGES> { base: dynamic_base() };
     // SAFETY: one thread initialises before all meet; whole warpgroups take each arm; register counts add up.
     unsafe {
+        // The kernels of a problem need nothing of one another: the next one takes the multiprocessors that this one's last
+        // tiles leave idle. Each ends after the one before, so that the last one's end is that of all.
+        grid_dependency::launch_dependents();
         let work = Work::at::<KEYS>(thread::block_idx_x(), params, ROWS);
         if work.first >= work.own_len {
+            grid_dependency::wait();
             return;
         }
         if thread::thread_idx_x() == 0 {
@@ -136,6 +140,7 @@ unsafe fn backward<
             register::setmaxnreg_inc::<232>();
             consume::<E, S, O, STAGES, KEYS, FIRST, SECOND>(&shared, params, warpgroup - 1);
         }
+        grid_dependency::wait();
     }
 }
 

@@ -272,9 +272,16 @@ impl<'a> AttentionBackward<'a> {
 
         let keys = self.packed.map_or(problem.seq_kv, |packed| packed.max_k);
         let (tiles, shared) = (plan.keys, (plan.shared)(plan.keys));
+        // Hopper's kernels follow each other before the one in front has ended; the first waits for Δ.
+        let follows = |contract: Contract<'b>, launches: &[(Prepared<'b>, BackwardParams)]| {
+            if plan.mapped && launches.len() > 1 {
+                contract.programmatic()
+            } else {
+                contract
+            }
+        };
         for entry in plan.of_keys.iter().filter(|_| keys > 0) {
-            let contract = self
-                .contract(entry)
+            let contract = follows(self.contract(entry), &launches)
                 .grid([blocks(problem.heads_kv, keys, tiles.own, KEYS)?, 1, 1])
                 .shared(shared.into())
                 .reads("work", delta)
@@ -287,8 +294,7 @@ impl<'a> AttentionBackward<'a> {
             launches.push((contract.prepare()?, params));
         }
         let (tiles, shared) = (plan.queries, (plan.shared)(plan.queries));
-        let contract = self
-            .contract(&plan.of_queries)
+        let contract = follows(self.contract(&plan.of_queries), &launches)
             .grid([blocks(problem.heads_q, problem.rows, tiles.own, ROWS)?, 1, 1])
             .shared(shared.into())
             .reads("work", delta)
