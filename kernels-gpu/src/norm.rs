@@ -242,7 +242,7 @@ mod device {
     }
 
     macro_rules! forwards {
-        ($($warp:ident $block:ident $large:ident $wide:ident $long:ident $element:ty)*) => {
+        ($($warp:ident $block:ident $large:ident $long:ident $element:ty)*) => {
             kernel! {$(
                 /// Rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements.
                 ///
@@ -271,15 +271,6 @@ mod device {
                     forward::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
 
-                /// Rows of up to [`WIDE_COLUMNS`](crate::row::WIDE_COLUMNS) elements.
-                ///
-                /// # Safety
-                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = WIDE_THREADS)]
-                pub fn $wide(params: NormParams) {
-                    forward::<$element, Block<WIDE_THREADS>, HELD, true>(params)
-                }
-
                 /// Rows of any length.
                 ///
                 /// # Safety
@@ -287,6 +278,21 @@ mod device {
                 #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: NormParams) {
                     forward::<$element, Block<LONG_THREADS>, { long::<$element>() }, false>(params)
+                }
+            )*}
+        };
+    }
+
+    macro_rules! wide_forwards {
+        ($($name:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows of up to [`WIDE_COLUMNS`](crate::row::WIDE_COLUMNS) elements.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
+                #[launch(threads = WIDE_THREADS)]
+                pub fn $name(params: NormParams) {
+                    forward::<$element, Block<WIDE_THREADS>, HELD, true>(params)
                 }
             )*}
         };
@@ -378,15 +384,27 @@ mod device {
         norm_residual_warp_f16 F16, Warp, WARP_THREADS, 8;
         norm_residual_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, 8;
         norm_residual_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, 4;
-        norm_residual_wide_f16 F16, Block<WIDE_THREADS>, WIDE_THREADS, 1;
         norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, 8;
         norm_residual_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, 8;
         norm_residual_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, 4;
+    }
+    // On Hopper clusters hold such rows of 16-bit elements.
+    #[cfg(not(any(tier = "sm_75", tier = "sm_90a")))]
+    residual_forwards! {
+        norm_residual_wide_f16 F16, Block<WIDE_THREADS>, WIDE_THREADS, 1;
         norm_residual_wide_bf16 Bf16, Block<WIDE_THREADS>, WIDE_THREADS, 1;
     }
     forwards! {
-        norm_warp_f32 norm_block_f32 norm_large_f32 norm_wide_f32 norm_long_f32 f32
-        norm_warp_f16 norm_block_f16 norm_large_f16 norm_wide_f16 norm_long_f16 F16
-        norm_warp_bf16 norm_block_bf16 norm_large_bf16 norm_wide_bf16 norm_long_bf16 Bf16
+        norm_warp_f32 norm_block_f32 norm_large_f32 norm_long_f32 f32
+        norm_warp_f16 norm_block_f16 norm_large_f16 norm_long_f16 F16
+        norm_warp_bf16 norm_block_bf16 norm_large_bf16 norm_long_bf16 Bf16
+    }
+    wide_forwards! {
+        norm_wide_f32 f32
+    }
+    #[cfg(not(tier = "sm_90a"))]
+    wide_forwards! {
+        norm_wide_f16 F16
+        norm_wide_bf16 Bf16
     }
 }

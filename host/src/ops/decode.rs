@@ -2,48 +2,21 @@
 
 use kernels_gpu::{
     angles::Rotation,
-    decode::{DecodeParams, KEYS, MERGE_THREADS, MIN_SPLIT, ROWS, SHORT, Shape, UNBOUNDED, least_of, quads_of},
+    decode::{DecodeParams, MERGE_THREADS, ROWS, Shape, UNBOUNDED, quads_of},
 };
 
 mod direct;
+mod division;
 
+use self::division::{Division, Work};
 use super::{
     cache::{CacheView, CheckedCache, cache_append_in, expect_extent, expect_integers, expect_tokens, tokens_of},
     rope::{RopeAngles, RopePairing, check_float, rope},
 };
 use crate::{AnyTensor, DType, Error, Result, Tier, launch::Contract, stream::Stream};
 
-/// Blocks that one sequence alone should be cut into, so that it fills a large GPU.
-const WANTED_BLOCKS: u64 = 256;
-/// Most pieces of a tile.
-const MAX_SPLITS: u64 = 128;
-/// Shared memory of a multiprocessor that has most; each block takes 1 KiB more than it asks for.
-const SHARED_MEMORY: u64 = 228 << 10;
 /// Most rows of a tile that Hopper's kernels for few rows take.
 const FEW_ROWS: u64 = 8;
-/// Blocks of a multiprocessor that their registers leave room for.
-const MAX_RESIDENT: u64 = 2;
-/// The same of kernels for few rows.
-const FEW_RESIDENT: u64 = 3;
-/// Bytes of a row of a stage from which on blocks of few rows have whole tiles, as many each, where there are enough: half of the
-/// time of narrower rows is their instructions, which three blocks share.
-const WIDE_ROW: u32 = 256;
-/// Tiles for each block that the GPU holds from which on they need not be cut up to keep all busy.
-const ENOUGH_TILES: u64 = 6;
-/// Share of the rounds that whole tiles of equal lengths fill from which on that holds for fewer too, in percent.
-const FULL_ROUNDS: u64 = 95;
-
-/// Tokens up to which one sequence alone is attended by a cluster of blocks for each of its tiles: without a workspace and
-/// a second launch, but by too few blocks for more.
-const LONE_CAPACITY: u64 = 8192;
-
-/// Tokens up to which a tile may be one multiprocessor's: lengths are not known here, and the longest of unequal ones must not
-/// take much longer than all of them cut up.
-const ALONE_CAPACITY: u64 = 32_768;
-
-/// Share of the blocks that the GPU holds from which on bundles of pieces are enough to keep it busy, in percent.
-const MOST_BLOCKS: u64 = 85;
-
 /// Most new tokens of a sequence that the attention rotates and appends itself.
 const MAX_FRESH: u64 = 8;
 
@@ -115,19 +88,6 @@ pub fn decode<'a>(q: &'a AnyTensor, cache: CacheView<'a>, cache_seqlens: &'a Any
         fused: None,
         options: DecodeOptions::default(),
         stream: None,
-    }
-}
-
-/// Least tokens of a piece: to join the warps of more rows takes longer, and narrow rows are read sooner.
-const fn least_tokens(shape: Shape) -> u32 {
-    if shape.rows > ROWS {
-        512
-    } else if shape.dim > 128 || shape.keys > KEYS {
-        256
-    } else if shape.row_bytes <= 128 {
-        128
-    } else {
-        MIN_SPLIT
     }
 }
 
@@ -292,89 +252,33 @@ impl<'a> Decode<'a> {
         if !q.rows_aligned_to(4) {
             return Err(Error::layout("q", "every row must start at a multiple of 4 bytes"));
         }
-        let tiles = tile_rows.div_ceil(shape.rows.into());
-        // These follow from the sequence's own problem, never from the batch: they decide how its sums are ordered.
-        let most = (WANTED_BLOCKS / (cache.heads * tiles)).clamp(1, MAX_SPLITS);
-        let least = least_tokens(shape);
-        let pieces = |tokens: u64| tokens.div_ceil(least_of(tokens as u32, least).into());
-        let short = pieces(cache.capacity.min(SHORT.into())) + 1;
-        let splits = most.min(pieces(cache.capacity).max(short)).max(1);
-        let all_tiles = batch * cache.heads * tiles;
-        let rows = tile_rows.min(shape.rows.into());
-        // This may follow from the batch: both ways give the same bits.
-        let fresh_tokens = if fresh.is_some() { seq_q as u32 } else { 0 };
-        let shared = u64::from(shape.shared_bytes(rows as u32) + shape.fresh_bytes(fresh_tokens));
-        let resident = (SHARED_MEMORY / (shared + 1024)).clamp(1, if few { FEW_RESIDENT } else { MAX_RESIDENT });
+        let work = Work {
+            shape,
+            few,
+            hopper: tier == 90,
+            cache: &cache,
+            cache_size: cache_size as u32,
+            padded: padded as u32,
+            batch,
+            tile_rows,
+            fresh_tokens: if fresh.is_some() { seq_q as u32 } else { 0 },
+        };
         let multiprocessors = u64::from(device.properties().multiprocessors);
-        let slots = resident * multiprocessors;
-        let fills = |slots: u64| all_tiles * 100 >= all_tiles.div_ceil(slots) * slots * FULL_ROUNDS;
-        // Measured: where two blocks of few rows on each multiprocessor have a tile each, a third would only cut them up.
-        let two = MAX_RESIDENT.min(resident) * multiprocessors;
-        let pairs = few && cache_size == 2 && all_tiles <= two && fills(two);
-        let full = fills(slots) || pairs;
-        let bundles = splits.div_ceil(1 << shape.bundle);
-        let fold = splits == 1
-            || (shape.folds && (shape.bundle == 0 || bundles == 1) && (full || all_tiles >= ENOUGH_TILES * slots));
-        let lone = tier == 90 && !fold && shape.folds && batch == 1 && cache.capacity <= LONE_CAPACITY;
-        let gathered = |cluster: u64| u64::from(shape.gather_bytes(rows as u32, splits as u32, cluster as u32));
-        let fits = |cluster: u64| {
-            let shared = shared + gathered(cluster);
-            all_tiles * cluster <= slots
-                && splits <= 2 * cluster
-                && shared <= u64::from(device.properties().shared_per_block)
-        };
-        let cluster = [16, 8, 4, 2]
-            .into_iter()
-            // No more blocks than there are pieces.
-            .find(|cluster| lone && cluster / 2 < splits && fits(*cluster))
-            .unwrap_or(1);
-        // Bundles are dealt out where they give nearly all blocks something to do.
-        let bundled = shape.bundle != 0
-            && !fold
-            && cluster == 1
-            && (all_tiles * bundles >= 2 * slots || all_tiles * bundles * 100 >= slots * MOST_BLOCKS);
-        let together = cache.paging.table == 0 || cache.paging.page_size.is_multiple_of(KEYS);
-        // A multiprocessor for each tile, where that leaves few idle: no plan, and no kernel that merges. Rows of 8-bit floats are
-        // half instructions, which two groups of warps share; four warps have no time to look up each token.
-        let groups = if e4m3 { 2 } else { 1 };
-        let own = Shape::alone(cache_size as u32, padded as u32, groups);
-        let alone = few
-            && padded == 128
-            && together
-            && splits > 1
-            && cache.capacity <= ALONE_CAPACITY
-            && all_tiles <= multiprocessors
-            && fills(multiprocessors)
-            && own.shared_bytes(rows as u32) + own.fresh_bytes(fresh_tokens) <= own.group_bytes();
-        let grouped = alone && groups > 1;
-        let fold = if alone { groups == 1 } else { fold };
-        let cluster = if alone { 1 } else { cluster };
-        let apart = !fold && cluster == 1 && !grouped;
-        let blocks = if fold || grouped {
-            all_tiles
-        } else if cluster > 1 {
-            all_tiles * cluster
-        } else if few && shape.row_bytes >= WIDE_ROW && all_tiles >= slots {
-            all_tiles / all_tiles.div_ceil(slots)
+        let block_shared = u64::from(device.properties().shared_per_block);
+        let division = work.divide(multiprocessors, block_shared);
+        let Division {
+            apart,
+            grouped,
+            blocks,
+            all_tiles,
+            rows,
+            ..
+        } = division;
+        let partial_rows = if apart || grouped {
+            all_tiles * division.splits * rows
         } else {
-            slots.min(all_tiles * splits)
+            0
         };
-        // Heads side by side, as many as leave few blocks over.
-        let leaves_few =
-            |side: u64| cache.heads.is_multiple_of(side) && blocks / side * side * 100 >= blocks * FULL_ROUNDS;
-        let side = (1..=cache.heads)
-            .rev()
-            .find(|side| apart && leaves_few(*side))
-            .unwrap_or(1);
-        let blocks = if apart { blocks / side * side } else { blocks };
-        let shared = if alone {
-            u64::from(own.groups * own.group_bytes())
-        } else if cluster > 1 {
-            shared + gathered(cluster)
-        } else {
-            shared
-        };
-        let partial_rows = if apart || grouped { all_tiles * splits * rows } else { 0 };
         let partial = AnyTensor::empty(device, DType::F32, &[partial_rows, cache.value_dim])?;
         let statistics = AnyTensor::empty(device, DType::F32, &[partial_rows, 2])?;
         let strides = |t: &AnyTensor| [t.strides()[0], t.strides()[1], t.strides()[2]];
@@ -423,40 +327,39 @@ impl<'a> Decode<'a> {
             head_dim: dim as u32,
             value_dim: cache.value_dim as u32,
             rows: rows as u32,
-            tiles: small("seq_q · heads_q", tiles)?,
+            tiles: small("seq_q · heads_q", division.tiles)?,
             tile_rows: shape.rows,
-            least,
-            most: most as u32,
-            splits: splits as u32,
-            fold: fold.into(),
+            least: division.least,
+            most: division.most as u32,
+            splits: division.splits as u32,
+            fold: division.fold.into(),
             appended: if self.new.is_some() { small("seq_q", seq_q)? } else { 0 },
             capacity: cache.capacity as u32,
             window_left: bound(options.window_left),
             window_right: bound(right),
             scale: options.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
             softcap: options.softcap.unwrap_or(0.0),
-            whole: u32::from(fold || (apart && blocks < 2 * all_tiles)),
-            side: side as u32,
-            cluster: cluster as u32,
-            together: together.into(),
+            whole: u32::from(division.fold || (apart && blocks < 2 * all_tiles)),
+            side: division.side as u32,
+            cluster: division.cluster as u32,
+            together: work.together().into(),
             page_shift: match cache.paging.page_size {
                 size if size.is_power_of_two() => size.trailing_zeros(),
                 _ => 32,
             },
             bundle: shape.bundle,
-            bundled: bundled.into(),
+            bundled: division.bundled.into(),
         };
         let new = fresh.as_ref().map(|fresh| [&fresh.k, &fresh.v]);
         let direct = if few && cache_size == 2 && padded <= 128 {
-            let room = [multiprocessors, device.properties().shared_per_block.into()];
-            direct::direct(&params, padded, room, &q, new)
+            direct::direct(&params, padded, [multiprocessors, block_shared], &q, new)
         } else {
             None
         };
         let apart = apart && direct.is_none();
         let (grid, shared, cluster) = direct
             .as_ref()
-            .map_or(([blocks, 1, 1], shared, cluster as u32), |direct| {
+            .map_or(([blocks, 1, 1], division.shared, division.cluster as u32), |direct| {
                 (direct.grid, direct.shared, direct.cluster)
             });
         let dtype = q.dtype().name();
@@ -464,7 +367,7 @@ impl<'a> Decode<'a> {
             "decode_{}{}{dtype}_d{padded}",
             match (few, wide) {
                 (true, _) if direct.is_some() => "direct_",
-                (true, _) if alone => "alone_",
+                (true, _) if division.alone => "alone_",
                 (true, _) => "few_",
                 (_, true) => "wide_",
                 _ => "",

@@ -8,7 +8,7 @@ use kernels_gpu::{
     },
 };
 
-use super::{MAX_RESIDENT, SHARED_MEMORY};
+use super::division::{MAX_RESIDENT, SHARED_MEMORY};
 use crate::AnyTensor;
 
 /// A launch.

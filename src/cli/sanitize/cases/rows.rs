@@ -69,7 +69,9 @@ fn norms() -> Vec<Case> {
                 },
             ));
         }
-        for columns in [96, 1504, 1537, 5000, 9000, 9001, 33_001, 70_000, 70_001, 240_001] {
+        for columns in [
+            96, 1504, 1537, 5000, 9000, 9001, 33_001, 70_000, 70_001, 140_000, 240_001,
+        ] {
             cases.push(case(
                 "norm",
                 format!("LayerNorm of a row of {columns} {dtype}"),
