@@ -153,12 +153,17 @@ fn bulk_copies_cross_the_cluster() {
 #[test]
 fn stores_cross_the_cluster() {
     for device in devices(SM90) {
-        let words = launch(&device, "device_test_store_async", [2, 1, 1], 1024, &[0; 4], 384);
-        for (block, own) in (0u32..).zip(words.chunks_exact(192)) {
+        let words = launch(&device, "device_test_store_async", [2, 1, 1], 1024, &[0; 4], 448);
+        for (block, own) in (0u32..).zip(words.chunks_exact(224)) {
             let word = |lane: u32, i: u32| 1000 * ((block ^ 1) + 1) + lane + 100 * i;
             let twos = (0..32).flat_map(|lane| [0, 1].map(|i| word(lane, i)));
             let fours = (0..32).flat_map(|lane| [2, 3, 4, 5].map(|i| word(lane, i)));
-            assert_eq!(own, twos.chain(fours).collect::<Vec<u32>>(), "to block {block}");
+            let ones = (0..32).map(|lane| word(lane, 6));
+            assert_eq!(
+                own,
+                twos.chain(fours).chain(ones).collect::<Vec<u32>>(),
+                "to block {block}"
+            );
         }
     }
 }

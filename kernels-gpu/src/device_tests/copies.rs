@@ -274,25 +274,26 @@ cuda_std::kernel! {
         barrier::cluster_sync();
     }
 
-    /// Stores to the other block of a cluster that complete on a barrier there, 192 words a block: two of each lane, then four.
+    /// Stores to the other block of a cluster that complete on a barrier there, 224 words a block: two of each lane, then four, then one.
     #[launch(threads = 32, cluster = 2)]
     #[cfg(tier = "sm_90a")]
     pub fn device_test_store_async(params: DeviceTestParams) {
         let (lane, rank, base) = (lane_id(), cluster_block_rank(), shared::dynamic_base());
-        let bar = base + 768;
+        let bar = base + 896;
         if lane == 0 {
             mbarrier::init(bar, 1);
             mbarrier::fence_init();
         }
-        mbarrier::arrive_expect_tx_if(bar, 768, lane == 0);
+        mbarrier::arrive_expect_tx_if(bar, 896, lane == 0);
         barrier::cluster_arrive_relaxed();
         barrier::cluster_wait();
         let word = |i: u32| f32::from_bits(1000 * (rank + 1) + lane + 100 * i);
         let to = |at: u32| shared::mapa(base + at, rank ^ 1);
-        shared::st_async_2(to(8 * lane), [word(0), word(1)], to(768));
-        shared::st_async_4(to(256 + 16 * lane), [word(2), word(3), word(4), word(5)], to(768));
+        shared::st_async_2(to(8 * lane), [word(0), word(1)], to(896));
+        shared::st_async_4(to(256 + 16 * lane), [word(2), word(3), word(4), word(5)], to(896));
+        shared::st_async_1(to(768 + 4 * lane), word(6), to(896));
         mbarrier::wait_parity_cluster(bar, 0);
-        dump_shared(params.output + (768 * block_idx_x()) as u64, 192);
+        dump_shared(params.output + (896 * block_idx_x()) as u64, 224);
     }
 }
 

@@ -5,16 +5,6 @@ use crate::row::*;
 use crate::tile::element::Element;
 use cuda_std::{math, thread, warp};
 
-/// The sum over all lanes.
-///
-/// # Safety
-/// - All lanes come here together.
-#[inline(always)]
-pub unsafe fn over_warp(value: f32) -> f32 {
-    // SAFETY: forwarded to the caller.
-    unsafe { warp::reduce::<f32, 32>(value, |a, b| a + b) }
-}
-
 /// What a warp knows of its elements of a row: sums of the differences from one of the values near them, and of their squares.
 pub struct Moments {
     pivot: f32,
@@ -56,8 +46,8 @@ impl Moments {
             }
             Moments {
                 pivot,
-                left: over_warp(left),
-                square: over_warp(square),
+                left: warp::reduce_sum::<32>(left),
+                square: warp::reduce_sum::<32>(square),
             }
         }
     }
@@ -88,8 +78,8 @@ impl Moments {
                 square += math::fma(off, 2.0 * its_left + moved, its_square);
                 i += 1;
             }
-            let rest = over_warp(left) * p.reciprocal;
-            let square = over_warp(square) * p.reciprocal;
+            let rest = warp::reduce_sum::<32>(left) * p.reciprocal;
+            let square = warp::reduce_sum::<32>(square) * p.reciprocal;
             Statistics::of(mean, rest, square - rest * rest, p.epsilon)
         }
     }

@@ -8,13 +8,13 @@ use super::{
     NormParams, SPREAD_SLOTS,
     device::{Geometry, Statistics},
     kept::Kept,
-    moments::{Moments, over_warp},
+    moments::Moments,
 };
 use crate::row::*;
 use crate::tile::element::Element;
 use cuda_std::{
     barrier::{cluster_arrive_relaxed, cluster_wait},
-    math, mbarrier, shared, thread,
+    math, mbarrier, shared, thread, warp,
 };
 
 /// Completes when this block has the values of all warps of the cluster.
@@ -73,8 +73,13 @@ unsafe fn statistics<T: Team, E: Element, const N: usize, const CENTERED: bool, 
             square += squares(E::unpack8(part[k]));
             k += 1;
         }
-        let [one, other] = gather::<T>([over_warp(square), 0.0, 0.0, 0.0]);
-        Statistics::of(0.0, 0.0, over_warp(one[0] + other[0]) * p.reciprocal, p.epsilon)
+        let [one, other] = gather::<T>([warp::reduce_sum::<32>(square), 0.0, 0.0, 0.0]);
+        Statistics::of(
+            0.0,
+            0.0,
+            warp::reduce_sum::<32>(one[0] + other[0]) * p.reciprocal,
+            p.epsilon,
+        )
     }
 }
 

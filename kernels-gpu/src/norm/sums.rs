@@ -19,13 +19,6 @@ pub struct Sums {
     pub through: f32,
 }
 
-/// A sum over all lanes.
-#[inline(always)]
-unsafe fn over_warp(value: f32) -> f32 {
-    // SAFETY: forwarded to the caller.
-    unsafe { warp::reduce::<f32, 32>(value, |a, b| a + b) }
-}
-
 /// Sums over all lanes, in fewer shuffles than one after the other: lane `i` has the sum of `values[i mod 4]`, of the last one
 /// where `i mod 4` is 3. Of two only unless `THREE`.
 #[inline(always)]
@@ -68,11 +61,11 @@ impl Sums {
         unsafe {
             let mut all = Self::of_lane::<M, CENTERED>(groups, whole);
             if CENTERED {
-                all.left = over_warp(all.left);
-                all.through = over_warp(all.through);
+                all.left = warp::reduce_sum::<32>(all.left);
+                all.through = warp::reduce_sum::<32>(all.through);
             }
-            all.square = over_warp(all.square);
-            all.product = over_warp(all.product);
+            all.square = warp::reduce_sum::<32>(all.square);
+            all.product = warp::reduce_sum::<32>(all.product);
             all
         }
     }
@@ -105,7 +98,7 @@ impl Sums {
         // SAFETY: forwarded to the caller.
         unsafe {
             if CENTERED {
-                all.total = over_warp(all.total);
+                all.total = warp::reduce_sum::<32>(all.total);
             }
             let mut i = 0;
             while i < M {

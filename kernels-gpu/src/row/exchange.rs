@@ -1,21 +1,7 @@
 //! How the warps of a block or a cluster give each other values once a row, without a barrier of their threads (sm_90).
 
 use super::Team;
-use core::arch::asm;
 use cuda_std::{barrier::syncwarp, mbarrier, shared, thread, warp};
-
-/// `st.async` of 4 bytes to a block of the cluster, which complete on a barrier there.
-///
-/// # Safety
-/// - Both addresses are of one running block, by `mapa`; the barrier's phase expects the bytes.
-#[inline(always)]
-unsafe fn send_async(address: u32, value: f32, barrier: u32) {
-    // SAFETY: forwarded to the caller.
-    unsafe {
-        asm!("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [{0}], {1}, [{2}];",
-            in(reg32) address, in(reg32) value.to_bits(), in(reg32) barrier, options(nostack));
-    }
-}
 
 /// Exchanges between the warps of a team: two sets of slots in turn, and a barrier that each warp arrives at once a row.
 /// A warp arrives only when it has read the row before, so nobody is overtaken by more than a row.
@@ -111,7 +97,7 @@ impl Exchange {
                 self.expect::<T>(16);
                 if lane < 4 * T::blocks() {
                     let to = lane / 4;
-                    send_async(shared::mapa(place, to), value, shared::mapa(self.of_set(), to));
+                    shared::st_async_1(shared::mapa(place, to), value, shared::mapa(self.of_set(), to));
                 }
             }
         }

@@ -129,6 +129,19 @@ mod device {
         }
     }
 
+    /// [`st_async_2`] of 4 bytes, `.b32`.
+    ///
+    /// # Safety
+    /// - As for [`st_async_2`]; `address` is aligned to 4.
+    #[inline(always)]
+    pub unsafe fn st_async_1(address: u32, value: f32, barrier: u32) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            asm!("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [{0}], {1}, [{2}];",
+                in(reg32) address, in(reg32) value.to_bits(), in(reg32) barrier, options(nostack));
+        }
+    }
+
     /// [`st_async_2`] of 16 bytes, `.v4.b32`.
     ///
     /// # Safety
