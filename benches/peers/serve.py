@@ -110,7 +110,8 @@ def peers(c):
         starts = [sum(c["lengths"][:n]) for n in range(len(c["lengths"]) + 1)]
         bounds = torch.tensor(starts, device="cuda", dtype=torch.int32)
         longest = max(c["lengths"])
-        window = dict(window_size_left=c["window"], window_size_right=0) if c["window"] >= 0 else {}
+        right = 0 if c["causal"] else c["window"]
+        window = dict(window_size_left=c["window"], window_size_right=right) if c["window"] >= 0 else {}
         flash = lambda q, k, v: torch.ops.aten._flash_attention_forward(
             q, k, v, bounds, bounds, longest, longest, 0.0, c["causal"] and not window, False, **window)[0]
         return (lambda: tuple(randn(starts[-1], c["heads"], c["dim"], dtype=dt) for _ in range(3))), {"SDPA flash": flash}

@@ -17,12 +17,12 @@ const LENGTHS: [u64; 16] = [
     8192, 1, 517, 4096, 1024, 6001, 64, 2048, 129, 7777, 300, 3333, 5120, 17, 900, 1500,
 ];
 
-/// A window of 1024 keys at 16k, and sequences of 1 to 8k tokens, with heads so that the model dim is 2048.
+/// A window of 1024 keys at 16k, on both sides or under a causal mask, and sequences of 1 to 8k tokens, with heads so that the model dim is 2048.
 pub fn windows() -> Vec<Spec> {
     let mut specs = Vec::new();
     for (dim, heads) in [(64, 32), (128, 16)] {
-        specs.push(problem(dim, heads, vec![16_384], Some(1024), true));
         for causal in [false, true] {
+            specs.push(problem(dim, heads, vec![16_384], Some(1024), causal));
             specs.push(problem(dim, heads, LENGTHS.to_vec(), None, causal));
         }
     }
@@ -32,7 +32,8 @@ pub fn windows() -> Vec<Spec> {
 /// The keys that query `row` of `length` sees.
 fn seen(row: u64, length: u64, window: Option<u64>, causal: bool) -> std::ops::Range<u64> {
     let begin = window.map_or(0, |left| row.saturating_sub(left));
-    begin..if causal { row + 1 } else { length }
+    let right = if causal { 0 } else { window.unwrap_or(length) };
+    begin..length.min(row + right + 1)
 }
 
 /// Packed sequences of these lengths.
@@ -70,8 +71,13 @@ fn problem(dim: u64, heads: u64, lengths: Vec<u64>, window: Option<u64>, causal:
             } else {
                 ops::attention(&dense[0], &dense[1], &dense[2]).layout(Layout::Bshd)
             };
-            let call = call.window(window.map(|left| left as u32), None);
-            if causal { call.causal() } else { call }.run_without_lse()
+            let side = window.map(|keys| keys as u32);
+            if causal {
+                call.window(side, None).causal()
+            } else {
+                call.window(side, side)
+            }
+            .run_without_lse()
         };
         let pairs: u64 = lengths
             .iter()
@@ -79,7 +85,7 @@ fn problem(dim: u64, heads: u64, lengths: Vec<u64>, window: Option<u64>, causal:
             .map(|keys| keys.end - keys.start)
             .sum();
         let peer = json!({"op": "attention-packed", "dtype": dtype.name(), "heads": heads, "dim": dim, "lengths": lengths,
-            "window": window.map_or(-1, |left| left as i64), "causal": causal});
+            "window": window.map_or(-1, |keys| keys as i64), "causal": causal});
         let again = run.clone();
         Ok(Case {
             op: "attention",
