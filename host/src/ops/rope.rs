@@ -1,5 +1,9 @@
 //! Rotary position embedding.
 
+mod angles;
+
+pub use angles::{RopeAngles, RopeFrequencies, rope_table};
+
 use kernels_gpu::{
     angles::{INTERLEAVED, Rotation, TABLE_F32},
     paging::Paging,
@@ -7,9 +11,7 @@ use kernels_gpu::{
 };
 
 use super::cache::{CacheView, converts, expect_extent, expect_integers, expect_tokens, tokens_of};
-use crate::{
-    AnyTensor, DType, Device, Error, Result, launch::Contract, reference::rope_scaling::Scaling, stream::Stream,
-};
+use crate::{AnyTensor, DType, Error, Result, launch::Contract, stream::Stream};
 
 /// Which elements of a head form a pair. There is no default: checkpoints come in both kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,91 +20,6 @@ pub enum RopePairing {
     Interleaved,
     /// `(i, i + rotary_dim / 2)`: GPT-NeoX, and Llama as Hugging Face has it.
     HalfSplit,
-}
-
-/// Radians a position for each pair, and the factor of cosines and sines, on a device: angles are computed in the kernel,
-/// as `position · frequency` in f32, for positions below 6 million.
-#[derive(Clone, Debug)]
-pub struct RopeFrequencies {
-    inverse: AnyTensor,
-    magnitude: f32,
-}
-
-impl RopeFrequencies {
-    /// Frequencies made elsewhere, one a pair, and the magnitude (1 without YaRN or LongRoPE).
-    ///
-    /// # Errors
-    /// [`Error::Range`] for frequencies or a magnitude that are not finite.
-    pub fn new(device: &Device, inverse: &[f32], magnitude: f32) -> Result<RopeFrequencies> {
-        if let Some(value) = inverse.iter().chain([&magnitude]).find(|value| !value.is_finite()) {
-            return Err(Error::range("frequencies", value, "finite numbers"));
-        }
-        let shape = [inverse.len() as u64];
-        Ok(RopeFrequencies {
-            inverse: AnyTensor::from_bytes(device, DType::F32, &shape, bytemuck::cast_slice(inverse))?,
-            magnitude,
-        })
-    }
-
-    /// `theta^(−2i / rotary_dim)`, scaled.
-    ///
-    /// # Errors
-    /// [`Error::Range`] for an odd rotary dimension, a base that is not above 1, or divisors that are not one a pair.
-    pub fn scaled(device: &Device, rotary_dim: u64, theta: f64, scaling: &Scaling) -> Result<RopeFrequencies> {
-        check_rotary_dim(rotary_dim)?;
-        if !(theta.is_finite() && theta > 1.0) {
-            return Err(Error::range("theta", theta, "finite and above 1"));
-        }
-        if let Scaling::LongRope { divisors, .. } = scaling
-            && divisors.len() as u64 != rotary_dim / 2
-        {
-            return Err(Error::range(
-                "longrope divisors",
-                divisors.len(),
-                format!("{}, one a pair", rotary_dim / 2),
-            ));
-        }
-        let (inverse, magnitude) = scaling.frequencies(rotary_dim as usize, theta);
-        let inverse: Vec<f32> = inverse.into_iter().map(|frequency| frequency as f32).collect();
-        RopeFrequencies::new(device, &inverse, magnitude as f32)
-    }
-
-    /// Rotated elements of a head.
-    pub fn rotary_dim(&self) -> u64 {
-        2 * self.inverse.extent(0)
-    }
-}
-
-fn check_rotary_dim(rotary_dim: u64) -> Result<()> {
-    if !rotary_dim.is_multiple_of(2) || rotary_dim > 1 << 16 {
-        return Err(Error::range("rotary_dim", rotary_dim, "an even number, at most 65536"));
-    }
-    Ok(())
-}
-
-/// Where cosines and sines come from.
-#[derive(Clone, Copy, Debug)]
-pub enum RopeAngles<'a> {
-    /// Computed in the kernel.
-    Frequencies(&'a RopeFrequencies),
-    /// From tables `[positions, rotary_dim / 2]`, f32 or of the tensors' dtype. A position that they lack gives NaN.
-    Table {
-        /// Cosines.
-        cos: &'a AnyTensor,
-        /// Sines.
-        sin: &'a AnyTensor,
-    },
-}
-
-impl<'a> RopeAngles<'a> {
-    /// What a kernel reads of it.
-    pub(super) fn tensors(self) -> [(&'static str, Option<&'a AnyTensor>); 3] {
-        let (cos, sin, frequencies) = match self {
-            RopeAngles::Frequencies(f) => (None, None, Some(&f.inverse)),
-            RopeAngles::Table { cos, sin } => (Some(cos), Some(sin), None),
-        };
-        [("cos", cos), ("sin", sin), ("frequencies", frequencies)]
-    }
 }
 
 /// A rotation to be run; made by [`rope`].
@@ -231,7 +148,7 @@ impl<'a> Rope<'a> {
             expect_tokens("k", k, ("q", &q), heads[1], dim)?;
         }
         let tokens = batch * seq;
-        let pairs = self.pairs(dim, q.dtype())?;
+        let pairs = self.angles.pairs(dim, q.dtype())?;
         if let Some(positions) = self.positions {
             if positions.dtype() != DType::I32 {
                 return Err(Error::Dtype {
@@ -448,7 +365,7 @@ impl<'a> Rope<'a> {
 
     /// The rotation of heads of `dim` elements, for another kernel.
     pub(super) fn rotation(&self, dim: u64, dtype: DType) -> Result<Rotation> {
-        let pairs = self.pairs(dim, dtype)? as u32;
+        let pairs = self.angles.pairs(dim, dtype)? as u32;
         let interleaved = if self.pairing == RopePairing::Interleaved {
             INTERLEAVED
         } else {
@@ -472,48 +389,6 @@ impl<'a> Rope<'a> {
             },
         })
     }
-
-    /// Rotated pairs of a head of `dim` elements.
-    fn pairs(&self, dim: u64, dtype: DType) -> Result<u64> {
-        let pairs = match self.angles {
-            RopeAngles::Frequencies(frequencies) => frequencies.inverse.extent(0),
-            RopeAngles::Table { cos, sin } => {
-                for (argument, table) in [("cos", cos), ("sin", sin)] {
-                    if table.dtype() != DType::F32 && table.dtype() != dtype {
-                        let allowed = format!("f32 or {dtype} is needed");
-                        return Err(Error::Dtype {
-                            argument,
-                            dtype: table.dtype(),
-                            allowed,
-                        });
-                    }
-                    if table.rank() != 2 || !table.is_contiguous() {
-                        return Err(Error::shape(
-                            argument,
-                            table.shape(),
-                            "[positions, rotary_dim / 2], dense, is needed",
-                        ));
-                    }
-                }
-                if cos.shape() != sin.shape() || cos.dtype() != sin.dtype() {
-                    return Err(Error::shape(
-                        "sin",
-                        sin.shape(),
-                        format!("shape and dtype of cos, {cos:?}, are needed"),
-                    ));
-                }
-                cos.extent(1)
-            }
-        };
-        if 2 * pairs > dim {
-            return Err(Error::range(
-                "rotary_dim",
-                2 * pairs,
-                format!("at most the head dim, {dim}"),
-            ));
-        }
-        Ok(pairs)
-    }
 }
 
 pub(crate) fn check_float(argument: &'static str, tensor: &AnyTensor) -> Result<()> {
@@ -528,30 +403,4 @@ pub(crate) fn check_float(argument: &'static str, tensor: &AnyTensor) -> Result<
         return Err(Error::layout(argument, "the last axis must be dense"));
     }
     Ok(())
-}
-
-/// Tables of cosines and sines, `[positions, rotary_dim / 2]` f32, for [`RopeAngles::Table`]: the angles are
-/// `position · frequency` in f32, the functions are taken in f64 and rounded once.
-///
-/// # Errors
-/// [`Error::Range`] for frequencies that are not finite; [`Error::OutOfMemory`].
-pub fn rope_table(
-    device: &Device,
-    positions: u64,
-    frequencies: &[f32],
-    magnitude: f32,
-) -> Result<(AnyTensor, AnyTensor)> {
-    if let Some(value) = frequencies.iter().chain([&magnitude]).find(|value| !value.is_finite()) {
-        return Err(Error::range("frequencies", value, "finite numbers"));
-    }
-    let shape = [positions, frequencies.len() as u64];
-    crate::tensor::checked_elements("positions", &shape)?;
-    let table = |function: fn(f64) -> f64| {
-        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
-        let values: Vec<f32> = angles
-            .map(|angle| (function(angle) * f64::from(magnitude)) as f32)
-            .collect();
-        AnyTensor::from_bytes(device, DType::F32, &shape, bytemuck::cast_slice(&values))
-    };
-    Ok((table(f64::cos)?, table(f64::sin)?))
 }
