@@ -4,28 +4,34 @@
 //! rows of the block's 128; `S' = own · otherᵀ` and `dP'` are one product each from shared memory, and what becomes of
 //! them, `P'` and `dS'`, are the A operands of the products that follow where they are. While a tile's exponentials are
 //! computed `dP'` is under way, and `P'·dO` while `dS'` is; in what gaps are left one warpgroup computes for the other.
-//! Where dK and dV do not fit the registers together (head dim 256) they have a kernel each.
+//! Where dK and dV do not fit the registers together (head dim 256) they have a kernel each. There Q or K and dO or V,
+//! of which shared memory has room for different numbers of tiles, have rings of their own.
 //!
 //! Numerics: scores, `dP`, `P` and sums in f32; `P` and `dS` are rounded to the element type for their products, the
 //! gradients once at the end. Rows beyond a sequence are never multiplied: TMA fills zeros beyond the tensor, and the
 //! tail of a packed sequence is cleared in shared memory.
 
+mod loads;
+mod products;
+
 use super::{
     gradient::Work,
-    hopper::{Half, PANEL_BYTES, clear_rows, issue_scores, issue_weighted, load_panels, round, store_rows},
-    params::{AttentionParams, BackwardParams, PANEL, flags},
-    rows::{Rows, forget},
+    hopper::{Half, PANEL_BYTES},
+    params::{BackwardParams, PANEL},
+    rows::forget,
 };
 use crate::pipeline::{Cursor, OneThread, Ring, Warps, ring_bytes};
-use core::mem::offset_of;
 use cuda_std::{
-    barrier, global, grid_dependency, kernel,
+    barrier, grid_dependency, kernel,
     launch::ParamAddress,
-    math::{ex2, fma},
     mbarrier, register,
-    shared::{dynamic_base, ld, st},
+    shared::dynamic_base,
     thread,
-    wgmma::{Acc, Bf16, F16, InFlight, MmaShape},
+    wgmma::{Bf16, F16, InFlight, MmaShape},
+};
+use {
+    loads::{produce, stage_statistics},
+    products::consume,
 };
 
 /// Own rows of a block: 64 for each of two computing warpgroups.
@@ -36,12 +42,15 @@ type Computing = Warps<8>;
 /// Named barrier of all computing warps.
 const TOGETHER: u32 = 1;
 
-/// Where the operands lie in shared memory, and the rings that guard them.
-struct Shared<const S: usize, const O: usize, const STAGES: u32> {
+/// Where the operands lie in shared memory, and the rings that guard them: `OWN` matrices of own rows (dV has no use for V),
+/// `STAGES` tiles of Q or K, `LATER` of dO or V.
+struct Shared<const S: usize, const O: usize, const OWN: u32, const STAGES: u32, const LATER: u32> {
     base: u32,
 }
 
-impl<const S: usize, const O: usize, const STAGES: u32> Shared<S, O, STAGES> {
+impl<const S: usize, const O: usize, const OWN: u32, const STAGES: u32, const LATER: u32>
+    Shared<S, O, OWN, STAGES, LATER>
+{
     const COLUMNS: u32 = 2 * S as u32;
     const DIM: u32 = 2 * O as u32;
     const PANELS: u32 = Self::DIM / PANEL;
@@ -49,8 +58,10 @@ impl<const S: usize, const O: usize, const STAGES: u32> Shared<S, O, STAGES> {
     const OWN_BYTES: u32 = Self::PANELS * Self::OWN_PANEL;
     const OTHER_PANEL: u32 = Self::COLUMNS * PANEL_BYTES;
     const OTHER_BYTES: u32 = Self::PANELS * Self::OTHER_PANEL;
-    const OTHER: u32 = 2 * Self::OWN_BYTES;
-    const STATISTICS: u32 = Self::OTHER + STAGES * 2 * Self::OTHER_BYTES;
+    /// Whether both streamed tiles of a step share a place in a ring: there is room for as many of either.
+    const JOINT: bool = STAGES == LATER;
+    const OTHER: u32 = OWN * Self::OWN_BYTES;
+    const STATISTICS: u32 = Self::OTHER + (STAGES + LATER) * Self::OTHER_BYTES;
     const BARRIERS: u32 = Self::STATISTICS + STAGES * 8 * Self::COLUMNS;
 
     /// Guards the two own matrices.
@@ -58,7 +69,7 @@ impl<const S: usize, const O: usize, const STAGES: u32> Shared<S, O, STAGES> {
     fn own_ring(&self) -> Ring<1, OneThread, Computing> {
         Ring::new(self.base + Self::BARRIERS)
     }
-    /// Guards the streamed tiles.
+    /// Guards the streamed tiles of Q or K.
     #[inline(always)]
     fn ring(&self) -> Ring<STAGES, OneThread, Computing> {
         Ring::new(self.base + Self::BARRIERS + ring_bytes(1))
@@ -68,15 +79,25 @@ impl<const S: usize, const O: usize, const STAGES: u32> Shared<S, O, STAGES> {
     fn statistics_ring(&self) -> Ring<STAGES, Warps<1>, Computing> {
         Ring::new(self.base + Self::BARRIERS + ring_bytes(1) + ring_bytes(STAGES))
     }
+    /// Guards the streamed tiles of dO or V.
+    #[inline(always)]
+    fn later_ring(&self) -> Ring<LATER, OneThread, Computing> {
+        Ring::new(self.base + Self::BARRIERS + ring_bytes(1) + 2 * ring_bytes(STAGES))
+    }
     /// Own rows of K or Q (0), of V or dO (1).
     #[inline(always)]
     fn own(&self, which: u32) -> u32 {
         self.base + which * Self::OWN_BYTES
     }
-    /// A streamed tile of Q or K (0), of dO or V (1).
+    /// A streamed tile of Q or K.
     #[inline(always)]
-    fn other(&self, at: Cursor<STAGES>, which: u32) -> u32 {
-        self.base + Self::OTHER + (2 * at.stage() + which) * Self::OTHER_BYTES
+    fn other(&self, at: Cursor<STAGES>) -> u32 {
+        self.base + Self::OTHER + at.stage() * Self::OTHER_BYTES
+    }
+    /// A streamed tile of dO or V.
+    #[inline(always)]
+    fn later(&self, at: Cursor<LATER>) -> u32 {
+        self.base + Self::OTHER + (STAGES + at.stage()) * Self::OTHER_BYTES
     }
     /// LSE of a streamed tile of queries (0), Δ (1).
     #[inline(always)]
@@ -85,11 +106,24 @@ impl<const S: usize, const O: usize, const STAGES: u32> Shared<S, O, STAGES> {
     }
 }
 
-/// The tiles of `columns` streamed rows that the block's own rows need.
+/// The block's tile, found again wherever it is needed rather than kept in registers.
 #[inline(always)]
-fn tiles(work: &Work, columns: u32) -> (i32, i32) {
-    work.mask
-        .tiles(work.first as i32, work.last(work.first, ROWS), columns as i32)
+unsafe fn own_work<const KEYS: bool>(params: &BackwardParams) -> Work {
+    // SAFETY: `params` are those of the launch.
+    unsafe {
+        let (index, all) = (forget(thread::block_idx_x()), forget(params.attention.flags));
+        Work::by_flags::<KEYS>(index, params, all, ROWS)
+    }
+}
+
+/// The tiles of `columns` streamed rows that `rows` own rows from `first` on need.
+#[inline(always)]
+fn tiles(work: &Work, first: u32, rows: u32, columns: u32) -> (i32, i32) {
+    if first >= work.own_len {
+        // Of a sequence that is shorter than the longest one.
+        return (0, 0);
+    }
+    work.mask.tiles(first as i32, work.last(first, rows), columns as i32)
 }
 
 /// The whole kernel: `S` registers of scores (streamed rows of a tile / 2), `O` of a gradient (padded head dim / 2).
@@ -99,7 +133,9 @@ unsafe fn backward<
     E: Half,
     const S: usize,
     const O: usize,
+    const OWN: u32,
     const STAGES: u32,
+    const LATER: u32,
     const KEYS: bool,
     const FIRST: bool,
     const SECOND: bool,
@@ -110,21 +146,17 @@ unsafe fn backward<
     InFlight<S>: MmaShape,
     InFlight<O>: MmaShape,
 {
-    let shared = Shared::<S, O, STAGES> { base: dynamic_base() };
+    let shared = Shared::<S, O, OWN, STAGES, LATER> { base: dynamic_base() };
     // SAFETY: one thread initialises before all meet; whole warpgroups take each arm; register counts add up.
     unsafe {
         // The kernels of a problem need nothing of one another: the next one takes the multiprocessors that this one's last
         // tiles leave idle. Each ends after the one before, so that the last one's end is that of all.
         grid_dependency::launch_dependents();
-        let work = Work::at::<KEYS>(thread::block_idx_x(), params, ROWS);
-        if work.first >= work.own_len {
-            grid_dependency::wait();
-            return;
-        }
         if thread::thread_idx_x() == 0 {
             shared.own_ring().init();
             shared.ring().init();
             shared.statistics_ring().init();
+            shared.later_ring().init();
             mbarrier::fence_init();
         }
         barrier::syncthreads();
@@ -132,320 +164,26 @@ unsafe fn backward<
         if warpgroup == 0 {
             register::setmaxnreg_dec::<40>();
             if thread::thread_idx_x() == 0 {
-                produce::<S, O, STAGES, KEYS, FIRST>(&shared, params, address);
+                produce::<S, O, OWN, STAGES, LATER, KEYS>(&shared, params, address);
             } else if KEYS && thread::thread_idx_x() / 32 == 1 {
-                stage_statistics(&shared, params);
+                stage_statistics::<S, O, OWN, STAGES, LATER>(&shared, params);
             }
         } else {
             register::setmaxnreg_inc::<232>();
-            consume::<E, S, O, STAGES, KEYS, FIRST, SECOND>(&shared, params, warpgroup - 1);
+            consume::<E, S, O, OWN, STAGES, LATER, KEYS, FIRST, SECOND>(&shared, params, warpgroup - 1);
         }
         grid_dependency::wait();
     }
 }
 
-/// Loads the own matrices once and streams the others, the heads of a group one after the other.
-#[inline(always)]
-unsafe fn produce<const S: usize, const O: usize, const STAGES: u32, const KEYS: bool, const FIRST: bool>(
-    shared: &Shared<S, O, STAGES>,
-    params: &BackwardParams,
-    address: ParamAddress,
-) {
-    const ATTENTION: usize = offset_of!(BackwardParams, attention);
-    let q = address.tensor_map(ATTENTION + offset_of!(AttentionParams, q_map));
-    let k = address.tensor_map(ATTENTION + offset_of!(AttentionParams, k_map));
-    let v = address.tensor_map(ATTENTION + offset_of!(AttentionParams, v_map));
-    let grad_out = address.tensor_map(offset_of!(BackwardParams, grad_out_map));
-    // SAFETY: one thread; rings as initialised; boxes have the size that is expected.
-    unsafe {
-        let work = Work::at::<KEYS>(thread::block_idx_x(), params, ROWS);
-        let (begin, end) = tiles(&work, Shared::<S, O, STAGES>::COLUMNS);
-        if begin >= end {
-            return;
-        }
-        let sequence = work.sequence(params) as i32;
-        let (own, others) = if KEYS {
-            ([k, v], [q, grad_out])
-        } else {
-            ([q, grad_out], [k, v])
-        };
-        let (own_start, other_start) = if KEYS {
-            (work.start_k, work.start_q)
-        } else {
-            (work.start_q, work.start_k)
-        };
-        let own_head = if KEYS { work.kv_head } else { work.head };
-        let own_place = [(own_start + work.first) as i32, own_head as i32, sequence];
-        let own_box = (Shared::<S, O, STAGES>::PANELS, Shared::<S, O, STAGES>::OWN_PANEL);
-        let (ring, at) = (shared.own_ring(), Cursor::start());
-        // dV alone has no use for V.
-        let matrices = if FIRST { 2 } else { 1 };
-        ring.expect(at, matrices * Shared::<S, O, STAGES>::OWN_BYTES);
-        load_panels(own[0], shared.own(0), own_box, own_place, ring.full(at));
-        if FIRST {
-            load_panels(own[1], shared.own(1), own_box, own_place, ring.full(at));
-        }
-
-        let other_box = (Shared::<S, O, STAGES>::PANELS, Shared::<S, O, STAGES>::OTHER_PANEL);
-        let (ring, mut at) = (shared.ring(), Cursor::<STAGES>::start());
-        let mut turn = 0;
-        while turn < work.turns {
-            let head = if KEYS { work.head + turn } else { work.kv_head };
-            let mut n = begin;
-            while n < end {
-                let row = other_start as i32 + n * Shared::<S, O, STAGES>::COLUMNS as i32;
-                let place = [row, head as i32, sequence];
-                ring.wait_empty(at);
-                ring.expect(at, 2 * Shared::<S, O, STAGES>::OTHER_BYTES);
-                load_panels(others[0], shared.other(at, 0), other_box, place, ring.full(at));
-                load_panels(others[1], shared.other(at, 1), other_box, place, ring.full(at));
-                at = at.next();
-                n += 1;
-            }
-            turn += 1;
-        }
-    }
-}
-
-/// Puts base-2 LSE and Δ of the streamed queries beside them, such that P is 0 where there is no query or it sees no
-/// key; one warp, with few registers.
-#[inline(always)]
-unsafe fn stage_statistics<const S: usize, const O: usize, const STAGES: u32>(
-    shared: &Shared<S, O, STAGES>,
-    params: &BackwardParams,
-) {
-    let columns = Shared::<S, O, STAGES>::COLUMNS;
-    // SAFETY: a whole warp; the ring as initialised; rows beyond the sequence are not read.
-    unsafe {
-        let work = Work::at::<true>(thread::block_idx_x(), params, ROWS);
-        let (begin, end) = tiles(&work, columns);
-        let strides = &params.attention.lse_strides;
-        let first = work.sequence(params) * strides[0] + work.head as u64 * strides[1] + work.start_q as u64;
-        let mut plane = 4 * first;
-        let rows = work.mask.seq_kv as u32;
-        let (mut left, begin, end) = (work.turns, begin as u32 * columns, end as u32 * columns);
-        let (ring, mut at) = (shared.statistics_ring(), Cursor::<STAGES>::start());
-        while left > 0 {
-            let mut tile = begin;
-            while tile < end {
-                ring.wait_empty(at);
-                let to = forget(shared.statistics(at, 0) + 4 * thread::lane_id());
-                let mut column = 0;
-                while column < columns {
-                    let row = forget(tile) + column + thread::lane_id();
-                    let (mut lse, mut delta) = (f32::INFINITY, 0.0);
-                    if row < rows {
-                        let from = plane + 4 * row as u64;
-                        let natural: f32 = global::ld_nc((params.attention.lse + from) as *const f32);
-                        if natural != f32::NEG_INFINITY {
-                            lse = natural * core::f32::consts::LOG2_E;
-                            delta = global::ld_nc((params.delta + from) as *const f32);
-                        }
-                    }
-                    st(to + 4 * column, lse);
-                    st(to + 4 * (columns + column), delta);
-                    column = forget(column + 32);
-                }
-                ring.publish(at);
-                at = at.next();
-                tile += columns;
-            }
-            plane += 4 * strides[1];
-            left -= 1;
-        }
-    }
-}
-
-/// Computes and writes the block's rows that belong to computing warpgroup `group`.
-#[inline(always)]
-unsafe fn consume<
-    E: Half,
-    const S: usize,
-    const O: usize,
-    const STAGES: u32,
-    const KEYS: bool,
-    const FIRST: bool,
-    const SECOND: bool,
->(
-    shared: &Shared<S, O, STAGES>,
-    params: &BackwardParams,
-    group: u32,
-) where
-    InFlight<S>: MmaShape,
-    InFlight<O>: MmaShape,
-{
-    let forward = &params.attention;
-    let columns = Shared::<S, O, STAGES>::COLUMNS;
-    let (warp, lane) = (thread::thread_idx_x() / 32 % 4, thread::lane_id());
-    // SAFETY: rings as initialised; all warpgroups run the same tiles, so arrivals match.
-    unsafe {
-        let work = Work::at::<KEYS>(thread::block_idx_x(), params, ROWS);
-        let (begin, end) = tiles(&work, columns);
-        let first = work.first + group * 64;
-        let (whole_begin, whole_end) = work
-            .mask
-            .whole_tiles(first as i32, work.last(first, 64), columns as i32);
-        let own_rows = Rows::of_plane::<false>(forward, (work.batch, work.head), work.mask, first + warp * 16);
-        let row = first + warp * 16 + lane / 4;
-        // Of the own rows, if they are queries: base-2 LSE and Δ.
-        let own_statistics = if KEYS {
-            [[0.0; 2]; 2]
-        } else {
-            [
-                work.statistics(params, 0, row, work.own_len),
-                work.statistics(params, 0, row + 8, work.own_len),
-            ]
-        };
-        let mut sum = Acc::<O>::ZERO;
-        let mut values = Acc::<O>::ZERO;
-        let mut at = Cursor::<STAGES>::start();
-        if begin < end {
-            shared.own_ring().wait_full(Cursor::start());
-        }
-
-        // LSE (0) or Δ (1) of registers `4i` to `4i + 3`; staged ones from `at` on.
-        let statistics = |at: u32, which: usize, i: usize| {
-            if KEYS {
-                let pair: [f32; 2] = ld(at + which as u32 * 4 * columns + 32 * i as u32);
-                [pair[0], pair[1], pair[0], pair[1]]
-            } else {
-                let [a, b] = own_statistics;
-                [a[which], a[which], b[which], b[which]]
-            }
-        };
-        macro_rules! tile {
-            ($n:expr, $masked:expr) => {{
-                shared.ring().wait_full(at);
-                if KEYS {
-                    shared.statistics_ring().wait_full(at);
-                }
-                let valid = work.mask.seq_kv - $n * columns as i32;
-                if forward.flags & flags::VARLEN != 0 && valid < columns as i32 {
-                    let me = (thread::thread_idx_x() - 128, THREADS);
-                    let rows = (valid as u32, columns);
-                    clear_rows(shared.other(at, 0), Shared::<S, O, STAGES>::PANELS, rows, me);
-                    clear_rows(shared.other(at, 1), Shared::<S, O, STAGES>::PANELS, rows, me);
-                    barrier::sync(TOGETHER, THREADS);
-                }
-                // Descriptors are made again for each tile: all together they would not fit the registers.
-                let base = forget(shared.base + group * 64 * PANEL_BYTES);
-                let own = [
-                    (base, Shared::<S, O, STAGES>::OWN_PANEL),
-                    (
-                        base + Shared::<S, O, STAGES>::OWN_BYTES,
-                        Shared::<S, O, STAGES>::OWN_PANEL,
-                    ),
-                ];
-                let other = [
-                    (shared.other(at, 0), Shared::<S, O, STAGES>::OTHER_PANEL),
-                    (shared.other(at, 1), Shared::<S, O, STAGES>::OTHER_PANEL),
-                ];
-                let dim = Shared::<S, O, STAGES>::DIM;
-                let staged = shared.statistics(at, 0) + forget(thread::thread_idx_x()) % 4 * 8;
-                let scores = issue_scores::<E, S>(dim, own[0], other[0]);
-                // dV alone has no use for dP: an empty product.
-                let gradients = issue_scores::<E, S>(if FIRST { dim } else { 0 }, own[1], other[1]);
-                let mut scores = scores.wait::<1>();
-                if $masked {
-                    own_rows.mask(&mut scores.0, $n * columns as i32);
-                }
-                let mut i = 0;
-                while i < S / 4 {
-                    let lse = statistics(staged, 0, i);
-                    let mut j = 0;
-                    while j < 4 {
-                        scores.0[4 * i + j] = ex2(fma(scores.0[4 * i + j], forward.scale_log2, -lse[j]));
-                        j += 1;
-                    }
-                    i += 1;
-                }
-                macro_rules! derivative {
-                    ($gradients:ident) => {{
-                        let mut i = 0;
-                        while i < S / 4 {
-                            let delta = statistics(staged, 1, i);
-                            let mut j = 0;
-                            while j < 4 {
-                                let r = 4 * i + j;
-                                $gradients.0[r] = scores.0[r] * ($gradients.0[r] - delta[j]);
-                                j += 1;
-                            }
-                            i += 1;
-                        }
-                        round::<E, S>(&$gradients.0)
-                    }};
-                }
-                if FIRST && SECOND {
-                    let weights = round::<E, S>(&scores.0);
-                    let more_values = issue_weighted::<E, S, O>(values, &weights, other[1]);
-                    let mut gradients = gradients.wait::<1>();
-                    let weights = derivative!(gradients);
-                    let more = issue_weighted::<E, S, O>(sum, &weights, other[0]);
-                    sum = more.wait::<0>();
-                    values = more_values.complete();
-                } else if FIRST {
-                    let mut gradients = gradients.wait::<0>();
-                    let weights = derivative!(gradients);
-                    sum = issue_weighted::<E, S, O>(sum, &weights, other[0]).wait::<0>();
-                } else {
-                    let weights = round::<E, S>(&scores.0);
-                    values = issue_weighted::<E, S, O>(values, &weights, other[1]).wait::<0>();
-                }
-                shared.ring().release(at);
-                if KEYS {
-                    shared.statistics_ring().release(at);
-                }
-                at = at.next();
-            }};
-        }
-
-        let mut turn = 0;
-        while turn < work.turns {
-            let mut n = begin;
-            while n < end && n < whole_begin {
-                tile!(n, true);
-                n += 1;
-            }
-            while n < end && n < whole_end {
-                tile!(n, false);
-                n += 1;
-            }
-            while n < end {
-                tile!(n, true);
-                n += 1;
-            }
-            turn += 1;
-        }
-
-        // The place is found again rather than kept in registers all the way.
-        let work = Work::at::<KEYS>(forget(thread::block_idx_x()), params, ROWS);
-        let own = (
-            work.first + group * 64 + forget(thread::thread_idx_x()) / 32 % 4 * 16,
-            work.own_len,
-        );
-        if FIRST {
-            let to = if KEYS {
-                (params.dk, &params.dk_strides, work.keys(params))
-            } else {
-                (params.dq, &params.dq_strides, work.queries(params, 0))
-            };
-            store_rows::<E, O>(to, own, forward.head_dim, &sum.0, forward.scale);
-        }
-        if SECOND {
-            let to = (params.dv, &params.dv_strides, work.keys(params));
-            store_rows::<E, O>(to, own, forward.value_dim, &values.0, 1.0);
-        }
-    }
-}
-
 macro_rules! kernels {
-    ($($unit:literal: $dim:literal dim, $other:literal other, $stages:literal stages,
+    ($($unit:literal: $dim:literal dim, $other:literal other, own $own:literal, $stages:literal and $later:literal stages,
         keys $keys:literal, first $first:literal, second $second:literal: $f16:ident $bf16:ident;)*) => {$(
-        kernels! { @one $unit $dim $other $stages $keys $first $second $f16 F16 }
-        kernels! { @one $unit $dim $other $stages $keys $first $second $bf16 Bf16 }
+        kernels! { @one $unit $dim $other $own $stages $later $keys $first $second $f16 F16 }
+        kernels! { @one $unit $dim $other $own $stages $later $keys $first $second $bf16 Bf16 }
     )*};
-    (@one $unit:literal $dim:literal $other:literal $stages:literal $keys:literal $first:literal $second:literal
-        $name:ident $element:ident) => {
+    (@one $unit:literal $dim:literal $other:literal $own:literal $stages:literal $later:literal
+        $keys:literal $first:literal $second:literal $name:ident $element:ident) => {
         kernel! {
             /// Attention backward; see [`BackwardParams`].
             ///
@@ -455,7 +193,9 @@ macro_rules! kernels {
             #[launch(threads = 384, min_blocks = 1, tensor_core = 1, param_align = 64)]
             #[cfg(unit = $unit)]
             pub fn $name(params: BackwardParams, address: ParamAddress) {
-                backward::<$element, { $other / 2 }, { $dim / 2 }, $stages, $keys, $first, $second>(&params, address)
+                backward::<$element, { $other / 2 }, { $dim / 2 }, $own, $stages, $later, $keys, $first, $second>(
+                    &params, address,
+                )
             }
         }
     };
@@ -463,18 +203,18 @@ macro_rules! kernels {
 
 // The same tiles as `params::BACKWARD_SM90`.
 kernels! {
-    "attention_backward_d64": 64 dim, 96 other, 3 stages, keys true, first true, second true:
+    "attention_backward_d64": 64 dim, 96 other, own 2, 3 and 3 stages, keys true, first true, second true:
         attention_backward_kv_f16_d64 attention_backward_kv_bf16_d64;
-    "attention_backward_d64": 64 dim, 128 other, 3 stages, keys false, first true, second false:
+    "attention_backward_d64": 64 dim, 128 other, own 2, 3 and 3 stages, keys false, first true, second false:
         attention_backward_q_f16_d64 attention_backward_q_bf16_d64;
-    "attention_backward_d128": 128 dim, 64 other, 3 stages, keys true, first true, second true:
+    "attention_backward_d128": 128 dim, 64 other, own 2, 3 and 3 stages, keys true, first true, second true:
         attention_backward_kv_f16_d128 attention_backward_kv_bf16_d128;
-    "attention_backward_d128": 128 dim, 128 other, 2 stages, keys false, first true, second false:
+    "attention_backward_d128": 128 dim, 128 other, own 2, 2 and 2 stages, keys false, first true, second false:
         attention_backward_q_f16_d128 attention_backward_q_bf16_d128;
-    "attention_backward_d256": 256 dim, 32 other, 2 stages, keys true, first true, second false:
+    "attention_backward_d256": 256 dim, 64 other, own 2, 2 and 1 stages, keys true, first true, second false:
         attention_backward_k_f16_d256 attention_backward_k_bf16_d256;
-    "attention_backward_d256": 256 dim, 32 other, 2 stages, keys true, first false, second true:
+    "attention_backward_d256": 256 dim, 64 other, own 1, 2 and 3 stages, keys true, first false, second true:
         attention_backward_v_f16_d256 attention_backward_v_bf16_d256;
-    "attention_backward_d256": 256 dim, 32 other, 2 stages, keys false, first true, second false:
+    "attention_backward_d256": 256 dim, 64 other, own 2, 2 and 1 stages, keys false, first true, second false:
         attention_backward_q_f16_d256 attention_backward_q_bf16_d256;
 }

@@ -52,15 +52,25 @@ impl Work {
     /// - `params` are those of the launch: no extent is 0.
     #[inline(always)]
     pub unsafe fn at<const KEYS: bool>(index: u32, params: &BackwardParams, rows: u32) -> Work {
+        // SAFETY: forwarded to the caller.
+        unsafe { Work::by_flags::<KEYS>(index, params, params.attention.flags, rows) }
+    }
+
+    /// The same with the flags of `params` given apart; see [`Mask::by_flags`].
+    ///
+    /// # Safety
+    /// - As for [`Work::at`].
+    #[inline(always)]
+    pub unsafe fn by_flags<const KEYS: bool>(index: u32, params: &BackwardParams, all: u32, rows: u32) -> Work {
         let forward = &params.attention;
         // SAFETY: the host launches no kernel for empty extents.
         unsafe {
             if KEYS {
                 let planes = forward.batch * params.heads_kv;
                 core::hint::assert_unchecked(planes != 0 && params.heads_kv != 0);
-                Work::of_keys(params, forward.flags, index % planes, index / planes * rows)
+                Work::of_keys(params, all, index % planes, index / planes * rows)
             } else {
-                let tile = Tile::at(index, forward, rows);
+                let tile = Tile::by_flags(index, forward, all, rows);
                 core::hint::assert_unchecked(forward.group != 0);
                 Work {
                     batch: tile.batch,

@@ -313,9 +313,11 @@ impl BackwardTiles {
         4 * self.dim * self.own + self.stages * self.other * (4 * self.dim + 8)
     }
 
-    /// Dynamic shared memory of a Hopper kernel: the same, and barriers.
+    /// Dynamic shared memory of a Hopper kernel: the same, and barriers. With head dim 256 there is room for one stage of
+    /// what dP alone needs, dO or V, and in the place of V, of which dV makes no use, for two more of dO.
     pub const fn shared_bytes_sm90(self) -> u32 {
-        self.shared_bytes_mma() + 128
+        let once = if self.dim == 256 { 2 * self.dim * self.other } else { 0 };
+        self.shared_bytes_mma() - once + 256
     }
 
     /// Dynamic shared memory of a Hopper kernel of all gradients: K and V, `stages` of Q and two of dO, dS, two of dQ in
@@ -349,12 +351,12 @@ pub const BACKWARD_SM90: [[BackwardTiles; 3]; 2] = [
     [
         BackwardTiles::new(64, 128, 96, 3),
         BackwardTiles::new(128, 128, 64, 3),
-        BackwardTiles::new(256, 128, 32, 2),
+        BackwardTiles::new(256, 128, 64, 2),
     ],
     [
         BackwardTiles::new(64, 128, 128, 3),
         BackwardTiles::new(128, 128, 128, 2),
-        BackwardTiles::new(256, 128, 32, 2),
+        BackwardTiles::new(256, 128, 64, 2),
     ],
 ];
 

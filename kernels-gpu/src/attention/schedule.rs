@@ -120,12 +120,22 @@ impl Tile {
     /// - `params` are those of the launch: no extent is 0.
     #[inline(always)]
     pub unsafe fn at(index: u32, params: &AttentionParams, rows: u32) -> Tile {
+        // SAFETY: forwarded to the caller.
+        unsafe { Tile::by_flags(index, params, params.flags, rows) }
+    }
+
+    /// The same with the flags of `params` given apart; see [`Mask::by_flags`].
+    ///
+    /// # Safety
+    /// - As for [`Tile::at`].
+    #[inline(always)]
+    pub unsafe fn by_flags(index: u32, params: &AttentionParams, all: u32, rows: u32) -> Tile {
         let heads = params.batch * params.heads_q;
         // SAFETY: the host launches no kernel for empty extents, and sections are not empty.
         unsafe {
             core::hint::assert_unchecked(params.row_blocks != 0 && params.section != 0 && params.heads_q != 0);
         }
-        let paired = params.flags & flags::PAIRED != 0;
+        let paired = all & flags::PAIRED != 0;
         let (index, second) = if paired {
             (index / 2, index % 2 != 0)
         } else {
@@ -161,7 +171,7 @@ impl Tile {
             start_q,
             start_k,
             mask,
-        } = unsafe { Sequence::at(params, batch) };
+        } = unsafe { Sequence::by_flags(params, all, batch) };
         Tile {
             batch,
             head,
