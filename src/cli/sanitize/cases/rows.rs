@@ -82,7 +82,23 @@ fn norms() -> Vec<Case> {
                 },
             ));
         }
-        for (rows, columns) in [(70, 24), (3, 1500), (2, 8200), (2, 9304), (1, 37_000)] {
+        cases.push(case(
+            "norm",
+            format!("LayerNorm of 43 rows of 65544 {dtype}"),
+            move |bed| {
+                let x = bed.floats(dtype, &[43, 65_544])?;
+                Ok(vec![layer_norm(&x).run()?.y])
+            },
+        ));
+        for (rows, columns) in [
+            (70, 24),
+            (3, 1500),
+            (33, 1504),
+            (2, 8200),
+            (2, 9304),
+            (5, 20_000),
+            (1, 37_000),
+        ] {
             cases.push(case(
                 "norm",
                 format!("gradients of {rows} rows of {columns} {dtype}"),
