@@ -82,20 +82,22 @@ fn norms() -> Vec<Case> {
                 },
             ));
         }
-        cases.push(case(
-            "norm",
-            format!("LayerNorm of 43 rows of 65544 {dtype}"),
-            move |bed| {
-                let x = bed.floats(dtype, &[43, 65_544])?;
-                Ok(vec![layer_norm(&x).run()?.y])
-            },
-        ));
+        // More rows than clusters that take one after the other.
+        if dtype.size() == 2 {
+            cases.push(case(
+                "norm",
+                format!("LayerNorm of 15 rows of 65544 {dtype}"),
+                move |bed| Ok(vec![layer_norm(&bed.floats(dtype, &[15, 65_544])?).run()?.y]),
+            ));
+        }
         for (rows, columns) in [
             (70, 24),
             (3, 1500),
             (33, 1504),
             (2, 8200),
+            (2, 8201),
             (2, 9304),
+            (2, 9305),
             (5, 20_000),
             (1, 37_000),
         ] {
