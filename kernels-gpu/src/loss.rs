@@ -55,8 +55,8 @@ mod slices;
 mod device {
     use super::CrossEntropyParams;
     use crate::row::{
-        BEFORE, Block, LN_2, OWN, Row, Team, add_up, exp, faded, finite, greatest, inside, long, map, max, pass, sum,
-        sum_pair, visit,
+        BEFORE, Block, LN_2, OWN, Row, Team, add_up, exp, faded, finite, follow, greatest, inside, long, map, max,
+        pass, sum, sum_pair, visit,
     };
     use crate::row::{HELD, LARGE_THREADS, LONG_THREADS};
     use crate::tile::element::{Bf16, Element, F16};
@@ -239,6 +239,7 @@ mod device {
                 ///   be `logits`. Dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = LARGE_THREADS)]
                 pub fn $block(params: CrossEntropyParams) {
+                    follow();
                     cross_entropy::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
 
@@ -248,6 +249,7 @@ mod device {
                 /// - As for the other.
                 #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: CrossEntropyParams) {
+                    follow();
                     cross_entropy::<$element, Block<LONG_THREADS>, { long::<$element>() }, false>(params)
                 }
             )*}
@@ -264,6 +266,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `slices_bytes`.
                 #[launch(threads = crate::row::SLICE_THREADS, min_blocks = crate::row::SLICE_BLOCKS)]
                 pub fn $slices(params: CrossEntropyParams) {
+                    cuda_std::grid_dependency::wait();
                     super::slices::cross_entropy::<$element, { crate::row::slice_part::<$element>() }>(params)
                 }
             )*}

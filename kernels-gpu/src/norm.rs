@@ -5,21 +5,37 @@
 
 use crate::kernel_params;
 
-/// Threads of a block of `norm_spread_*`, of a cluster that holds a row of 16-bit elements in registers.
-pub const SPREAD_THREADS: u32 = 256;
-/// Vectors that each takes of a row, and of one for which the largest cluster is too small so.
-pub const SPREAD_HELD: [usize; 2] = [4, 8];
+/// Threads of a block of `norm_block_*` of 16-bit elements: more than of other ops, with fewer vectors each, so that a multiprocessor has
+/// more of them.
+pub const BLOCK_THREADS: u32 = 256;
+/// Of `norm_large_*`.
+pub const LARGE_THREADS: u32 = 512;
+/// Vectors that a thread of either holds.
+pub const BLOCK_HELD: usize = 2;
+/// Threads of a block of `norm_spread_*`, of a cluster that holds a row of 16-bit elements in registers, and of one that holds rows for
+/// which the largest such cluster is too small.
+pub const SPREAD_THREADS: [u32; 2] = [256, 512];
+/// Vectors that each takes of a row.
+pub const SPREAD_HELD: usize = 4;
 /// Most blocks of such a cluster.
 pub const SPREAD_CLUSTER: u64 = 8;
 /// Longest row that such clusters hold.
 pub const SPREAD_COLUMNS: [u64; 2] = [
-    SPREAD_CLUSTER * SPREAD_THREADS as u64 * SPREAD_HELD[0] as u64 * 8,
-    SPREAD_CLUSTER * SPREAD_THREADS as u64 * SPREAD_HELD[1] as u64 * 8,
+    SPREAD_CLUSTER * SPREAD_THREADS[0] as u64 * SPREAD_HELD as u64 * 8,
+    SPREAD_CLUSTER * SPREAD_THREADS[1] as u64 * SPREAD_HELD as u64 * 8,
 ];
-/// Warps of such a cluster.
-pub const SPREAD_SLOTS: u32 = SPREAD_CLUSTER as u32 * SPREAD_THREADS / 32;
+/// Warps of the smaller cluster.
+pub const SPREAD_SLOTS: u32 = SPREAD_CLUSTER as u32 * SPREAD_THREADS[0] / 32;
 /// Dynamic shared memory of its blocks: 16 bytes a warp, and a barrier.
 pub const SPREAD_BYTES: u64 = SPREAD_SLOTS as u64 * 16 + 16;
+/// Stages of the ring of `norm_stream_*`: more are slower, with fewer nothing is under way.
+pub const STREAM_STAGES: u64 = 3;
+/// Shared memory before the ring: sums and barriers.
+pub const STREAM_AT: u32 = 1024;
+/// Dynamic shared memory of its blocks, of `SPREAD_THREADS[1]` threads that work on rows.
+pub const STREAM_BYTES: u64 = STREAM_AT as u64 + STREAM_STAGES * SPREAD_THREADS[1] as u64 * SPREAD_HELD as u64 * 16;
+/// Its clusters of eight that find room at a time, a block a multiprocessor: multiprocessors come in groups that eights do not fill.
+pub const STREAM_CLUSTERS: u64 = 14;
 
 pub mod backward;
 #[cfg(target_arch = "nvptx64")]
@@ -35,7 +51,11 @@ mod slices;
 #[cfg(tier = "sm_90a")]
 mod spread;
 #[cfg(tier = "sm_90a")]
+mod stream;
+#[cfg(tier = "sm_90a")]
 mod sums;
+#[cfg(tier = "sm_90a")]
+mod turns;
 
 kernel_params! {
     /// Arguments of the `norm_*` kernels. Addresses are 0 for what is not wanted.
@@ -74,6 +94,10 @@ kernel_params! {
         pub aligned: u32,
         /// How many rows ahead a team asks L2 for.
         pub ahead: u32,
+        /// Stages of the ring that brings rows.
+        pub stages: u32,
+        /// Zero.
+        pub reserved: u32,
     }
 }
 
@@ -242,7 +266,8 @@ mod device {
     }
 
     macro_rules! forwards {
-        ($($warp:ident $block:ident $large:ident $long:ident $element:ty)*) => {
+        ($($warp:ident $block:ident $large:ident $long:ident $element:ty, $of_block:expr, $of_large:expr, $held:expr,
+            $blocks:literal, $larges:literal;)*) => {
             kernel! {$(
                 /// Rows of up to [`WARP_COLUMNS`](crate::row::WARP_COLUMNS) elements.
                 ///
@@ -250,6 +275,7 @@ mod device {
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
                 #[launch(threads = WARP_THREADS, min_blocks = 7)]
                 pub fn $warp(params: NormParams) {
+                    follow();
                     forward::<$element, Warp, HELD, true>(params)
                 }
 
@@ -257,18 +283,20 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = BLOCK_THREADS, min_blocks = 7)]
+                #[launch(threads = $of_block, min_blocks = $blocks)]
                 pub fn $block(params: NormParams) {
-                    forward::<$element, Block<BLOCK_THREADS>, HELD, true>(params)
+                    follow();
+                    forward::<$element, Block<{ $of_block }>, { $held }, true>(params)
                 }
 
                 /// Rows of up to [`LARGE_COLUMNS`](crate::row::LARGE_COLUMNS) elements.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
-                #[launch(threads = LARGE_THREADS, min_blocks = 4)]
+                #[launch(threads = $of_large, min_blocks = $larges)]
                 pub fn $large(params: NormParams) {
-                    forward::<$element, Block<LARGE_THREADS>, HELD, true>(params)
+                    follow();
+                    forward::<$element, Block<{ $of_large }>, { $held }, true>(params)
                 }
 
                 /// Rows of any length.
@@ -277,6 +305,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: NormParams) {
+                    follow();
                     forward::<$element, Block<LONG_THREADS>, { long::<$element>() }, false>(params)
                 }
             )*}
@@ -292,6 +321,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = WIDE_THREADS)]
                 pub fn $name(params: NormParams) {
+                    follow();
                     forward::<$element, Block<WIDE_THREADS>, HELD, true>(params)
                 }
             )*}
@@ -302,7 +332,7 @@ mod device {
     /// registers both inputs of a row would not be under way at once.
     #[cfg(not(tier = "sm_75"))]
     macro_rules! residual_forwards {
-        ($($name:ident $element:ty, $team:ty, $threads:expr, $blocks:literal;)*) => {
+        ($($name:ident $element:ty, $team:ty, $threads:expr, $held:expr, $blocks:literal;)*) => {
             kernel! {$(
                 /// Rows of whole vectors at multiples of 16 bytes, with a residual.
                 ///
@@ -310,44 +340,98 @@ mod device {
                 /// - As for the others.
                 #[launch(threads = $threads, min_blocks = $blocks)]
                 pub fn $name(params: NormParams) {
-                    super::dense::with_residual::<$team, $element, HELD>(params)
+                    follow();
+                    super::dense::with_residual::<$team, $element, { $held }>(params)
                 }
             )*}
         };
     }
 
     #[cfg(tier = "sm_90a")]
+    macro_rules! dense_forwards {
+        ($($name:ident $element:ty, $team:ty, $threads:expr, $held:expr, $blocks:literal;)*) => {
+            kernel! {$(
+                /// Rows of whole vectors at multiples of 16 bytes without a residual: apart from those for others, whose registers
+                /// leave room for fewer blocks.
+                ///
+                /// # Safety
+                /// - As for the others, and no more rows than teams.
+                #[launch(threads = $threads, min_blocks = $blocks)]
+                pub fn $name(params: NormParams) {
+                    follow();
+                    let p = params;
+                    let row = <$team>::first();
+                    if row < p.rows {
+                        super::dense::forward::<$team, $element, { $held }, false>(&p, row, &mut 0)
+                    }
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    dense_forwards! {
+        norm_dense_warp_f16 F16, Warp, WARP_THREADS, HELD, 8;
+        norm_dense_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 6;
+        norm_dense_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 3;
+        norm_dense_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, 8;
+        norm_dense_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 6;
+        norm_dense_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 3;
+    }
+
+    #[cfg(tier = "sm_90a")]
     macro_rules! spread_forwards {
-        ($($name:ident $element:ty, $held:expr, $residual:literal, $whole:literal, $blocks:literal;)*) => {
+        ($($name:ident $element:ty, $threads:expr, $residual:literal, $whole:literal, $blocks:literal;)*) => {
             kernel! {$(
                 /// Rows in the registers of a cluster.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `SPREAD_BYTES`.
-                #[launch(threads = super::SPREAD_THREADS, min_blocks = $blocks)]
+                #[launch(threads = $threads, min_blocks = $blocks)]
                 pub fn $name(params: NormParams) {
-                    super::spread::forward::<Cluster<{ super::SPREAD_THREADS }>, $element, { $held }, $residual, $whole>(params)
+                    follow();
+                    super::spread::forward::<Cluster<{ $threads }>, $element, SPREAD_HELD, $residual, $whole>(params)
                 }
             )*}
         };
     }
 
     #[cfg(tier = "sm_90a")]
-    use super::SPREAD_HELD;
+    use super::{SPREAD_HELD, SPREAD_THREADS};
     #[cfg(tier = "sm_90a")]
     spread_forwards! {
-        norm_spread_f16 F16, SPREAD_HELD[0], true, false, 3;
-        norm_spread_dense_f16 F16, SPREAD_HELD[0], false, true, 5;
-        norm_spread_residual_f16 F16, SPREAD_HELD[0], true, true, 4;
-        norm_spread_deep_f16 F16, SPREAD_HELD[1], true, false, 2;
-        norm_spread_deep_dense_f16 F16, SPREAD_HELD[1], false, true, 4;
-        norm_spread_deep_residual_f16 F16, SPREAD_HELD[1], true, true, 2;
-        norm_spread_bf16 Bf16, SPREAD_HELD[0], true, false, 3;
-        norm_spread_dense_bf16 Bf16, SPREAD_HELD[0], false, true, 5;
-        norm_spread_residual_bf16 Bf16, SPREAD_HELD[0], true, true, 4;
-        norm_spread_deep_bf16 Bf16, SPREAD_HELD[1], true, false, 2;
-        norm_spread_deep_dense_bf16 Bf16, SPREAD_HELD[1], false, true, 4;
-        norm_spread_deep_residual_bf16 Bf16, SPREAD_HELD[1], true, true, 2;
+        norm_spread_f16 F16, SPREAD_THREADS[0], true, false, 3;
+        norm_spread_dense_f16 F16, SPREAD_THREADS[0], false, true, 5;
+        norm_spread_residual_f16 F16, SPREAD_THREADS[0], true, true, 4;
+        norm_spread_deep_f16 F16, SPREAD_THREADS[1], true, false, 1;
+        norm_spread_deep_residual_f16 F16, SPREAD_THREADS[1], true, true, 2;
+        norm_spread_bf16 Bf16, SPREAD_THREADS[0], true, false, 3;
+        norm_spread_dense_bf16 Bf16, SPREAD_THREADS[0], false, true, 5;
+        norm_spread_residual_bf16 Bf16, SPREAD_THREADS[0], true, true, 4;
+        norm_spread_deep_bf16 Bf16, SPREAD_THREADS[1], true, false, 1;
+        norm_spread_deep_residual_bf16 Bf16, SPREAD_THREADS[1], true, true, 2;
+    }
+
+    #[cfg(tier = "sm_90a")]
+    macro_rules! stream_forwards {
+        ($($name:ident $element:ty)*) => {
+            kernel! {$(
+                /// Rows of whole vectors at multiples of 16 bytes, one after the other, in the shared memory of a cluster.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `STREAM_BYTES`.
+                #[launch(threads = SPREAD_THREADS[1] + 64)]
+                pub fn $name(params: NormParams) {
+                    super::stream::forward::<Cluster<{ SPREAD_THREADS[1] }>, $element, SPREAD_HELD>(params)
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    stream_forwards! {
+        norm_stream_f16 F16
+        norm_stream_bf16 Bf16
     }
 
     #[cfg(tier = "sm_90a")]
@@ -360,6 +444,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `slices_bytes`.
                 #[launch(threads = crate::row::SLICE_THREADS, min_blocks = crate::row::SLICE_BLOCKS)]
                 pub fn $slices(params: NormParams) {
+                    follow();
                     super::slices::forward::<$element, { slice_part::<$element>() }>(params)
                 }
             )*}
@@ -373,31 +458,32 @@ mod device {
         norm_slices_bf16 Bf16
     }
 
-    use crate::row::{BLOCK_THREADS, HELD, LARGE_THREADS, LONG_THREADS, WARP_THREADS, WIDE_THREADS};
+    use super::{BLOCK_HELD, BLOCK_THREADS, LARGE_THREADS};
+    use crate::row::{self, HELD, LONG_THREADS, WARP_THREADS, WIDE_THREADS};
     // On sm_75 conversions of f16 take registers that these do not have.
     #[cfg(not(tier = "sm_75"))]
     residual_forwards! {
-        norm_residual_warp_f32 f32, Warp, WARP_THREADS, 4;
-        norm_residual_block_f32 f32, Block<BLOCK_THREADS>, BLOCK_THREADS, 4;
-        norm_residual_large_f32 f32, Block<LARGE_THREADS>, LARGE_THREADS, 2;
-        norm_residual_wide_f32 f32, Block<WIDE_THREADS>, WIDE_THREADS, 1;
-        norm_residual_warp_f16 F16, Warp, WARP_THREADS, 8;
-        norm_residual_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, 8;
-        norm_residual_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, 4;
-        norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, 8;
-        norm_residual_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, 8;
-        norm_residual_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, 4;
+        norm_residual_warp_f32 f32, Warp, WARP_THREADS, HELD, 4;
+        norm_residual_block_f32 f32, Block<{ row::BLOCK_THREADS }>, row::BLOCK_THREADS, HELD, 4;
+        norm_residual_large_f32 f32, Block<{ row::LARGE_THREADS }>, row::LARGE_THREADS, HELD, 2;
+        norm_residual_wide_f32 f32, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 1;
+        norm_residual_warp_f16 F16, Warp, WARP_THREADS, HELD, 8;
+        norm_residual_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 4;
+        norm_residual_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 2;
+        norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, 8;
+        norm_residual_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 4;
+        norm_residual_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 2;
     }
     // On Hopper clusters hold such rows of 16-bit elements.
     #[cfg(not(any(tier = "sm_75", tier = "sm_90a")))]
     residual_forwards! {
-        norm_residual_wide_f16 F16, Block<WIDE_THREADS>, WIDE_THREADS, 1;
-        norm_residual_wide_bf16 Bf16, Block<WIDE_THREADS>, WIDE_THREADS, 1;
+        norm_residual_wide_f16 F16, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 1;
+        norm_residual_wide_bf16 Bf16, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 1;
     }
     forwards! {
-        norm_warp_f32 norm_block_f32 norm_large_f32 norm_long_f32 f32
-        norm_warp_f16 norm_block_f16 norm_large_f16 norm_long_f16 F16
-        norm_warp_bf16 norm_block_bf16 norm_large_bf16 norm_long_bf16 Bf16
+        norm_warp_f32 norm_block_f32 norm_large_f32 norm_long_f32 f32, row::BLOCK_THREADS, row::LARGE_THREADS, HELD, 7, 4;
+        norm_warp_f16 norm_block_f16 norm_large_f16 norm_long_f16 F16, BLOCK_THREADS, LARGE_THREADS, BLOCK_HELD, 4, 2;
+        norm_warp_bf16 norm_block_bf16 norm_large_bf16 norm_long_bf16 Bf16, BLOCK_THREADS, LARGE_THREADS, BLOCK_HELD, 4, 2;
     }
     wide_forwards! {
         norm_wide_f32 f32

@@ -310,6 +310,7 @@ mod device {
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
                 #[launch(threads = WARP_THREADS, min_blocks = 6)]
                 pub fn $warp(params: SoftmaxParams) {
+                    follow();
                     forward::<$element, Warp, HELD, true>(params)
                 }
 
@@ -319,6 +320,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = BLOCK_THREADS, min_blocks = 6)]
                 pub fn $block(params: SoftmaxParams) {
+                    follow();
                     forward::<$element, Block<BLOCK_THREADS>, HELD, true>(params)
                 }
 
@@ -328,6 +330,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = LARGE_THREADS, min_blocks = 3)]
                 pub fn $large(params: SoftmaxParams) {
+                    follow();
                     forward::<$element, Block<LARGE_THREADS>, HELD, true>(params)
                 }
 
@@ -337,6 +340,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = WIDE_THREADS)]
                 pub fn $wide(params: SoftmaxParams) {
+                    follow();
                     forward::<$element, Block<WIDE_THREADS>, HELD, true>(params)
                 }
 
@@ -346,6 +350,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: SoftmaxParams) {
+                    follow();
                     forward::<$element, Block<LONG_THREADS>, { long::<$element>() }, false>(params)
                 }
 
@@ -355,6 +360,7 @@ mod device {
                 /// - The tensors have the extents that the parameters say; outputs overlap nothing.
                 #[launch(threads = WARP_THREADS, min_blocks = 4)]
                 pub fn $warp_backward(params: SoftmaxParams) {
+                    follow();
                     backward::<$element, Warp, PAIR_WARP_HELD, true>(params)
                 }
 
@@ -364,6 +370,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = PAIR_BLOCK_THREADS, min_blocks = 3)]
                 pub fn $block_backward(params: SoftmaxParams) {
+                    follow();
                     backward::<$element, Block<PAIR_BLOCK_THREADS>, PAIR_HELD, true>(params)
                 }
 
@@ -373,6 +380,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = PAIR_LARGE_THREADS, min_blocks = 2)]
                 pub fn $large_backward(params: SoftmaxParams) {
+                    follow();
                     backward::<$element, Block<PAIR_LARGE_THREADS>, PAIR_HELD, true>(params)
                 }
 
@@ -382,6 +390,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = LONG_THREADS)]
                 pub fn $long_backward(params: SoftmaxParams) {
+                    follow();
                     backward::<$element, Block<LONG_THREADS>, PAIR_LONG, false>(params)
                 }
             )*}
@@ -398,6 +407,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `slices_bytes`.
                 #[launch(threads = crate::row::SLICE_THREADS, min_blocks = 6)]
                 pub fn $forward(params: SoftmaxParams) {
+                    cuda_std::grid_dependency::wait();
                     super::slices::forward::<$element, { slice_part::<$element>() }>(params)
                 }
 
@@ -407,6 +417,7 @@ mod device {
                 /// - As for the others; dynamic shared memory of `slices_bytes`.
                 #[launch(threads = crate::row::SLICE_THREADS, min_blocks = 6)]
                 pub fn $backward(params: SoftmaxParams) {
+                    cuda_std::grid_dependency::wait();
                     super::slices::backward::<$element, { slice_part::<$element>() / 2 }>(params)
                 }
             )*}

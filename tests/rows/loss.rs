@@ -95,6 +95,28 @@ fn agrees_with_the_reference() {
 }
 
 #[test]
+fn rows_do_not_know_each_other() {
+    for device in devices() {
+        for columns in [41, 9_000, 9_001, 33_001] {
+            let logits: Vec<bf16> = normal(7, 9, columns);
+            let targets = indices(2, 9, 0, columns as i64 - 1);
+            let of = |x: &AnyTensor, targets: &[i64]| {
+                let losses = cross_entropy(x, &dense(&device, targets, &[targets.len()]))
+                    .run()
+                    .unwrap();
+                values::<f32>(&losses.loss)
+            };
+            let all = of(&dense(&device, &logits, &[9, columns]), &targets);
+            for row in 0..9 {
+                // Elsewhere in memory, at each of the places that a row may have within 16 bytes.
+                let alone = strided(&device, &logits[row * columns..][..columns], 1, row, 1);
+                same_bits(&of(&alone, &targets[row..=row]), &all[row..=row]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn gradients_of_a_row_sum_to_nothing() {
     for device in devices() {
         let logits: Vec<f32> = normal(4, 3, 200);

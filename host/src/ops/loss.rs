@@ -196,6 +196,7 @@ impl<'a> CrossEntropy<'a> {
             .grid(slices.map_or(width.grid(logits.rows), |slices| slices.grid(logits.rows)))
             .shared(slices.map_or(width.shared(), |slices| slices.shared))
             .cluster(slices.map_or(1, |slices| slices.blocks))
+            .programmatic()
             .on(self.stream)
             .reads("targets", &targets)
             .reads_if("grad", wanted.grad)

@@ -5,7 +5,10 @@ mod backward;
 pub use backward::NormGradients;
 
 use kernels_gpu::{
-    norm::{NormParams, SPREAD_BYTES, SPREAD_COLUMNS, SPREAD_HELD, SPREAD_THREADS},
+    norm::{
+        NormParams, SPREAD_BYTES, SPREAD_COLUMNS, SPREAD_HELD, SPREAD_THREADS, STREAM_BYTES, STREAM_CLUSTERS,
+        STREAM_STAGES,
+    },
     row::{LARGE_COLUMNS, WIDE_COLUMNS},
 };
 
@@ -131,19 +134,14 @@ impl<'a> Norm<'a> {
             && address(weight.as_ref()).is_multiple_of(16)
             && address(bias.as_ref()).is_multiple_of(16);
         let two = residual.is_some();
-        let plan = Plan::of(
-            device,
-            dtype,
-            x.rows,
-            x.columns,
-            two,
-            aligned && x.columns.is_multiple_of(8),
-        );
+        let dense = aligned && x.columns.is_multiple_of(8);
+        let plan = Plan::of(device, dtype, x.rows, x.columns, two, dense);
         let entry = format!("norm_{}_{dtype}", plan.kind);
         let launch = Contract::new(device, &entry)
             .grid(plan.grid)
             .shared(plan.shared)
             .cluster(plan.cluster)
+            .programmatic()
             .on(self.stream)
             .reads("x", &x.view)
             .reads_if("residual", residual.as_ref().map(|r| &r.view))
@@ -170,6 +168,8 @@ impl<'a> Norm<'a> {
             reciprocal: (1.0 / x.columns as f64) as f32,
             aligned: aligned as u32,
             ahead: plan.ahead,
+            stages: STREAM_STAGES as u32,
+            reserved: 0,
         };
         // SAFETY: the argument struct of these kernels; extents and strides are those of the tensors named above, and
         // the outputs are dense.
@@ -202,8 +202,19 @@ impl Plan {
         if let Some(deep) =
             (0..SPREAD_COLUMNS.len()).find(|&deep| clusters && dtype.size() == 2 && columns <= SPREAD_COLUMNS[deep])
         {
-            let each = SPREAD_THREADS as u64 * SPREAD_HELD[deep] as u64 * 8;
+            let each = SPREAD_THREADS[deep] as u64 * SPREAD_HELD as u64 * 8;
             let cluster = columns.div_ceil(each).next_power_of_two();
+            if deep == 1 && dense && !residual {
+                // Each cluster one row after the other, all about as many.
+                let each = rows.div_ceil(STREAM_CLUSTERS);
+                return Plan {
+                    kind: "stream".into(),
+                    grid: [rows.div_ceil(each) * cluster, 1, 1],
+                    cluster: cluster as u32,
+                    shared: STREAM_BYTES,
+                    ahead: 0,
+                };
+            }
             // About as many as run at a time, with a residual; half of that without.
             let ahead = device.properties().multiprocessors as u64 * if deep == 1 { 2 } else { 4 } / cluster;
             return Plan {
@@ -225,10 +236,16 @@ impl Plan {
             };
         }
         let width = Width::of(columns);
-        let apart = dense && residual && width != Width::Long && device.tier() != Tier::Sm75;
-        let kind = match apart {
-            true => format!("residual_{}", width.name()),
-            false => width.name().to_owned(),
+        let hopper = device.tier() == Tier::Sm90a && dtype.size() == 2;
+        let kind = match (dense, residual, width) {
+            (true, true, Width::Warp | Width::Block | Width::Large | Width::Wide) if device.tier() != Tier::Sm75 => {
+                format!("residual_{}", width.name())
+            }
+            // A team a row.
+            (true, false, Width::Warp | Width::Block | Width::Large) if hopper && rows <= 1 << 30 => {
+                format!("dense_{}", width.name())
+            }
+            _ => width.name().to_owned(),
         };
         Plan {
             kind,

@@ -137,6 +137,7 @@ impl<'a> Softmax<'a> {
             .grid(slices.map_or(width.grid(x.rows), |slices| slices.grid(x.rows)))
             .shared(slices.map_or(width.shared(), |slices| slices.shared))
             .cluster(slices.map_or(1, |slices| slices.blocks))
+            .programmatic()
             .on(self.stream)
             .reads("x", &x.view)
             .reads_if("mask", mask.as_ref().map(|mask| &mask.view))

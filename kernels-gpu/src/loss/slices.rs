@@ -25,7 +25,7 @@ pub unsafe fn cross_entropy<E: Ordered, const N: usize>(p: CrossEntropyParams) {
             slice.ask_l2::<E>(p.ahead as u64 * p.stride * size_of::<E>() as u64);
         }
         let wanted = Target::new::<E>(&p, row, logits);
-        let (high, total) = join_powers::<E, N>(place, &slice, LOG2_E);
+        let (high, total) = join_powers::<E, N>(place, &slice, p.columns, LOG2_E);
         let mut mean = 0.0;
         if p.smoothing != 0.0 {
             let own = if slice.whole() {

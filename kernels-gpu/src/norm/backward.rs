@@ -10,6 +10,32 @@ use crate::{kernel_params, row::WIDTH};
 
 #[cfg(tier = "sm_90a")]
 mod gradient;
+#[cfg(tier = "sm_90a")]
+mod stream;
+
+/// Threads of a block of `norm_stream_backward_*` that take sums and write.
+pub const STREAM_THREADS: u32 = 256;
+/// Vectors that each takes of a row.
+pub const STREAM_HELD: usize = 2;
+/// Columns that such a block takes.
+pub const STREAM_BLOCK: u64 = STREAM_THREADS as u64 * STREAM_HELD as u64 * WIDTH as u64;
+/// Most blocks of a cluster of them.
+pub const STREAM_CLUSTER: u64 = 8;
+/// Stages of the ring: more are slower, with fewer nothing is under way.
+pub const STREAM_STAGES: u64 = 3;
+/// Shared memory before the ring: sums and barriers.
+pub const STREAM_AT: u32 = 1280;
+/// Dynamic shared memory.
+pub const STREAM_BYTES: u64 = STREAM_AT as u64 + STREAM_STAGES * 2 * STREAM_BLOCK * 2;
+
+/// Clusters of so many of those blocks that find room at a time, two blocks a multiprocessor: multiprocessors come in groups that
+/// fours do not fill.
+pub const fn stream_clusters(blocks: u64) -> u64 {
+    match blocks {
+        1 | 2 => 2 * MULTIPROCESSORS / blocks,
+        _ => 240 / blocks,
+    }
+}
 
 /// Rows that one team adds up at least.
 pub const ROWS: u64 = 16;
@@ -149,6 +175,10 @@ mod device {
             // Warps exchange nothing. RMSNorm with a bias is rare: its sums have no registers there.
             #[cfg(tier = "sm_90a")]
             if T::LANES > 32 {
+                if size_of::<E>() == 2 {
+                    // Others take those.
+                    return backward::<E, T, N, false>(p);
+                }
                 if p.centered != 0 {
                     return super::gradient::gradients::<E, T, N, true>(&p);
                 }
@@ -466,6 +496,34 @@ mod device {
         }
     }
 
+    #[cfg(tier = "sm_90a")]
+    macro_rules! stream_backwards {
+        ($($name:ident $element:ty)*) => {
+            kernel! {$(
+                /// Gradients of rows of whole vectors at multiples of 16 bytes, one after the other; a cluster is a team.
+                ///
+                /// # Safety
+                /// - As for the others; dynamic shared memory of `STREAM_BYTES`.
+                #[launch(threads = STREAM_THREADS + 64, min_blocks = 2)]
+                pub fn $name(params: NormBackwardParams) {
+                    let p = params;
+                    super::stream::gradients::<$element, Cluster<STREAM_THREADS>, STREAM_HELD>(&p, |dweight, dbias| {
+                        cuda_std::grid_dependency::launch_dependents();
+                        let team = Cluster::<STREAM_THREADS>::first();
+                        store_sums::<Cluster<STREAM_THREADS>, STREAM_HELD>(p.dweight, team, p.columns, dweight);
+                        store_sums::<Cluster<STREAM_THREADS>, STREAM_HELD>(p.dbias, team, p.columns, dbias);
+                    })
+                }
+            )*}
+        };
+    }
+
+    #[cfg(tier = "sm_90a")]
+    stream_backwards! {
+        norm_stream_backward_f16 F16
+        norm_stream_backward_bf16 Bf16
+    }
+
     /// Rows of a warp each; the sums of a block's warps are added in order.
     #[inline(always)]
     unsafe fn by_warps<E: Elements, const N: usize>(p: NormBackwardParams) {
@@ -525,6 +583,8 @@ mod device {
                 ///   least `teams` teams.
                 #[launch(threads = BACKWARD_WARPS * 32)]
                 pub fn $warp(params: NormBackwardParams) {
+                    #[cfg(tier = "sm_90a")]
+                    cuda_std::grid_dependency::wait();
                     by_warps::<$element, PAIR_WARP_HELD>(params)
                 }
 
@@ -534,6 +594,8 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = SUMS_BLOCK_THREADS, min_blocks = 2)]
                 pub fn $block(params: NormBackwardParams) {
+                    #[cfg(tier = "sm_90a")]
+                    cuda_std::grid_dependency::wait();
                     by_blocks::<$element, Block<SUMS_BLOCK_THREADS>, SUMS_BLOCK_HELD>(params)
                 }
 
@@ -543,6 +605,8 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = SUMS_LARGE_THREADS)]
                 pub fn $large(params: NormBackwardParams) {
+                    #[cfg(tier = "sm_90a")]
+                    cuda_std::grid_dependency::wait();
                     by_blocks::<$element, Block<SUMS_LARGE_THREADS>, SUMS_LARGE_HELD>(params)
                 }
 
@@ -552,6 +616,8 @@ mod device {
                 /// - As for the others; dynamic shared memory of `EXCHANGE_BYTES`.
                 #[launch(threads = LONG_THREADS)]
                 pub fn $long(params: NormBackwardParams) {
+                    #[cfg(tier = "sm_90a")]
+                    cuda_std::grid_dependency::wait();
                     by_parts::<$element, Block<LONG_THREADS>, PAIR_LONG>(params)
                 }
 
@@ -586,6 +652,8 @@ mod device {
                 /// - As for the others; dynamic shared memory of `cluster_ring_bytes`.
                 #[launch(threads = SUMS_CLUSTER_THREADS)]
                 pub fn $cluster(params: NormBackwardParams) {
+                    #[cfg(tier = "sm_90a")]
+                    cuda_std::grid_dependency::wait();
                     by_clusters::<$element, SUMS_CLUSTER_HELD>(params)
                 }
             )*}

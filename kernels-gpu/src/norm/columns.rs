@@ -4,7 +4,7 @@ use super::{
     backward::{COLUMNS, NormBackwardParams, NormSumParams, SUM_COLUMNS, THREADS},
     device::Statistics,
 };
-use crate::row::{Row, WIDTH, zip};
+use crate::row::{Row, WIDTH, follow, zip};
 use crate::tile::element::Element;
 use cuda_std::{barrier::syncthreads, global, shared::Shared, thread};
 
@@ -93,8 +93,7 @@ pub unsafe fn add_columns<E: Element>(p: NormSumParams) {
     let mut total = 0.0;
     // SAFETY: the host gives the extents, and shared memory of a word a thread.
     unsafe {
-        #[cfg(tier = "sm_90a")]
-        cuda_std::grid_dependency::wait();
+        follow();
         const WARPS: u64 = THREADS as u64 / 32;
         let mut row = warp as u64;
         while row < p.rows && column < p.columns {

@@ -5,15 +5,15 @@
 //! a block has under way, and empty L1, where the weights lie.
 
 use super::{
-    NormParams, SPREAD_SLOTS,
+    NormParams, SPREAD_SLOTS, SPREAD_THREADS,
     device::{Geometry, Statistics},
     kept::Kept,
-    moments::Moments,
+    moments::{self, Count, Moments},
 };
 use crate::row::*;
 use crate::tile::element::Element;
 use cuda_std::{
-    barrier::{cluster_arrive_relaxed, cluster_wait},
+    barrier::{cluster_arrive_relaxed, cluster_wait, syncthreads},
     math, mbarrier, shared, thread, warp,
 };
 
@@ -53,6 +53,37 @@ unsafe fn gather<T: Team>(values: [f32; 4]) -> [[f32; 4]; 2] {
     all
 }
 
+/// Joins the sums of all warps as `norm_stream_*` does: of the block, then of the cluster.
+///
+/// # Safety
+/// - As for [`gather`].
+#[inline(always)]
+unsafe fn gather_by_blocks<T: Team, const N: usize, const CENTERED: bool>(columns: u32, own: [f32; 4]) -> [f32; 4] {
+    let warps = const { T::LANES / 32 };
+    let (of_warps, of_blocks) = (shared::dynamic_base(), shared::dynamic_base() + warps * 16);
+    let (lane, warp) = (thread::lane_id(), thread::warp_idx());
+    // SAFETY: as for that.
+    unsafe {
+        if lane == 0 {
+            shared::st(of_warps + warp * 16, own);
+        }
+        syncthreads();
+        let values = shared::ld(of_warps + (lane & (warps - 1)) * 16);
+        let all = moments::join_groups::<16, CENTERED>(values, Count::of_warp::<T, N>(columns));
+        cluster_wait();
+        if warp == 0 && lane < T::blocks() {
+            let slot = of_blocks + T::rank() * 16;
+            shared::st_async_4(shared::mapa(slot, lane), all, shared::mapa(gathered(), lane));
+        }
+        mbarrier::wait_parity(gathered(), 0);
+        let mut other = [0.0; 4];
+        if lane & 7 < T::blocks() {
+            other = shared::ld(of_blocks + (lane & 7) * 16);
+        }
+        moments::join_groups::<8, CENTERED>(other, Count::of_block::<T, N>(columns))
+    }
+}
+
 /// # Safety
 /// - All threads of the cluster come here together, once.
 #[inline(always)]
@@ -62,6 +93,11 @@ unsafe fn statistics<T: Team, E: Element, const N: usize, const CENTERED: bool, 
 ) -> Statistics {
     // SAFETY: forwarded to the caller.
     unsafe {
+        if T::LANES == SPREAD_THREADS[1] {
+            let own = moments::of_warp::<T, E, N, CENTERED, WHOLE>(p.columns, part);
+            let all = gather_by_blocks::<T, N, CENTERED>(p.columns, own);
+            return moments::statistics::<CENTERED>(all, p.reciprocal, p.epsilon);
+        }
         if CENTERED {
             let own = Moments::of_warp::<T, E, N, WHOLE>(p.columns, part);
             return Moments::join::<T, N, 2>(p, gather::<T>(own.values()));
@@ -120,7 +156,13 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
     unsafe {
         if thread::thread_idx_x() == 0 {
             mbarrier::init(gathered(), 1);
-            mbarrier::arrive_expect_tx(gathered(), T::lanes() / 32 * 16);
+            // Of each warp, or of each block.
+            let values = if T::LANES == SPREAD_THREADS[1] {
+                T::blocks()
+            } else {
+                T::lanes() / 32
+            };
+            mbarrier::arrive_expect_tx(gathered(), values * 16);
             mbarrier::fence_init();
         }
         cluster_arrive_relaxed();

@@ -317,6 +317,29 @@ impl Slice {
         }
     }
 
+    /// Elements between a multiple of 16 bytes and the first.
+    #[inline(always)]
+    pub fn shifted_by<E>(&self) -> u32 {
+        self.shift() / size_of::<E>() as u32
+    }
+
+    /// This thread's vectors of the part from `base` on, as they lie in memory: vector 0 has the slice's first element at
+    /// [`shifted_by`](Self::shifted_by), and what was found beyond the slice before and behind.
+    ///
+    /// # Safety
+    /// - The part has been [waited](Self::wait) for, and all of these vectors have an element of the slice.
+    #[inline(always)]
+    pub unsafe fn part_in_place<E: Element, const N: usize>(&self, base: u32) -> Part<E, N> {
+        let mut part = [E::ZEROS; N];
+        let mut k = 0;
+        while k < N {
+            // SAFETY: within the slice's memory.
+            part[k] = unsafe { vector_at::<E>((self.at & !15) + Self::column(base, k) * size_of::<E>() as u32) };
+            k += 1;
+        }
+        part
+    }
+
     /// Stores `new(first column of the row, elements)` of each vector as it lies in memory to the row at `out`, all that the
     /// slice has of it. `N` vectors at a time.
     ///

@@ -259,3 +259,17 @@ pub unsafe fn max<T: Team>(value: f32, turn: &mut u32) -> f32 {
     // SAFETY: forwarded to the caller.
     unsafe { T::join(value, f32::NEG_INFINITY, turn, math::fmax) }
 }
+
+/// Lets the kernel behind this one get ready, and waits for what the one in front has written. Before any access of memory.
+///
+/// # Safety
+/// - All threads come here first.
+#[inline(always)]
+pub unsafe fn follow() {
+    // SAFETY: who follows waits likewise.
+    #[cfg(tier = "sm_90a")]
+    unsafe {
+        cuda_std::grid_dependency::launch_dependents();
+        cuda_std::grid_dependency::wait();
+    }
+}

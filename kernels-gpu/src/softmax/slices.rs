@@ -22,7 +22,7 @@ pub unsafe fn forward<E: Ordered, const N: usize>(p: SoftmaxParams) {
         if p.ahead != 0 && place.row + (p.ahead as u64) < p.rows {
             slice.ask_l2::<E>(p.ahead as u64 * p.x_stride * bytes);
         }
-        let (high, total) = join_powers::<E, N>(place, &slice, scale);
+        let (high, total) = join_powers::<E, N>(place, &slice, p.columns, scale);
         let y = p.y + place.row * p.y_stride * bytes;
         if p.log != 0 {
             let log_total = math::lg2(total) * LN_2;

@@ -1,9 +1,9 @@
 //! Gradients of the norms.
 
 use kernels_gpu::norm::backward::{
-    BACKWARD_WARPS, BLOCKS, COLUMNS, MULTIPROCESSORS, NormBackwardParams, NormSumParams, ROWS, STAGES, SUM_COLUMNS,
-    SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_BLOCK, SUMS_CLUSTER_COLUMNS, SUMS_CLUSTER_THREADS, SUMS_LARGE_COLUMNS, THREADS,
-    WARP_SUMS,
+    BACKWARD_WARPS, BLOCKS, COLUMNS, MULTIPROCESSORS, NormBackwardParams, NormSumParams, ROWS, STAGES, STREAM_BLOCK,
+    STREAM_BYTES, STREAM_CLUSTER, STREAM_STAGES, SUM_COLUMNS, SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_BLOCK,
+    SUMS_CLUSTER_COLUMNS, SUMS_CLUSTER_THREADS, SUMS_LARGE_COLUMNS, THREADS, WARP_SUMS, stream_clusters,
 };
 use kernels_gpu::row::{
     EXCHANGE_BYTES, PAIR_WARP_COLUMNS, cluster_exchange_bytes, cluster_ring_bytes, ring_bytes, ring_columns,
@@ -119,14 +119,26 @@ impl Norm<'_> {
         let dy = Rows::of("dy", dy)?;
         let dsum = dsum.map(|dsum| Rows::of("dsum", dsum)).transpose()?;
         let out = Rows::written("dx", &dx)?;
+        let aligned = x.aligned()
+            && dy.aligned()
+            && out.aligned()
+            && dsum.as_ref().is_none_or(Rows::aligned)
+            && address(weight.as_ref()).is_multiple_of(16);
+        // Rows of 16-bit elements, one after the other by clusters of small blocks, two a multiprocessor.
+        let stream = device.tier() == Tier::Sm90a
+            && dtype.size() == 2
+            && aligned
+            && x.columns.is_multiple_of(8)
+            && (PAIR_WARP_COLUMNS + 1..=STREAM_BLOCK * STREAM_CLUSTER).contains(&x.columns)
+            && (self.centered || self.bias.is_none());
         // Teams of a block, and blocks of a multiprocessor.
         let clusters =
             device.tier() == Tier::Sm90a && x.columns > SUMS_LARGE_COLUMNS && x.columns <= SUMS_CLUSTER_COLUMNS;
         // Blocks of a cluster: as few as hold the row.
-        let cluster = if clusters {
-            x.columns.div_ceil(SUMS_CLUSTER_BLOCK).next_power_of_two()
-        } else {
-            1
+        let cluster = match (stream, clusters) {
+            (true, _) => x.columns.div_ceil(STREAM_BLOCK).next_power_of_two(),
+            (_, true) => x.columns.div_ceil(SUMS_CLUSTER_BLOCK).next_power_of_two(),
+            _ => 1,
         };
         let (width, of_block, blocks) = match x.columns {
             0..=PAIR_WARP_COLUMNS => (Width::Warp, BACKWARD_WARPS as u64, 1),
@@ -136,6 +148,7 @@ impl Norm<'_> {
         };
         // Rows of partial sums.
         let most = match cluster {
+            _ if stream => stream_clusters(cluster),
             1 => MULTIPROCESSORS * blocks,
             2 => MULTIPROCESSORS / 2,
             // As many as find room at a time: multiprocessors come in groups that fours do not fill.
@@ -152,11 +165,6 @@ impl Norm<'_> {
         let statistics = apart
             .then(|| AnyTensor::empty(device, DType::F32, &[x.rows, 3]))
             .transpose()?;
-        let aligned = x.aligned()
-            && dy.aligned()
-            && out.aligned()
-            && dsum.as_ref().is_none_or(Rows::aligned)
-            && address(weight.as_ref()).is_multiple_of(16);
         let row_bytes = x.columns * dtype.size();
         let streams = aligned && row_bytes.is_multiple_of(16) && x.columns.is_multiple_of(8) && width != Width::Long;
         let of_cluster = |stages| {
@@ -167,11 +175,13 @@ impl Norm<'_> {
             )
         };
         let stages = match device.tier() {
+            _ if stream => STREAM_STAGES,
             Tier::Sm90a if streams && clusters => ring_stages(device, 1, of_cluster),
             Tier::Sm90a if streams => ring_stages(device, blocks, |stages| ring_bytes(of_block, stages, row_bytes)),
             _ => 0,
         };
         let shared = match (stages, width) {
+            _ if stream => STREAM_BYTES,
             (0, _) if clusters => cluster_exchange_bytes(SUMS_CLUSTER_THREADS as u64),
             (_, _) if clusters => of_cluster(stages),
             (0, Width::Warp) => WARP_SUMS,
@@ -203,7 +213,11 @@ impl Norm<'_> {
         };
         let entry = format!(
             "norm_{}_backward_{dtype}",
-            if clusters { "cluster" } else { width.name() }
+            match (stream, clusters) {
+                (true, _) => "stream",
+                (_, true) => "cluster",
+                _ => width.name(),
+            }
         );
         let grid = match width {
             Width::Long => width.grid(x.rows),
@@ -214,6 +228,7 @@ impl Norm<'_> {
             .grid(grid)
             .shared(shared)
             .cluster(cluster as u32)
+            .programmatic()
             .on(self.stream)
             .reads("x", &x.view)
             .reads("dy", &dy.view)

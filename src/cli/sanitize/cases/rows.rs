@@ -82,7 +82,25 @@ fn norms() -> Vec<Case> {
                 },
             ));
         }
-        for (rows, columns) in [(70, 24), (3, 1500), (2, 8200), (2, 9304), (1, 37_000)] {
+        // More rows than clusters that take one after the other.
+        if dtype.size() == 2 {
+            cases.push(case(
+                "norm",
+                format!("LayerNorm of 15 rows of 65544 {dtype}"),
+                move |bed| Ok(vec![layer_norm(&bed.floats(dtype, &[15, 65_544])?).run()?.y]),
+            ));
+        }
+        for (rows, columns) in [
+            (70, 24),
+            (3, 1500),
+            (33, 1504),
+            (2, 8200),
+            (2, 8201),
+            (2, 9304),
+            (2, 9305),
+            (5, 20_000),
+            (1, 37_000),
+        ] {
             cases.push(case(
                 "norm",
                 format!("gradients of {rows} rows of {columns} {dtype}"),

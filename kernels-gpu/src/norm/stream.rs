@@ -1,0 +1,250 @@
+//! Norms of long rows of 16-bit elements, by clusters that take one row after the other (sm_90).
+//!
+//! A multiprocessor has one block, whose warps have three kinds of work: one thread asks for the rows that come, bulk copies
+//! into a ring; most warps take the sums of the next row, and then write the one before; one warp meanwhile joins the sums
+//! of that next row, within the block and then, by stores that complete on the receiver's barrier, within the cluster. So nobody
+//! waits for an exchange, and weights and bias stay in registers.
+
+use super::{
+    NormParams, STREAM_AT,
+    device::Statistics,
+    kept::Kept,
+    moments::{self, Count},
+    turns::{BARRIER_BYTES, Barriers, Stage, parity, set},
+};
+use crate::row::*;
+use cuda_std::{barrier::syncwarp, bulk, grid_dependency, math, mbarrier, shared, thread, warp};
+
+/// Sums of the block's warps, 16 bytes each.
+#[inline(always)]
+fn of_warps(turn: u32) -> u32 {
+    shared::dynamic_base() + set(turn) * 256
+}
+
+/// Those of the cluster's blocks.
+#[inline(always)]
+fn of_blocks(turn: u32) -> u32 {
+    shared::dynamic_base() + 512 + set(turn) * 128
+}
+
+/// What a row is normalised by.
+#[inline(always)]
+fn of_row(turn: u32) -> u32 {
+    shared::dynamic_base() + 768 + set(turn) * 16
+}
+
+#[inline(always)]
+fn barriers() -> Barriers {
+    const { assert!(800 + BARRIER_BYTES <= STREAM_AT) };
+    Barriers(shared::dynamic_base() + 800)
+}
+
+/// Piece `k` of the row of a stage.
+#[inline(always)]
+fn piece<T: Team, const N: usize>(stage: Stage, k: usize) -> u32 {
+    shared::dynamic_base() + STREAM_AT + (stage.index * N as u32 + k as u32) * (T::LANES * 16)
+}
+
+/// All rows of a cluster, in blocks of `T::LANES` threads and two warps.
+///
+/// # Safety
+/// - The tensors have the extents that the parameters say; rows are whole vectors at multiples of 16 bytes, which the cluster
+///   holds; dynamic shared memory of `stream_bytes`, of up to 8 stages.
+#[inline(always)]
+pub unsafe fn forward<T: Team, E: Kept, const N: usize>(p: NormParams) {
+    let warps = T::LANES / 32;
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        barriers().begin::<T>(p.stages);
+        grid_dependency::launch_dependents();
+        let warp = thread::warp_idx();
+        if warp > warps {
+            if thread::lane_id() == 0 {
+                ask::<T, E, N>(&p);
+            }
+        } else if p.centered != 0 {
+            if warp == warps {
+                join::<T, N, true>(&p);
+            } else {
+                work::<T, E, N, true>(&p);
+            }
+        } else if warp == warps {
+            join::<T, N, false>(&p);
+        } else {
+            work::<T, E, N, false>(&p);
+        }
+    }
+}
+
+/// Asks for one row after the other.
+#[inline(always)]
+unsafe fn ask<T: Team, E: Kept, const N: usize>(p: &NormParams) {
+    let columns = T::LANES * WIDTH;
+    let mut stage = Stage::FIRST;
+    let mut row = T::first();
+    while row < p.rows {
+        let mut bytes = 0;
+        let mut k = 0;
+        // SAFETY: forwarded to the caller; the stage is free.
+        unsafe {
+            mbarrier::wait_parity(barriers().emptied(stage), stage.phase ^ 1);
+            while k < N {
+                let column = (k as u32 * T::blocks() + T::rank()) * columns;
+                if column < p.columns {
+                    let rest = p.columns - column;
+                    let part = (if rest < columns { rest } else { columns }) * size_of::<E>() as u32;
+                    let source = p.x + (row * p.x_stride + column as u64) * size_of::<E>() as u64;
+                    bulk::load(
+                        piece::<T, N>(stage, k),
+                        source as *const u8,
+                        part,
+                        barriers().filled(stage),
+                    );
+                    bytes += part;
+                }
+                k += 1;
+            }
+            mbarrier::arrive_expect_tx(barriers().filled(stage), bytes);
+        }
+        stage = stage.next(p.stages);
+        row += T::step();
+    }
+}
+
+/// Joins the sums of one row after the other.
+#[inline(always)]
+unsafe fn join<T: Team, const N: usize, const CENTERED: bool>(p: &NormParams) {
+    let warps = const { T::LANES / 32 };
+    const { assert!(T::LANES == 512) };
+    let lane = thread::lane_id();
+    let (of_warp, of_block) = (Count::of_warp::<T, N>(p.columns), Count::of_block::<T, N>(p.columns));
+    let mut turn = 0;
+    let mut row = T::first();
+    // SAFETY: forwarded to the caller; sets of places are used in turn, and a row is begun when the one before is known.
+    unsafe {
+        while row < p.rows {
+            let several = T::blocks() > 1;
+            let joined = barriers().joined(turn);
+            mbarrier::arrive_expect_tx_if(joined, T::blocks() * 16, several && lane == 0);
+            mbarrier::wait_parity(barriers().summed(turn), parity(turn));
+            let own = shared::ld(of_warps(turn) + (lane & (warps - 1)) * 16);
+            let mut all = moments::join_groups::<16, CENTERED>(own, of_warp);
+            if several {
+                if lane < T::blocks() {
+                    let slot = of_blocks(turn) + T::rank() * 16;
+                    shared::st_async_4(shared::mapa(slot, lane), all, shared::mapa(joined, lane));
+                }
+                mbarrier::wait_parity(joined, parity(turn));
+                let mut other = [0.0; 4];
+                if lane & 7 < T::blocks() {
+                    other = shared::ld(of_blocks(turn) + (lane & 7) * 16);
+                }
+                all = moments::join_groups::<8, CENTERED>(other, of_block);
+            }
+            let s = moments::statistics::<CENTERED>(all, p.reciprocal, p.epsilon);
+            if lane == 0 {
+                shared::st(of_row(turn), [s.mean, s.rest, s.scale, s.offset]);
+            }
+            mbarrier::arrive_if(barriers().known(turn), lane == 0);
+            turn += 1;
+            row += T::step();
+        }
+    }
+}
+
+/// The vectors of this thread, zeros beyond the row.
+#[inline(always)]
+unsafe fn vectors<T: Team, E: Kept, const N: usize>(columns: u32, stage: Stage) -> Part<E, N> {
+    let mut part = [E::ZEROS; N];
+    let mut k = 0;
+    while k < N {
+        if column_of::<T>(0, k) < columns {
+            // SAFETY: forwarded to the caller.
+            part[k] = unsafe { vector_at::<E>(piece::<T, N>(stage, k) + thread::thread_idx_x() * 16) };
+        }
+        k += 1;
+    }
+    part
+}
+
+/// Takes the sums of the next row, and writes the one before.
+#[inline(always)]
+unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormParams) {
+    let size = size_of::<E>() as u64;
+    let inside = |k: usize| column_of::<T>(0, k) < p.columns;
+    let own = |address: u64, k: usize| address + column_of::<T>(0, k) as u64 * size;
+    let given = |address: u64| {
+        let mut part = [E::ZEROS; N];
+        let mut k = 0;
+        while k < N {
+            if address != 0 && inside(k) {
+                // SAFETY: the host gives a value a column, aligned.
+                part[k] = unsafe { E::load8_packed_cached(own(address, k) as *const E) };
+            }
+            k += 1;
+        }
+        part
+    };
+    let (weights, biases) = (given(p.weight), given(p.bias));
+    let lane = thread::lane_id();
+    let (mut stage, mut behind) = (Stage::FIRST, Stage::FIRST);
+    let mut turn = 0;
+    let mut row = T::first();
+    // SAFETY: forwarded to the caller; each element is one thread's.
+    unsafe {
+        loop {
+            let more = row < p.rows;
+            if more {
+                mbarrier::wait_parity(barriers().filled(stage), stage.phase);
+                let part = vectors::<T, E, N>(p.columns, stage);
+                let sums = moments::of_warp::<T, E, N, CENTERED, true>(p.columns, &part);
+                if lane == 0 {
+                    shared::st(of_warps(turn) + thread::warp_idx() * 16, sums);
+                }
+                mbarrier::arrive_if(barriers().summed(turn), lane == 0);
+                stage = stage.next(p.stages);
+            }
+            if turn > 0 {
+                let before = turn - 1;
+                mbarrier::wait_parity(barriers().known(before), parity(before));
+                let [mean, rest, scale, offset] = shared::ld(of_row(before));
+                let statistics = Statistics {
+                    mean,
+                    rest,
+                    scale,
+                    offset,
+                };
+                let part = vectors::<T, E, N>(p.columns, behind);
+                syncwarp(warp::FULL);
+                mbarrier::arrive_if(barriers().emptied(behind), lane == 0);
+                behind = behind.next(p.stages);
+                let y = p.y + (row - T::step()) * p.y_stride * size;
+                let mut k = 0;
+                while k < N {
+                    if inside(k) {
+                        let mut out = map(E::unpack8(part[k]), |s| statistics.unit(s));
+                        let (w, b) = (E::unpack8(E::anew(weights[k])), E::unpack8(E::anew(biases[k])));
+                        if p.weight != 0 && p.bias != 0 {
+                            let mut i = 0;
+                            while i < 8 {
+                                out[i] = math::fma(out[i], w[i], b[i]);
+                                i += 1;
+                            }
+                        } else if p.weight != 0 {
+                            out = zip(out, w, |out, w| out * w);
+                        } else if p.bias != 0 {
+                            out = zip(out, b, |out, b| out + b);
+                        }
+                        E::store8(own(y, k) as *mut E, out);
+                    }
+                    k += 1;
+                }
+            }
+            if !more {
+                break;
+            }
+            turn += 1;
+            row += T::step();
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What the kernels share that take one row after the other, each warp its own part of the work (sm_90): a ring of rows in shared
+//! memory, and barriers by which warps pass a row's sums on. Places of sums come in two sets, which rows use in turn.
+
+use crate::row::*;
+use cuda_std::{
+    barrier::{cluster_sync, syncthreads},
+    grid_dependency, mbarrier, thread,
+};
+
+/// Most stages of a ring.
+pub const STAGES: u32 = 8;
+/// Shared memory of the barriers.
+pub const BARRIER_BYTES: u32 = (6 + 2 * STAGES) * mbarrier::BYTES;
+
+/// Which of two sets of places the `turn`-th row of a team has.
+#[inline(always)]
+pub fn set(turn: u32) -> u32 {
+    turn & 1
+}
+
+/// The parity of its barriers.
+#[inline(always)]
+pub fn parity(turn: u32) -> u32 {
+    turn >> 1 & 1
+}
+
+/// The barriers of a block, at a shared address.
+#[derive(Clone, Copy)]
+pub struct Barriers(pub u32);
+
+impl Barriers {
+    #[inline(always)]
+    fn at(self, index: u32) -> u32 {
+        self.0 + index * mbarrier::BYTES
+    }
+
+    /// Completes when all warps have left their sums.
+    #[inline(always)]
+    pub fn summed(self, turn: u32) -> u32 {
+        self.at(set(turn))
+    }
+
+    /// When all blocks of the cluster have sent theirs.
+    #[inline(always)]
+    pub fn joined(self, turn: u32) -> u32 {
+        self.at(2 + set(turn))
+    }
+
+    /// When it is known what they come to.
+    #[inline(always)]
+    pub fn known(self, turn: u32) -> u32 {
+        self.at(4 + set(turn))
+    }
+
+    /// When a stage has its row.
+    #[inline(always)]
+    pub fn filled(self, stage: Stage) -> u32 {
+        self.at(6 + stage.index)
+    }
+
+    /// When all warps are done with it.
+    #[inline(always)]
+    pub fn emptied(self, stage: Stage) -> u32 {
+        self.at(6 + STAGES + stage.index)
+    }
+
+    /// Makes them, for `T::LANES` threads that work on rows; waits until the cluster has done so, and for the kernel in front.
+    ///
+    /// # Safety
+    /// - All threads of the cluster come here first, together.
+    #[inline(always)]
+    pub unsafe fn begin<T: Team>(self, stages: u32) {
+        let warps = T::LANES / 32;
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            if thread::thread_idx_x() == 0 {
+                let mut turn = 0;
+                while turn < 2 {
+                    mbarrier::init(self.summed(turn), warps);
+                    mbarrier::init(self.joined(turn), 1);
+                    mbarrier::init(self.known(turn), 1);
+                    turn += 1;
+                }
+                let mut stage = Stage::FIRST;
+                while stage.index < stages {
+                    mbarrier::init(self.filled(stage), 1);
+                    mbarrier::init(self.emptied(stage), warps);
+                    stage.index += 1;
+                }
+                mbarrier::fence_init();
+            }
+            if T::blocks() > 1 {
+                cluster_sync();
+            } else {
+                syncthreads();
+            }
+            grid_dependency::wait();
+        }
+    }
+}
+
+/// A stage of a ring, and the parity of its row.
+#[derive(Clone, Copy)]
+pub struct Stage {
+    /// Which it is.
+    pub index: u32,
+    /// The parity.
+    pub phase: u32,
+}
+
+impl Stage {
+    /// That of the first row.
+    pub const FIRST: Stage = Stage { index: 0, phase: 0 };
+
+    /// That of the next row, of a ring of so many.
+    #[inline(always)]
+    pub fn next(self, stages: u32) -> Stage {
+        if self.index + 1 == stages {
+            Stage {
+                index: 0,
+                phase: self.phase ^ 1,
+            }
+        } else {
+            Stage {
+                index: self.index + 1,
+                ..self
+            }
+        }
+    }
+}
