@@ -311,6 +311,50 @@ fn attention_over_codes() {
     });
 }
 
+/// A tile for each multiprocessor, whose warps take pieces in turns, has the bits that it has alone.
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    on_hopper(|device| {
+        const CAPACITY: usize = 2100;
+        const HEADS: usize = 2;
+        const DIM: usize = 128;
+        let batch = device.properties().multiprocessors as usize / HEADS;
+        let lengths: Vec<i32> = (0..batch).map(|i| [2100, 0, 300, 1025, 5][i % 5]).collect();
+        for rows in [4, 8] {
+            let q = normal::<bf16>(1, batch * HEADS * rows * DIM);
+            let codes = |seed| -> Vec<u8> {
+                let numbers = normal::<f16>(seed, batch * CAPACITY * HEADS * DIM);
+                numbers.iter().map(|x| f64_to_e4m3(x.to_f64())).collect()
+            };
+            let (k, v) = (codes(2), codes(3));
+            let run = |of: std::ops::Range<usize>| {
+                let (count, row) = (of.len(), HEADS * rows * DIM);
+                let q = dense(device, &q[of.start * row..of.end * row], &[count, 1, HEADS * rows, DIM]);
+                let slots = CAPACITY * HEADS * DIM;
+                let [k, v] = [&k, &v].map(|codes| {
+                    pool(
+                        device,
+                        &codes[of.start * slots..of.end * slots],
+                        [count, CAPACITY, HEADS, DIM],
+                    )
+                });
+                let lengths = dense(device, &lengths[of], &[count]);
+                bytes(
+                    &decode(q.any(), CacheView::contiguous(&k, &v), lengths.any())
+                        .run()
+                        .unwrap()
+                        .out,
+                )
+            };
+            let all = run(0..batch);
+            for i in (0..batch).take(5) {
+                let own = all.len() / batch;
+                assert_eq!(run(i..i + 1), all[i * own..][..own], "sequence {i}, {rows} rows");
+            }
+        }
+    });
+}
+
 #[test]
 fn rope_and_append_is_rope_then_append() {
     on_hopper(|device| {

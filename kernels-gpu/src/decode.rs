@@ -24,6 +24,8 @@ use crate::{angles::Rotation, kernel_params, paging::Paging};
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod cluster;
 pub mod direct;
+#[cfg(target_arch = "nvptx64")]
+mod end;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod few;
 #[cfg(target_arch = "nvptx64")]
@@ -32,6 +34,8 @@ mod finish;
 mod fp8;
 #[cfg(target_arch = "nvptx64")]
 mod fresh;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod joiner;
 #[cfg(target_arch = "nvptx64")]
 mod load;
 #[cfg(target_arch = "nvptx64")]
@@ -173,6 +177,10 @@ kernel_params! {
         pub bundle: u32,
         /// 1: bundles are dealt out, not pieces, and the workspace has their results.
         pub bundled: u32,
+        /// A block for each of so many pieces, or bundles, of a tile; 0 where a plan deals them out.
+        pub each: u32,
+        /// Log₂ of how many times the tokens of other pieces these have: narrower elements are as many bytes.
+        pub narrow: u32,
     }
 }
 
@@ -204,12 +212,13 @@ pub const fn gathered(rows: u32, dim: u32, cluster: u32) -> u32 {
     ((rows * dim + all - 1) >> all.trailing_zeros()) * GATHER_GRAIN
 }
 
-/// Most pieces of `1 << shift` tokens: a small piece costs more to begin and to join than to read.
+/// Most pieces of `1 << shift` tokens: a small piece costs more to begin and to join than to read. Of elements that are
+/// narrower than others by `1 << narrow`, as many bytes are more tokens.
 #[inline(always)]
-const fn pieces_of(shift: u32, most: u32) -> u32 {
-    let pieces = if shift < 9 {
+const fn pieces_of(shift: u32, most: u32, narrow: u32) -> u32 {
+    let pieces = if shift < 9 + narrow {
         most / 4
-    } else if shift < 11 {
+    } else if shift < 11 + narrow {
         most / 2
     } else {
         most
@@ -231,9 +240,9 @@ pub const fn least_of(tokens: u32, least: u32) -> u32 {
 }
 
 /// Size of a tile's pieces, in tokens, when it sees keys `low..high`: the smallest power of two from [`least_of`] on that
-/// gives at most `most / 4` pieces; from 512 tokens on `most / 2`, and from 2048 on `most`.
+/// gives at most `most / 4` pieces; from 512 tokens on `most / 2`, and from 2048 on `most`, where `narrow` is 0.
 #[inline(always)]
-pub const fn split_tokens(low: u32, high: u32, most: u32, least: u32) -> u32 {
+pub const fn split_tokens(low: u32, high: u32, most: u32, least: u32, narrow: u32) -> u32 {
     // Where the search begins: anything smaller cannot be enough, since 2^(shift + 1) · most would be too few tokens.
     let mut shift = most.leading_zeros();
     let (tokens, least) = (
@@ -241,7 +250,7 @@ pub const fn split_tokens(low: u32, high: u32, most: u32, least: u32) -> u32 {
         least_of(high - low, least).trailing_zeros(),
     );
     shift = if shift > tokens + least { shift - tokens } else { least };
-    while shift < 30 && ((high + (1 << shift) - 1) >> shift) - (low >> shift) > pieces_of(shift, most) {
+    while shift < 30 && ((high + (1 << shift) - 1) >> shift) - (low >> shift) > pieces_of(shift, most, narrow) {
         shift += 1;
     }
     1 << shift
@@ -270,6 +279,8 @@ pub struct Shape {
     pub rows: u32,
     /// Rows whose warps are joined at a time.
     pub join_rows: u32,
+    /// Whether the warps of a block share out columns of the output instead of keys: nothing of it is joined.
+    pub united: bool,
     /// Whether a block may fold all pieces of a tile: where there is room for the totals.
     pub folds: bool,
     /// Bytes of the totals in shared memory; 0 where they are in registers.
@@ -328,6 +339,7 @@ impl Shape {
             dim,
             rows: ROWS,
             join_rows: JOIN_ROWS,
+            united: false,
             folds: query_bytes == 0,
             // What is converted leaves no registers.
             total_bytes: if cache == 1 { ROWS * dim * 4 } else { 0 },
@@ -375,11 +387,11 @@ impl Shape {
         Shape {
             query_bytes: WIDE_ROWS * dim * 2,
             // Two blocks on a multiprocessor.
-            stages: if dim == 128 { 2 } else { 4 },
+            stages: if dim == 128 { 3 } else { 6 },
             rows: WIDE_ROWS,
-            join_rows: WIDE_ROWS / 4,
+            united: true,
             folds: true,
-            total_bytes: WIDE_ROWS * dim * 4,
+            total_bytes: 0,
             bundle: 2,
             ..Shape::new(90, 2, 2, dim)
         }
@@ -389,6 +401,11 @@ impl Shape {
     /// heads in f32.
     pub const fn appends(self, sm: u32) -> bool {
         sm != 75 && self.row_bytes <= 512
+    }
+
+    /// Threads of a block: those of all groups, and the warp that joins several.
+    pub const fn threads(self) -> u32 {
+        (self.groups * self.warps + (self.groups > 1) as u32) * 32
     }
 
     /// Bytes of a warp's stage: keys, then values.
@@ -442,6 +459,9 @@ impl Shape {
     /// Dynamic shared memory of a block, or of a group of one that has several, when `rows` rows are in use.
     #[inline(always)]
     pub const fn shared_bytes(self, rows: u32) -> u32 {
+        if self.united {
+            return self.join_at();
+        }
         let rows = if rows < self.join_rows { rows } else { self.join_rows };
         let join = self.join_at() + self.warps * rows * self.dim * 4;
         let stages = self.stages_at() + self.warps * self.stages * self.stage_bytes();
@@ -472,7 +492,15 @@ mod tests {
 
     #[test]
     fn pieces_are_few_and_as_small_as_that_allows() {
-        for (most, least) in [(1, 64), (2, 64), (7, 512), (32, 64), (32, 128), (128, 64)] {
+        for (most, least, narrow) in [
+            (1, 64, 0),
+            (2, 64, 0),
+            (7, 512, 0),
+            (32, 64, 0),
+            (32, 128, 0),
+            (32, 256, 1),
+            (128, 64, 0),
+        ] {
             for (low, high) in [
                 (0, 0),
                 (0, 1),
@@ -483,13 +511,13 @@ mod tests {
                 (131_000, 131_073),
                 (0, 1_000_000_000),
             ] {
-                let size = split_tokens(low, high, most, least);
+                let size = split_tokens(low, high, most, least, narrow);
                 let count = |size: u32| high.div_ceil(size) - low / size;
                 assert!(size.is_power_of_two() && size >= least_of(high - low, least));
                 assert!(count(size) <= most, "{low}..{high} in {most}");
                 assert!(
                     size == least_of(high - low, least)
-                        || count(size / 2) > pieces_of((size / 2).trailing_zeros(), most)
+                        || count(size / 2) > pieces_of((size / 2).trailing_zeros(), most, narrow)
                 );
             }
         }

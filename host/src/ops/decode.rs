@@ -268,19 +268,16 @@ impl<'a> Decode<'a> {
         let division = work.divide(multiprocessors, block_shared);
         let Division {
             apart,
-            grouped,
             blocks,
             all_tiles,
             rows,
             ..
         } = division;
-        let partial_rows = if apart || grouped {
-            all_tiles * division.splits * rows
-        } else {
-            0
-        };
+        let partial_rows = if apart { all_tiles * division.splits * rows } else { 0 };
         let partial = AnyTensor::empty(device, DType::F32, &[partial_rows, cache.value_dim])?;
-        let statistics = AnyTensor::empty(device, DType::F32, &[partial_rows, 2])?;
+        // And for each tile whether a block has folded it.
+        let marks = if apart { all_tiles } else { 0 };
+        let statistics = AnyTensor::empty(device, DType::F32, &[partial_rows + marks, 2])?;
         let strides = |t: &AnyTensor| [t.strides()[0], t.strides()[1], t.strides()[2]];
         let address = |t: Option<&AnyTensor>| t.map_or(0, AnyTensor::address);
         let small = |argument, value: u64| {
@@ -339,7 +336,7 @@ impl<'a> Decode<'a> {
             window_right: bound(right),
             scale: options.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
             softcap: options.softcap.unwrap_or(0.0),
-            whole: u32::from(division.fold || (apart && blocks < 2 * all_tiles)),
+            whole: u32::from(division.fold || (apart && blocks < 2 * all_tiles && division.each == 0)),
             side: division.side as u32,
             cluster: division.cluster as u32,
             together: work.together().into(),
@@ -349,6 +346,8 @@ impl<'a> Decode<'a> {
             },
             bundle: shape.bundle,
             bundled: division.bundled.into(),
+            each: division.each as u32,
+            narrow: e4m3.into(),
         };
         let new = fresh.as_ref().map(|fresh| [&fresh.k, &fresh.v]);
         let direct = if few && cache_size == 2 && padded <= 128 {
@@ -392,8 +391,8 @@ impl<'a> Decode<'a> {
             .reads_if("v_scale", v_scale)
             .writes("out", &out)
             .writes("lse", &lse)
-            .writes_if("partial", (apart || grouped).then_some(&partial))
-            .writes_if("statistics", (apart || grouped).then_some(&statistics));
+            .writes_if("partial", apart.then_some(&partial))
+            .writes_if("statistics", apart.then_some(&statistics));
         for (argument, tensor) in caches {
             contract = if fresh.is_some() {
                 contract.writes(argument, tensor)

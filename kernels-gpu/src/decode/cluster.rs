@@ -99,6 +99,20 @@ pub unsafe fn put_part<E: Engine>(params: &DecodeParams, piece: u32, row: u32, c
     }
 }
 
+/// Gives an element of a piece's result to its owner.
+///
+/// # Safety
+/// - As for [`put_statistics`].
+#[inline(always)]
+pub unsafe fn put_element<E: Engine>(params: &DecodeParams, piece: u32, row: u32, column: u32, value: f32) {
+    let element = row * E::SHAPE.dim + column;
+    let grain = element / GRAIN;
+    let (own, owner) = (grain >> params.cluster.trailing_zeros(), grain & (params.cluster - 1));
+    let to = mapa(part_at::<E>(params, piece, own * GRAIN + element % GRAIN), owner);
+    // SAFETY: forwarded to the caller.
+    unsafe { st_cluster(to, value) };
+}
+
 /// Folds this block's elements over all pieces and writes them.
 ///
 /// # Safety

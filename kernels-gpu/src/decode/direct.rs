@@ -167,7 +167,7 @@ pub const fn most_pieces_and_steps(capacity: u32, most: u32, least: u32) -> (u32
     let mut reached = 0;
     while reached < capacity {
         let size = 1u32 << shift;
-        let mut tokens = super::pieces_of(shift, most).saturating_mul(size);
+        let mut tokens = super::pieces_of(shift, most, 0).saturating_mul(size);
         // Sizes below the least serve short sequences only.
         if size < least && tokens > super::SHORT {
             tokens = super::SHORT;
@@ -196,7 +196,7 @@ mod tests {
         for (most, least) in [(1, 64), (8, 128), (16, 64), (21, 128), (32, 64), (32, 128), (128, 64)] {
             let (mut pieces, mut steps) = (1, 1);
             for capacity in 1..9000u32 {
-                let size = split_tokens(0, capacity, most, least);
+                let size = split_tokens(0, capacity, most, least, 0);
                 pieces = pieces.max(capacity.div_ceil(size));
                 steps = steps.max(size.min(capacity).div_ceil(DIRECT_KEYS));
                 assert_eq!(

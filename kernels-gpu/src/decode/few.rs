@@ -447,10 +447,10 @@ macro_rules! kernels {
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
             ///   pool; outputs and workspace overlap nothing; there are at most eight rows and one tile of a KV head;
             ///   `alone` kernels are launched where 16 tokens lie together.
-            #[launch(threads = Shape::few($bytes, $dim).warps * 32 * if $groups > 1 { $groups } else { 1 }, min_blocks = $blocks, tensor_core = 1)]
+            #[launch(threads = Shape::alone($bytes, $dim, if $groups > 0 { $groups } else { 1 }).threads(), min_blocks = $blocks, tensor_core = 1)]
             pub fn $name(params: DecodeParams) {
                 type Kernel = Few<$element, $dim, { $dim / 16 }, $bytes, $groups>;
-                const N: usize = Kernel::SHAPE.totals(8) as usize;
+                const N: usize = if $groups > 1 { 0 } else { Kernel::SHAPE.totals(8) as usize };
                 super::stream::run::<Kernel, $element, N>(&params)
             }
         )*}

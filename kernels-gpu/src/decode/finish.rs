@@ -2,6 +2,7 @@
 
 use super::{
     DecodeParams,
+    end::End,
     fresh::Quad,
     stream::{Engine, Work, opaque},
 };
@@ -21,24 +22,24 @@ const INNER_AT: u32 = PLAN_AT + 64 + 18 * 32;
 const ROWS_AT: u32 = INNER_AT + 16;
 
 /// Where the rest of the header is, for tiles of so many rows.
-struct Layout<E>(PhantomData<E>);
+pub struct Layout<E>(PhantomData<E>);
 
 impl<E: Engine> Layout<E> {
-    const ROWS: u32 = E::SHAPE.rows;
+    pub const ROWS: u32 = E::SHAPE.rows;
     /// Maximum and sum of each warp's rows.
-    const WARPS_AT: u32 = ROWS_AT + Self::ROWS * 16;
+    pub const WARPS_AT: u32 = ROWS_AT + Self::ROWS * 16;
     /// Factor of each warp's rows.
-    const FACTORS_AT: u32 = Self::WARPS_AT + 4 * Self::ROWS * 8;
+    pub const FACTORS_AT: u32 = Self::WARPS_AT + 4 * Self::ROWS * 8;
     /// Factors of what was folded before and of the piece, for each row.
-    const FOLD_AT: u32 = Self::FACTORS_AT + 4 * Self::ROWS * 4;
+    pub const FOLD_AT: u32 = Self::FACTORS_AT + 4 * Self::ROWS * 4;
     /// Maximum and sum of what was folded, for each row.
-    const TOTAL_AT: u32 = Self::FOLD_AT + Self::ROWS * 8;
+    pub const TOTAL_AT: u32 = Self::FOLD_AT + Self::ROWS * 8;
     /// Factor that finishes each row.
-    const FINAL_AT: u32 = Self::TOTAL_AT + Self::ROWS * 8;
+    pub const FINAL_AT: u32 = Self::TOTAL_AT + Self::ROWS * 8;
     /// Address of each row's output.
-    const OUT_AT: u32 = Self::FINAL_AT + Self::ROWS * 4;
+    pub const OUT_AT: u32 = Self::FINAL_AT + Self::ROWS * 4;
     /// Address of each row's query; 0 for rows that do not exist.
-    const QUERY_AT: u32 = {
+    pub const QUERY_AT: u32 = {
         let at = Self::OUT_AT + Self::ROWS * 8;
         assert!(at % 8 == 0 && at + Self::ROWS * 8 <= super::header_bytes(Self::ROWS));
         at
@@ -46,7 +47,7 @@ impl<E: Engine> Layout<E> {
 
     /// Where warp `warp` has something of a row, in units.
     #[inline(always)]
-    const fn of_warp(warp: u32, row: u32) -> u32 {
+    pub const fn of_warp(warp: u32, row: u32) -> u32 {
         warp * Self::ROWS + row
     }
 }
@@ -149,20 +150,28 @@ pub unsafe fn put_statistics<E: Engine>(warp: u32, row: u32, maximum: f32, sum: 
     }
 }
 
+/// What a warp of a group said of a row.
+///
+/// # Safety
+/// - A barrier lies behind [`put_statistics`].
+#[inline(always)]
+pub unsafe fn statistics<E: Engine>(group: u32, warp: u32, row: u32) -> [f32; 2] {
+    // SAFETY: forwarded to the caller.
+    unsafe { shared::ld(E::base_of(group) + Layout::<E>::WARPS_AT + Layout::<E>::of_warp(warp, row) * 8) }
+}
+
 /// Where a warp puts the output of a row in the row's turn.
 #[inline(always)]
 pub fn output<E: Engine>(warp: u32, row: u32, rows: u32) -> u32 {
-    let most = const { E::SHAPE.join_rows };
-    let at_a_time = if rows < most { rows } else { most };
-    E::base() + E::SHAPE.join_at() + (warp * at_a_time + row % most) * E::SHAPE.dim * 4
+    output_of::<E>(E::group(), warp, row, rows)
 }
 
-/// Where a column of a row is from there. Where eight rows are written at a time, it is moved by the row's number, since rows
-/// lie a multiple of all banks apart.
+/// Where a warp of a group puts it.
 #[inline(always)]
-pub fn column_at<E: Engine>(row: u32, column: u32) -> u32 {
-    let moved = if E::SHAPE.join_rows == 8 { row % 8 * 32 } else { 0 };
-    (column * 4) ^ moved
+pub fn output_of<E: Engine>(group: u32, warp: u32, row: u32, rows: u32) -> u32 {
+    let most = const { E::SHAPE.join_rows };
+    let at_a_time = if rows < most { rows } else { most };
+    E::base_of(group) + E::SHAPE.join_at() + (warp * at_a_time + row % most) * E::SHAPE.dim * 4
 }
 
 /// What to subtract from exponents: the maximum, or 0 for nothing.
@@ -309,21 +318,15 @@ impl<O: Quad, const N: usize> Fold<O, N> {
         last: bool,
     ) {
         let in_registers = const {
-            let is = E::SHAPE.folds && E::SHAPE.total_bytes == 0;
+            assert!(E::SHAPE.bundle == 0 || E::SHAPE.united);
+            let is = E::SHAPE.folds && E::SHAPE.total_bytes == 0 && !E::SHAPE.united && E::SHAPE.groups == 1;
             assert!(N as u32 == if is { E::SHAPE.totals(E::ROWS) } else { 0 });
             is
         };
         unsafe {
             let base = E::base();
             let thread = E::thread();
-            let apart = !whole;
-            // A bundle is folded here though others are elsewhere.
-            let bundle = const { E::SHAPE.bundle };
-            let bundled = bundle != 0 && apart && params.bundled != 0;
-            let mask = (1 << bundle) - 1;
-            let (begins, ends) = (bundled && split & mask == 0, last || split & mask == mask);
-            let number = if bundled { split >> bundle } else { split };
-            let place = (tile_number(params, work) * params.splits as u64 + number as u64) * params.rows as u64;
+            let end = End::new::<E>(params, work, whole, split, last);
             engine.put_statistics(work.rows);
             engine.put_output(0, work.rows);
             E::sync();
@@ -349,49 +352,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                     sum = fma(part[1], factor, sum);
                     warp += 1;
                 }
-                if bundled {
-                    let mut total: [f32; 2] = shared::ld(base + Layout::<E>::TOTAL_AT + thread * 8);
-                    if begins {
-                        total = [f32::NEG_INFINITY, 0.0];
-                    }
-                    let (total, factors) = join(total, [maximum, sum]);
-                    shared::st(base + Layout::<E>::TOTAL_AT + thread * 8, total);
-                    shared::st(base + Layout::<E>::FOLD_AT + thread * 8, factors);
-                    if ends {
-                        global::st(
-                            (params.statistics + (place + thread as u64) * 8) as *mut [f32; 2],
-                            total,
-                        );
-                        // Queries are taken: their place says where the row goes.
-                        let row = params.partial + (place + thread as u64) * params.value_dim as u64 * 4;
-                        shared::st(base + Layout::<E>::QUERY_AT + thread * 8, row);
-                    }
-                } else if apart && clustered::<E>(params) {
-                    #[cfg(tier = "sm_90a")]
-                    super::cluster::put_statistics::<E>(params, split, thread, [maximum, sum]);
-                } else if apart {
-                    global::st(
-                        (params.statistics + (place + thread as u64) * 8) as *mut [f32; 2],
-                        [maximum, sum],
-                    );
-                } else {
-                    let total: [f32; 2] = shared::ld(base + Layout::<E>::TOTAL_AT + thread * 8);
-                    let (total, factors) = join(total, [maximum, sum]);
-                    shared::st(base + Layout::<E>::TOTAL_AT + thread * 8, total);
-                    shared::st(base + Layout::<E>::FOLD_AT + thread * 8, factors);
-                    if last {
-                        let (factor, lse) = finished(params, work, thread, total);
-                        shared::st(base + Layout::<E>::FINAL_AT + thread * 4, factor);
-                        write_lse(params, work, thread, lse);
-                        if params.whole != 0 && params.fold == 0 && work.pieces > 1 {
-                            let first = tile_number(params, work) * params.splits as u64 * params.rows as u64;
-                            global::st(
-                                (params.statistics + (first + thread as u64) * 8) as *mut [f32; 2],
-                                [0.0, FOLDED],
-                            );
-                        }
-                    }
-                }
+                end.join_row::<E>(params, work, thread, [maximum, sum]);
             }
             E::sync();
             let threads = const { E::SHAPE.warps * 32 };
@@ -416,7 +377,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                             let mut piece = [0.0; 4];
                             let mut warp = 0;
                             while warp < E::SHAPE.warps {
-                                let from = output::<E>(warp, row, work.rows) + column_at::<E>(row, column);
+                                let from = output::<E>(warp, row, work.rows) + column * 4;
                                 let mut part = [0.0; 4];
                                 if width == 4 {
                                     part = shared::ld(from);
@@ -432,12 +393,12 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                 }
                                 warp += 1;
                             }
-                            if apart && !bundled {
+                            if end.apart {
                                 if clustered::<E>(params) {
                                     #[cfg(tier = "sm_90a")]
                                     super::cluster::put_part::<E>(params, split, row, column, piece);
                                 } else if column < params.value_dim {
-                                    let at = (place + row as u64) * params.value_dim as u64 + column as u64;
+                                    let at = (end.place + row as u64) * params.value_dim as u64 + column as u64;
                                     if width == 4 {
                                         global::st((params.partial + at * 4) as *mut [f32; 4], piece);
                                     } else {
@@ -449,7 +410,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                 let own = (turn as u32 * E::SHAPE.quads() + i) as usize * 4;
                                 let at = base + E::SHAPE.totals_at() + (row * E::SHAPE.dim + column) * 4;
                                 let mut total = [0.0; 4];
-                                if E::SHAPE.folds && !in_registers && !begins {
+                                if E::SHAPE.folds && !in_registers {
                                     total = shared::ld(at);
                                 }
                                 let mut c = 0;
@@ -466,12 +427,7 @@ impl<O: Quad, const N: usize> Fold<O, N> {
                                 if E::SHAPE.folds && !in_registers {
                                     shared::st(at, total);
                                 }
-                                if bundled {
-                                    if ends && column < params.value_dim {
-                                        let to: u64 = shared::ld(base + Layout::<E>::QUERY_AT + row * 8);
-                                        global::st((to + column as u64 * 4) as *mut [f32; 4], total);
-                                    }
-                                } else if last && column < params.value_dim {
+                                if last && column < params.value_dim {
                                     let factor: f32 = shared::ld(base + Layout::<E>::FINAL_AT + row * 4);
                                     let to = shared::ld(base + Layout::<E>::OUT_AT + row * 8);
                                     if width == 4 {
@@ -492,11 +448,8 @@ impl<O: Quad, const N: usize> Fold<O, N> {
     }
 }
 
-/// The sum of a piece that is none: its block has written the row's output itself.
-pub const FOLDED: f32 = -1.0;
-
 /// Whether the blocks of a cluster share a tile.
 #[inline(always)]
-fn clustered<E: Engine>(params: &DecodeParams) -> bool {
+pub fn clustered<E: Engine>(params: &DecodeParams) -> bool {
     cfg!(tier = "sm_90a") && E::SHAPE.folds && params.cluster > 1
 }

@@ -239,7 +239,11 @@ pub unsafe fn stage<E: Engine, O: Quad>(params: &DecodeParams, work: &Work, begi
                 // The tile of the query at that position.
                 let query = token + params.seq_q - work.length as u32;
                 let mut cache = 0;
-                if query * params.group / E::SHAPE.rows == work.tile && pair.low_column < width {
+                // And the group of warps whose turn its piece is.
+                let shift = work.size.trailing_zeros();
+                let own =
+                    E::SHAPE.groups == 1 || ((token >> shift) - (work.low >> shift)) % E::SHAPE.groups == E::group();
+                if own && query * params.group / E::SHAPE.rows == work.tile && pair.low_column < width {
                     let place = params.paging.place(work.batch, token);
                     let units = place.page * steps[0] + place.slot * steps[1] + work.head * steps[2];
                     cache = pool + units as u64 * 16;

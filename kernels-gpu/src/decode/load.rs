@@ -28,6 +28,8 @@ pub struct Loader<'a> {
     next: Place,
     /// The lane that has the next 16 tokens; [`LANES`] when none has.
     number: u32,
+    /// Tokens of a piece, where groups of warps take them in turns.
+    size: u32,
 }
 
 impl<'a> Loader<'a> {
@@ -44,6 +46,7 @@ impl<'a> Loader<'a> {
             steps: 0,
             next: Place::NONE,
             number: LANES,
+            size: 0,
         }
     }
 
@@ -64,6 +67,9 @@ impl<'a> Loader<'a> {
                 self.head = segment.work.head;
                 self.token = segment.token::<E>(0, warp) + thread::lane_id() % E::SHAPE.keys;
                 self.begin = segment.begin;
+                if E::SHAPE.groups > 1 {
+                    self.size = segment.work.size;
+                }
                 self.end = segment.end;
                 // What this step appends is not read from the cache.
                 if fresh::is_on::<E>(self.params) && segment.work.fresh < self.end {
@@ -83,7 +89,7 @@ impl<'a> Loader<'a> {
     /// Whether there are registers for the segment.
     #[inline(always)]
     const fn keeps<E: Engine>() -> bool {
-        E::SHAPE.folds && SM != 75 && E::SHAPE.rows <= super::ROWS && E::SHAPE.groups < 3
+        E::SHAPE.folds && SM != 75 && E::SHAPE.rows <= super::ROWS && E::SHAPE.groups < 2
     }
 
     /// Sequence, head, first token and one past the last of the segment: from shared memory where registers are few.
@@ -102,7 +108,11 @@ impl<'a> Loader<'a> {
     unsafe fn look_up_far<E: Engine>(&mut self, first: u32) {
         let each = const { E::SHAPE.keys / KEYS };
         let lane = thread::lane_id();
-        let token = first + lane / each * const { E::SHAPE.warps * E::SHAPE.keys } + lane % each * KEYS;
+        let mut token = first + lane / each * const { E::SHAPE.warps * E::SHAPE.keys } + lane % each * KEYS;
+        if E::SHAPE.groups > 1 {
+            // Of the pieces from here on, the other groups have all but one in turn.
+            token += ((token & !(self.size - 1)) - (first & !(self.size - 1))) * const { E::SHAPE.groups - 1 };
+        }
         // SAFETY: of the segment; the sequence has that token.
         unsafe {
             let [batch, _, _, end] = self.span::<E>();
@@ -267,6 +277,9 @@ impl<'a> Loader<'a> {
                     }
                 }
                 self.token += const { E::SHAPE.warps * E::SHAPE.keys };
+                if E::SHAPE.groups > 1 && self.token & (self.size - 1) < const { E::SHAPE.warps * E::SHAPE.keys } {
+                    self.token += self.size * const { E::SHAPE.groups - 1 };
+                }
                 self.steps -= 1;
             }
             #[cfg(not(tier = "sm_75"))]
@@ -304,7 +317,7 @@ unsafe fn copy(to: u32, from: u64, live: bool) {
     }
 }
 
-/// Waits until all but the newest `STAGES − 1` steps have arrived.
+/// Waits until all but the newest `STAGES − 1` steps have arrived, or one less where the next one is loaded behind that.
 ///
 /// # Safety
 /// - Each step so far has been committed.
@@ -313,7 +326,7 @@ pub unsafe fn wait<E: Engine>() {
     #[cfg(not(tier = "sm_75"))]
     unsafe {
         use cuda_std::cp_async::wait_group;
-        match E::SHAPE.stages {
+        match E::SHAPE.stages - E::SHAPE.united as u32 {
             1 => wait_group::<0>(),
             2 => wait_group::<1>(),
             3 => wait_group::<2>(),
@@ -337,7 +350,7 @@ const AHEAD: u32 = 256;
 #[inline(always)]
 pub unsafe fn prefetch<E: Engine>(params: &DecodeParams) {
     unsafe {
-        let (batch, head, tile) = plan::place_of_block(params);
+        let (batch, head, tile) = plan::place_of(params, thread::block_idx_x());
         let paging = &params.paging;
         let length: i32 = cuda_std::global::ld_relaxed((params.lengths + batch as u64 * 4) as *const i32);
         let length = if length < 0 { 0 } else { length as u32 };

@@ -2,12 +2,13 @@
 
 use super::{
     DecodeParams,
-    finish::{FOLDED, finished, fold, join, output_address, tile_number, write_lse, write_quad},
+    end::folded_at,
+    finish::{finished, fold, join, output_address, tile_number, write_lse, write_quad},
     fresh::Quad,
     quotient,
-    stream::{Engine, Work},
+    stream::Work,
 };
-use cuda_std::{barrier::syncthreads, global, thread};
+use cuda_std::{global, thread};
 
 /// Pieces whose loads the merging kernel has under way at a time.
 const AHEAD: u32 = 16;
@@ -70,36 +71,6 @@ pub unsafe fn fold_pieces<const W: usize>(
     }
 }
 
-/// Folds the pieces of a tile that the groups of this block have attended.
-///
-/// # Safety
-/// - All threads of the block call this together, behind the last piece of each; the workspace is theirs.
-#[inline(always)]
-pub unsafe fn merge_groups<E: Engine, O: Quad>(params: &DecodeParams) {
-    unsafe {
-        syncthreads();
-        let work = super::plan::tile_of_block::<E>(params);
-        if work.pieces == 1 {
-            return;
-        }
-        let quads = const { E::SHAPE.dim / 4 };
-        let mut item = thread::thread_idx_x();
-        while item < work.rows * quads {
-            let (row, column) = (item / quads, item % quads * 4);
-            let place = tile_number(params, &work) * params.splits as u64 * params.rows as u64 + row as u64;
-            let (total, out) = fold_pieces::<4>(work.pieces, 0, |piece| load_part(params, place, piece, column));
-            let (factor, lse) = finished(params, &work, row, total);
-            if column == 0 {
-                write_lse(params, &work, row, lse);
-            }
-            if column < params.value_dim {
-                write_quad::<O>(output_address::<O>(params, &work, row), column, out, factor);
-            }
-            item += const { E::SHAPE.groups * E::SHAPE.warps * 32 };
-        }
-    }
-}
-
 /// Maximum and sum of a piece of the row whose first piece is number `place`, and four of its elements.
 #[inline(always)]
 unsafe fn load_part(params: &DecodeParams, place: u64, piece: u32, column: u32) -> ([f32; 2], [f32; 4]) {
@@ -147,8 +118,8 @@ pub unsafe fn merge<O: Quad>(params: &DecodeParams) {
         }
         let place = tile_number(params, &work) * params.splits as u64 * rows as u64 + row as u64;
         if params.whole != 0 {
-            let part: [f32; 2] = global::ld((params.statistics + place * 8) as *const [f32; 2]);
-            if part[1] == FOLDED {
+            let folded: u32 = global::ld(folded_at(params, tile_number(params, &work)));
+            if folded != 0 {
                 return;
             }
         }

@@ -203,13 +203,11 @@ impl Cursor {
                 }
                 let work = Work::new(params, E::SHAPE.rows, self.batch, self.head, self.tile);
                 let (pieces, size) = work.dealt::<E>(params);
-                let mut piece = self.piece;
+                let piece = self.piece;
                 let mut count = pieces - piece;
                 if E::SHAPE.groups > 1 {
-                    let (groups, group) = (const { E::SHAPE.groups }, E::group());
-                    piece = pieces * group / groups;
-                    count = pieces * (group + 1) / groups - piece;
                     self.left = 0;
+                    return Self::turns::<E>(work);
                 } else if params.fold != 0 {
                     self.left = 0;
                 } else {
@@ -266,11 +264,46 @@ impl Cursor {
     }
 }
 
-/// Sequence, head and tile of a block that has a tile for itself.
+impl Cursor {
+    /// The pieces of this thread's group, of a tile whose groups take them in turns.
+    #[inline(always)]
+    fn turns<E: Engine>(work: Work) -> Option<Segment> {
+        let (groups, group) = (const { E::SHAPE.groups }, E::group());
+        if group >= work.pieces {
+            return None;
+        }
+        let count = (work.pieces - group + groups - 1) / groups;
+        let low = work.low & !(work.size - 1);
+        let first = low + group * work.size;
+        let begin = if first > work.low { first } else { work.low };
+        let block_keys = const { E::SHAPE.warps * E::SHAPE.keys };
+        let mut steps = 0;
+        if work.high > work.low {
+            steps = count * (work.size / block_keys);
+            if group == 0 {
+                steps -= (work.low - low) / block_keys;
+            }
+            if (work.pieces - 1) % groups == group {
+                // Pieces end beyond `high` by less than a piece.
+                steps -= (low + work.pieces * work.size - work.high) / block_keys;
+            }
+        }
+        Some(Segment {
+            work,
+            count,
+            begin,
+            end: work.high,
+            start: begin & !(block_keys - 1),
+            steps,
+        })
+    }
+}
+
+/// Sequence, head and tile of tile number `number`: that of the block which has it for itself.
 #[inline(always)]
-pub fn place_of_block(params: &DecodeParams) -> (u32, u32, u32) {
-    let rest = quotient(thread::block_idx_x(), params.heads_kv);
-    let head = thread::block_idx_x() - rest * params.heads_kv;
+pub fn place_of(params: &DecodeParams, number: u32) -> (u32, u32, u32) {
+    let rest = quotient(number, params.heads_kv);
+    let head = number - rest * params.heads_kv;
     let batch = quotient(rest, params.tiles);
     (batch, head, rest - batch * params.tiles)
 }
@@ -281,7 +314,7 @@ pub fn place_of_block(params: &DecodeParams) -> (u32, u32, u32) {
 /// - `params` are those of the launch.
 #[inline(always)]
 pub unsafe fn tile_of_block<E: Engine>(params: &DecodeParams) -> Work {
-    let (batch, head, tile) = place_of_block(params);
+    let (batch, head, tile) = place_of(params, thread::block_idx_x());
     // SAFETY: forwarded to the caller.
     unsafe { Work::new(params, E::SHAPE.rows, batch, head, tile) }
 }
@@ -299,7 +332,7 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
         let block = thread::block_idx_x();
         if E::SHAPE.groups > 1 || params.fold != 0 {
             // Neighbouring blocks read the heads of the same tokens, which lie together.
-            let (batch, head, tile) = place_of_block(params);
+            let (batch, head, tile) = place_of(params, block);
             return Some(Cursor {
                 batch,
                 tile,
@@ -322,6 +355,23 @@ pub unsafe fn begin<E: Engine>(params: &DecodeParams) -> Option<Cursor> {
                 piece,
                 // One tile, and nothing of the next.
                 left: (behind as i64 - piece as i64) * unit(size) as i64,
+            });
+        }
+        if E::SHAPE.bundle != 0 && params.each != 0 {
+            // A block for each piece, or bundle, that the longest sequence has.
+            let number = quotient(block, params.each);
+            let piece = block - number * params.each;
+            let (batch, head, tile) = place_of(params, number);
+            let work = Work::new(params, E::SHAPE.rows, batch, head, tile);
+            if piece >= work.dealt::<E>(params).0 {
+                return None;
+            }
+            return Some(Cursor {
+                batch,
+                tile,
+                head,
+                piece,
+                left: 1,
             });
         }
         let at = E::base() + PLAN_AT;

@@ -4,7 +4,6 @@ use super::{
     DecodeParams, Shape, UNBOUNDED, finish,
     fresh::{self, Quad},
     load::{Loader, wait},
-    merge,
     plan::{self, Cursor, Segment},
     split_tokens,
 };
@@ -108,7 +107,7 @@ impl Work {
             let low = if low > length { length } else { low };
             let high = if high < low { low } else { high };
             let (low, high) = (low as u32, high as u32);
-            let size = split_tokens(low, high, params.most, params.least);
+            let size = split_tokens(low, high, params.most, params.least, params.narrow);
             let shift = size.trailing_zeros();
             let pieces = ((high + size - 1) >> shift) - (low >> shift);
             let pieces = if high == low { 1 } else { pieces };
@@ -248,7 +247,13 @@ pub trait Engine: Sized {
     /// Where the group's shared memory begins.
     #[inline(always)]
     fn base() -> u32 {
-        shared::dynamic_base() + Self::group() * const { Self::SHAPE.group_bytes() }
+        Self::base_of(Self::group())
+    }
+
+    /// Where a group's shared memory begins.
+    #[inline(always)]
+    fn base_of(group: u32) -> u32 {
+        shared::dynamic_base() + group * const { Self::SHAPE.group_bytes() }
     }
 
     /// A barrier of the group.
@@ -299,6 +304,22 @@ pub trait Engine: Sized {
     /// - The warp calls this together; `keys` and `values` are shared addresses of as many rows each.
     unsafe fn step(&mut self, params: &DecodeParams, keys: u32, values: u32, first: i32);
 
+    /// The same where warps are [united](Shape::united): `feed` starts copies into the stage that was read before, which all
+    /// warps have read once they have met.
+    ///
+    /// # Safety
+    /// - As for [`step`](Engine::step), and all warps of the block call this together, with the same stage.
+    #[inline(always)]
+    unsafe fn step_united(&mut self, _params: &DecodeParams, _keys: u32, _first: i32, _feed: impl FnOnce()) {}
+
+    /// Folds a piece, or writes it to the workspace, where warps are [united](Shape::united); behind the `last` piece of a
+    /// `whole` tile, writes output and LSE.
+    ///
+    /// # Safety
+    /// - All threads of the block call this together.
+    #[inline(always)]
+    unsafe fn fold<O: Quad>(&mut self, _params: &DecodeParams, _work: &Work, _whole: bool, _piece: u32, _last: bool) {}
+
     /// Writes maximum and sum of the rows in use for [`finish`].
     ///
     /// # Safety
@@ -341,6 +362,10 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
             if super::cluster::is_on::<E>(params) {
                 cuda_std::barrier::cluster_arrive_relaxed();
             }
+            if E::SHAPE.groups > 1 && super::joiner::begin::<E>() {
+                super::joiner::run::<E, O>(params);
+                return;
+            }
         }
         let Some(cursor) = plan::begin::<E>(params) else {
             return;
@@ -368,6 +393,8 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
         #[cfg(tier = "sm_90a")]
         let mut alone = super::cluster::is_on::<E>(params);
         let block_keys = const { E::SHAPE.warps * E::SHAPE.keys };
+        #[cfg(tier = "sm_90a")]
+        let mut filled = 0;
         loop {
             let mut cursor = Cursor::load(own_cursor());
             syncwarp(warp::FULL);
@@ -417,6 +444,10 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                 let mut boundary = steps == 0;
                 if steps > 0 {
                     loop {
+                        // Warps that are united load once they have met.
+                        if E::SHAPE.united && ahead == 0 {
+                            break;
+                        }
                         loader.load::<E>(ring + fill * E::SHAPE.stage_bytes());
                         fill = if fill + 1 == E::SHAPE.stages { 0 } else { fill + 1 };
                         if ahead == 0 {
@@ -444,7 +475,14 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                     if fresh::is_on::<E>(params) && steps <= 2 {
                         fresh::lay::<E>(params, Segment::tokens(own_work()), keys, first);
                     }
-                    engine.step(params, keys, keys + E::SHAPE.keys * E::SHAPE.row_bytes, first as i32);
+                    if E::SHAPE.united {
+                        engine.step_united(params, keys, first as i32, || {
+                            loader.load::<E>(ring + fill * E::SHAPE.stage_bytes());
+                            fill = if fill + 1 == E::SHAPE.stages { 0 } else { fill + 1 };
+                        });
+                    } else {
+                        engine.step(params, keys, keys + E::SHAPE.keys * E::SHAPE.row_bytes, first as i32);
+                    }
                     syncwarp(warp::FULL);
                     read = if read + 1 == E::SHAPE.stages { 0 } else { read + 1 };
                     steps -= 1;
@@ -463,6 +501,18 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                         E::sync();
                     }
                     let last = steps == 0;
+                    #[cfg(tier = "sm_90a")]
+                    if E::SHAPE.groups > 1 {
+                        filled = super::joiner::leave::<E>(params.rows, engine, filled);
+                        engine.clear();
+                        // Groups take pieces in turns.
+                        first += own_size * const { E::SHAPE.groups - 1 };
+                        if last {
+                            // There is no other tile.
+                            return;
+                        }
+                        continue;
+                    }
                     let (work, whole) = Segment::load(own_work());
                     // The piece of the keys before.
                     let shift = work.size.trailing_zeros();
@@ -470,16 +520,17 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                     if work.high > work.low {
                         piece = (((first & !(block_keys - 1)) - 1) >> shift) - (work.low >> shift);
                     }
-                    fold.join_warps::<E>(params, &work, whole, engine, piece, last);
+                    if E::SHAPE.united {
+                        engine.fold::<O>(params, &work, whole, piece, last);
+                    } else {
+                        fold.join_warps::<E>(params, &work, whole, engine, piece, last);
+                    }
                     engine.clear();
                     if last {
                         break;
                     }
                 }
             }
-        }
-        if E::SHAPE.groups > 1 {
-            merge::merge_groups::<E, O>(params);
         }
         #[cfg(tier = "sm_90a")]
         if super::cluster::is_on::<E>(params) {

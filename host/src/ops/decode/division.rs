@@ -46,6 +46,10 @@ const fn least_tokens(shape: Shape) -> u32 {
     }
 }
 
+/// Rounds up to which tiles of many rows have a block for each piece that the longest sequence could have: shorter ones leave
+/// blocks that only find out that there is nothing to do.
+const MOST_ROUNDS: u64 = 2;
+
 /// What a launch has to do.
 pub(super) struct Work<'a> {
     pub(super) shape: Shape,
@@ -76,15 +80,16 @@ pub(super) struct Division {
     pub(super) splits: u64,
     /// A block takes all pieces of a tile and adds them up itself.
     pub(super) fold: bool,
-    /// A multiprocessor for each tile, whose pieces several groups of warps take if `grouped`.
+    /// A multiprocessor for each tile.
     pub(super) alone: bool,
-    pub(super) grouped: bool,
     /// Blocks that share a tile and meet.
     pub(super) cluster: u64,
     /// Pieces are dealt out to all blocks, and merged by another kernel.
     pub(super) apart: bool,
     /// They are dealt out in bundles.
     pub(super) bundled: bool,
+    /// A block for each of so many pieces or bundles of a tile; 0 where a plan deals them out.
+    pub(super) each: u64,
     pub(super) blocks: u64,
     /// Heads that blocks take side by side.
     pub(super) side: u64,
@@ -153,12 +158,19 @@ impl Work<'_> {
             && all_tiles <= multiprocessors
             && fills(multiprocessors)
             && own.shared_bytes(rows as u32) + own.fresh_bytes(fresh_tokens) <= own.group_bytes();
-        let grouped = alone && groups > 1;
-        let fold = if alone { groups == 1 } else { fold };
+        let fold = fold || alone;
         let cluster = if alone { 1 } else { cluster };
-        let apart = !fold && cluster == 1 && !grouped;
-        let blocks = if fold || grouped {
+        let apart = !fold && cluster == 1;
+        let dealt = if bundled { bundles } else { splits };
+        let each = if apart && shape.bundle != 0 && all_tiles * dealt <= MOST_ROUNDS * slots {
+            dealt
+        } else {
+            0
+        };
+        let blocks = if fold {
             all_tiles
+        } else if each > 0 {
+            all_tiles * each
         } else if cluster > 1 {
             all_tiles * cluster
         } else if few && shape.row_bytes >= WIDE_ROW && all_tiles >= slots {
@@ -171,7 +183,7 @@ impl Work<'_> {
             |side: u64| self.cache.heads.is_multiple_of(side) && blocks / side * side * 100 >= blocks * FULL_ROUNDS;
         let side = (1..=self.cache.heads)
             .rev()
-            .find(|side| apart && leaves_few(*side))
+            .find(|side| apart && each == 0 && leaves_few(*side))
             .unwrap_or(1);
         let blocks = if apart { blocks / side * side } else { blocks };
         let shared = if alone {
@@ -190,10 +202,10 @@ impl Work<'_> {
             splits,
             fold,
             alone,
-            grouped,
             cluster,
             apart,
             bundled,
+            each,
             blocks,
             side,
             shared,

@@ -58,7 +58,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
         } else {
             length
         };
-        let size_shift = split_tokens(0, length, params.most, params.least).trailing_zeros();
+        let size_shift = split_tokens(0, length, params.most, params.least, 0).trailing_zeros();
         let pieces = (length + (1 << size_shift) - 1) >> size_shift;
         let pieces = if pieces == 0 { 1 } else { pieces };
         if thread == 0 && rank < params.rows {
