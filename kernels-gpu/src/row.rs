@@ -78,7 +78,8 @@ pub const SLICE_JOINS: u32 = 3;
 pub const SLICE_JOIN_BYTES: u32 = SLICE_CLUSTER as u32 * SLICE_THREADS / 32 * 16;
 /// Where the block's own exchanges lie: a vector of eight values a warp, and one value.
 pub const SLICE_OWN_AT: u32 = SLICE_JOINS * SLICE_JOIN_BYTES + (16 + 4) * 8;
-/// Shared memory before the slices: exchanges, the barriers of up to 16 parts, and those of the exchanges.
+/// Shared memory before the slices: exchanges, the barriers of up to 16 parts, and those of the exchanges. Bulk copies are slower to
+/// places that are no multiple of 128.
 pub const SLICES_AT: u32 = (SLICE_OWN_AT + SLICE_THREADS / 32 * (32 + 4)).next_multiple_of(128);
 
 /// Columns of a row that each block of a cluster takes; the last one may have fewer.
