@@ -30,6 +30,10 @@ const LONE_CAPACITY: u64 = 8192;
 /// take much longer than all of them cut up.
 const ALONE_CAPACITY: u64 = 32_768;
 
+/// Rounds that tiles of 8-bit floats may take so: the warps of the general kernels wait for each other at each piece, but many
+/// short sequences would pay for the beginning of a block in each round.
+const ALONE_ROUNDS: u64 = 4;
+
 /// Share of the blocks that the GPU holds from which on bundles of pieces are enough to keep it busy, in percent.
 const MOST_BLOCKS: u64 = 85;
 
@@ -155,7 +159,7 @@ impl Work<'_> {
             && self.together()
             && splits > 1
             && self.cache.capacity <= ALONE_CAPACITY
-            && all_tiles <= multiprocessors
+            && all_tiles <= multiprocessors * if groups > 1 { ALONE_ROUNDS } else { 1 }
             && fills(multiprocessors)
             && own.shared_bytes(rows as u32) + own.fresh_bytes(fresh_tokens) <= own.group_bytes();
         let fold = fold || alone;
