@@ -8,8 +8,12 @@
 
 use crate::{kernel_params, row::WIDTH};
 
+#[cfg(target_arch = "nvptx64")]
+mod general;
 #[cfg(tier = "sm_90a")]
 mod gradient;
+#[cfg(target_arch = "nvptx64")]
+mod parts;
 #[cfg(tier = "sm_90a")]
 mod stream;
 
@@ -143,15 +147,12 @@ kernel_params! {
 
 #[cfg(target_arch = "nvptx64")]
 mod device {
-    use super::super::{
-        columns::{add_columns, columns},
-        device::{Geometry, Statistics},
-    };
-    use super::*;
+    use super::super::columns::{add_columns, columns};
+    use super::{general::backward, parts::by_parts, *};
     use crate::row::*;
     use crate::row::{LONG_THREADS, PAIR_LONG, PAIR_WARP_HELD};
-    use crate::tile::element::{Bf16, Element, F16};
-    use cuda_std::{barrier::syncthreads, global, kernel, math, shared::Shared, thread};
+    use crate::tile::element::{Bf16, F16};
+    use cuda_std::{barrier::syncthreads, global, kernel, shared::Shared, thread};
 
     /// Whether a ring brings the rows, whole vectors at multiples of 16 bytes: the usual case.
     #[inline(always)]
@@ -188,263 +189,6 @@ mod device {
                 return backward::<E, T, N, false>(p);
             }
             backward::<E, T, N, true>(p)
-        }
-    }
-
-    /// Gradients of rows, and this thread's sums of columns. The rows come through a ring, out of which each pass takes them again;
-    /// where there is none they are loaded again, from L1 or L2.
-    #[inline(always)]
-    unsafe fn backward<E: Element, T: Team, const N: usize, const WHOLE: bool>(
-        p: NormBackwardParams,
-    ) -> ([Vector; N], [Vector; N]) {
-        let mut turn = 0;
-        let (mut dweight, mut dbias) = ([[0.0f32; 8]; N], [[0.0f32; 8]; N]);
-        let bytes = size_of::<E>() as u64;
-        let matrices = [(p.x, p.x_stride * bytes), (p.dy, p.dy_stride * bytes)];
-        // SAFETY: the rows are fit for it, and the host gives the shared memory.
-        let mut ring = if WHOLE {
-            Some(unsafe { Ring::<2>::new::<T, E>(matrices, p.rows, p.columns, p.stages) })
-        } else {
-            None
-        };
-        let mut row = T::first();
-        while row < p.rows {
-            let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
-            let (x, dy) = (matrix(p.x, p.x_stride), matrix(p.dy, p.dy_stride));
-            let (dsum, dx) = (matrix(p.dsum, p.dsum_stride), matrix(p.dx, p.dx_stride));
-            let weight = matrix(p.weight, 0);
-            // SAFETY: the host gives the extents of all tensors; each element is one thread's.
-            unsafe {
-                if let Some((ring, stage)) = &ring {
-                    ring.wait(*stage);
-                }
-                // Vector `k` of x, and of dy.
-                let x_of = #[inline(always)]
-                |k: usize| {
-                    if let Some((ring, stage)) = &ring {
-                        ring.vector::<T, E>(*stage, 0, k)
-                    } else if column_of::<T>(0, k) < p.columns {
-                        E::pack8(x.load::<E>(column_of::<T>(0, k), 0.0))
-                    } else {
-                        E::ZEROS
-                    }
-                };
-                let dy_of = #[inline(always)]
-                |k: usize| {
-                    if let Some((ring, stage)) = &ring {
-                        ring.vector::<T, E>(*stage, 1, k)
-                    } else if column_of::<T>(0, k) < p.columns {
-                        E::pack8(dy.load::<E>(column_of::<T>(0, k), 0.0))
-                    } else {
-                        E::ZEROS
-                    }
-                };
-                let through = #[inline(always)]
-                |dy: Vector, column| {
-                    if p.weight == 0 {
-                        return dy;
-                    }
-                    let w = if !WHOLE {
-                        weight.load_again::<E>(column)
-                    } else if column < p.columns {
-                        E::unpack8(E::load8_packed_cached((p.weight as *const E).add(column as usize)))
-                    } else {
-                        [0.0; 8]
-                    };
-                    zip(dy, w, |dy, w| dy * w)
-                };
-                // What small teams gain by one exchange less, they lose where there is only one sum more: RMSNorm takes its
-                // statistics first, and its sums of columns with the second pass.
-                let apart = p.centered == 0 && T::LANES < SUMS_LARGE_THREADS;
-                let (statistics, along, mean);
-                if apart {
-                    let mut square = 0.0;
-                    let mut k = 0;
-                    while k < N {
-                        square = add_if(square, squares(E::unpack8(x_of(k))), column_of::<T>(0, k) < p.columns);
-                        k += 1;
-                    }
-                    square = sum::<T>(square, &mut turn) * p.reciprocal;
-                    statistics = Statistics::of(0.0, 0.0, square, p.epsilon);
-                    let mut product = 0.0;
-                    let mut k = 0;
-                    while k < N {
-                        let column = column_of::<T>(0, k);
-                        if WHOLE || column < p.columns {
-                            let (s, dy) = (E::unpack8(x_of(k)), E::unpack8(dy_of(k)));
-                            let unit = map(s, |s| statistics.unit(s));
-                            // Beyond the row `dy` is 0, and with it all of these.
-                            add_products(&mut dweight[k], dy, unit);
-                            if p.dbias != 0 {
-                                dbias[k] = zip(dbias[k], dy, |sum, term| sum + term);
-                            }
-                            product += products(through(dy, column), unit);
-                        }
-                        k += 1;
-                    }
-                    along = sum::<T>(product, &mut turn) * p.reciprocal;
-                    mean = 0.0;
-                } else {
-                    // All sums over the row in one pass, of differences from an element of it: enough unless that lies far off, which the
-                    // sums tell. Then once more, from the mean. 16 bits do not show what four standard deviations lose; f32 does.
-                    let mut pivot = 0.0;
-                    if p.centered != 0 {
-                        pivot = if let Some((ring, stage)) = &ring {
-                            ring.first::<E>(*stage)
-                        } else {
-                            global::ld_nc(x.address as *const E).to_f32()
-                        };
-                    }
-                    let (mut left, mut square, mut product, mut total);
-                    let mut again = p.centered != 0;
-                    loop {
-                        (left, square, product, total) = (0.0, 0.0, 0.0, 0.0);
-                        let mut k = 0;
-                        while k < N {
-                            let column = column_of::<T>(0, k);
-                            if WHOLE || column < p.columns {
-                                let (s, dy) = (E::unpack8(x_of(k)), E::unpack8(dy_of(k)));
-                                let g = through(dy, column);
-                                let mut d = s;
-                                if p.centered != 0 {
-                                    d = map(s, |s| s - pivot);
-                                    if !WHOLE {
-                                        d = inside(d, column, p.columns, 0.0);
-                                    }
-                                    total += add_up(g);
-                                    left = add_if(left, add_up(d), column < p.columns);
-                                }
-                                // Beyond the row `dy` is 0, and with it `g`.
-                                square = add_if(square, squares(d), column < p.columns);
-                                product += products(g, d);
-                            }
-                            k += 1;
-                        }
-                        if p.centered == 0 {
-                            [square, product] = T::sums([square, product], &mut turn);
-                            break;
-                        }
-                        [left, square, product, total] = T::sums([left, square, product, total], &mut turn);
-                        let off = left * p.reciprocal;
-                        if !again
-                            || off * off * (if size_of::<E>() == 2 { 1.0625 } else { 16.0 }) <= square * p.reciprocal
-                        {
-                            break;
-                        }
-                        pivot += off;
-                        again = false;
-                    }
-                    let rest = left * p.reciprocal;
-                    statistics = Statistics::of(pivot, rest, square * p.reciprocal - rest * rest, p.epsilon);
-                    // Of g and g·x̂.
-                    along = (product * statistics.scale + total * statistics.offset) * p.reciprocal;
-                    mean = total * p.reciprocal;
-                }
-                if p.statistics != 0 && T::lane() == 0 {
-                    let at = (p.statistics as *mut f32).add(row as usize * 3);
-                    global::st(at, statistics.mean);
-                    global::st(at.add(1), statistics.rest);
-                    global::st(at.add(2), statistics.scale);
-                }
-                // dx = ((g - mean) - x̂·along)·scale with x̂ = (s - μ)·scale + offset. Differences first: what cancels does so exactly.
-                let slope = -along * statistics.scale * statistics.scale;
-                let shift = -statistics.offset * along * statistics.scale;
-                let mut k = 0;
-                while k < N {
-                    let column = column_of::<T>(0, k);
-                    if column < p.columns {
-                        let (s, dy) = (E::unpack8(x_of(k)), E::unpack8(dy_of(k)));
-                        let g = through(dy, column);
-                        if !apart {
-                            add_products(&mut dweight[k], dy, map(s, |s| statistics.unit(s)));
-                            if p.dbias != 0 {
-                                dbias[k] = zip(dbias[k], dy, |sum, term| sum + term);
-                            }
-                        }
-                        let mut out = zip(g, s, |g, s| {
-                            math::fma(g - mean, statistics.scale, math::fma(s - statistics.mean, slope, shift))
-                        });
-                        if p.dsum != 0 {
-                            out = zip(out, dsum.load::<E>(column, 0.0), |out, d| out + d);
-                        }
-                        if WHOLE {
-                            E::store8((dx.address as *mut E).add(column as usize), out);
-                        } else {
-                            dx.store::<E>(column, out);
-                        }
-                    }
-                    k += 1;
-                }
-                if let Some((ring, stage)) = &mut ring {
-                    T::meet();
-                    ring.refill::<T, E>(*stage, row + ring.stages as u64 * T::step());
-                    *stage = ring.after(*stage);
-                }
-            }
-            row += T::step();
-        }
-        (dweight, dbias)
-    }
-
-    /// Gradient of `x` and statistics of rows that are read three times, part by part.
-    #[inline(always)]
-    unsafe fn by_parts<E: Element, T: Team, const N: usize>(p: NormBackwardParams) {
-        let geometry = Geometry {
-            columns: p.columns,
-            centered: p.centered,
-            epsilon: p.epsilon,
-            reciprocal: p.reciprocal,
-        };
-        let mut turn = 0;
-        let mut row = T::first();
-        while row < p.rows {
-            let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
-            let (x, dy) = (matrix(p.x, p.x_stride), matrix(p.dy, p.dy_stride));
-            let (dsum, dx) = (matrix(p.dsum, p.dsum_stride), matrix(p.dx, p.dx_stride));
-            let weight = matrix(p.weight, 0);
-            // SAFETY: the host gives the extents of all tensors; each element is one thread's.
-            unsafe {
-                let load = #[inline(always)]
-                |base| x.part::<T, E, N, CONSTANT>(base, 0.0);
-                let load_dy = #[inline(always)]
-                |base| dy.part::<T, E, N, CONSTANT>(base, 0.0);
-                let through = #[inline(always)]
-                |dy: Vector, column| {
-                    if p.weight != 0 {
-                        zip(dy, weight.load_again::<E>(column), |dy, w| dy * w)
-                    } else {
-                        dy
-                    }
-                };
-                let none = [E::ZEROS; N];
-                let statistics = Statistics::new::<T, E, N, false>(&geometry, &none, &mut turn, load);
-                if p.statistics != 0 && T::lane() == 0 {
-                    let at = (p.statistics as *mut f32).add(row as usize * 3);
-                    global::st(at, statistics.mean);
-                    global::st(at.add(1), statistics.rest);
-                    global::st(at.add(2), statistics.scale);
-                }
-                let (mut along, mut mean) = (0.0, 0.0);
-                pair_pass::<T, E, N, false>(p.columns, [&none, &none], load, load_dy, |column, _, s, dy| {
-                    let unit = map(s, |s| statistics.unit(s));
-                    let g = through(dy, column);
-                    mean += add_up(g);
-                    along += add_up(inside(zip(g, unit, |g, unit| g * unit), column, p.columns, 0.0));
-                });
-                let (along, mean) = sum_pair::<T>(along, mean, &mut turn);
-                let along = along * p.reciprocal;
-                let mean = if p.centered != 0 { mean * p.reciprocal } else { 0.0 };
-                pair_pass::<T, E, N, false>(p.columns, [&none, &none], load, load_dy, |column, _, s, dy| {
-                    let unit = map(s, |s| statistics.unit(s));
-                    let g = through(dy, column);
-                    let mut out = zip(g, unit, |g, unit| ((g - mean) - unit * along) * statistics.scale);
-                    if p.dsum != 0 {
-                        out = zip(out, dsum.load::<E>(column, 0.0), |out, d| out + d);
-                    }
-                    dx.store::<E>(column, out);
-                });
-            }
-            row += T::step();
         }
     }
 

@@ -14,6 +14,7 @@ mod attention_backward;
 mod attention_windows;
 mod case;
 mod cublaslt;
+mod elements;
 mod environment;
 mod figures;
 mod generate;
@@ -132,13 +133,13 @@ pub const SUITES: &[Suite] = &[
     suite(
         "elementwise",
         "activation, gated pair, sum, cast, transpose",
-        rows::elementwise,
+        elements::elementwise,
     ),
-    suite("embedding", "rows by index, and the gradient", rows::embedding),
-    suite("sample", "choice of tokens", rows::sample),
-    suite("adamw", "100 million parameters", rows::adamw),
-    suite("reduce", "1 GiB, all and rows", rows::reduce),
-    suite("vector-add", "1 GiB", rows::vector_add),
+    suite("embedding", "rows by index, and the gradient", elements::embedding),
+    suite("sample", "choice of tokens", elements::sample),
+    suite("adamw", "100 million parameters", elements::adamw),
+    suite("reduce", "1 GiB, all and rows", elements::reduce),
+    suite("vector-add", "1 GiB", elements::vector_add),
 ];
 
 const fn suite(name: &'static str, what: &'static str, cases: fn() -> Vec<Spec>) -> Suite {
