@@ -10,10 +10,10 @@ use super::{
     device::Statistics,
     kept::Kept,
     moments::{self, Count},
-    turns::{BARRIER_BYTES, Barriers, Stage, parity, set},
+    turns::{BARRIER_BYTES, Barriers, Rows, Stage, parity, set, vectors},
 };
 use crate::row::*;
-use cuda_std::{barrier::syncwarp, bulk, grid_dependency, math, mbarrier, shared, thread, warp};
+use cuda_std::{barrier::syncwarp, grid_dependency, math, mbarrier, shared, thread, warp};
 
 /// Sums of the block's warps, 16 bytes each.
 #[inline(always)]
@@ -39,10 +39,10 @@ fn barriers() -> Barriers {
     Barriers(shared::dynamic_base() + 800)
 }
 
-/// Piece `k` of the row of a stage.
+/// Shared address of the ring.
 #[inline(always)]
-fn piece<T: Team, const N: usize>(stage: Stage, k: usize) -> u32 {
-    shared::dynamic_base() + STREAM_AT + (stage.index * N as u32 + k as u32) * (T::LANES * 16)
+fn ring() -> u32 {
+    shared::dynamic_base() + STREAM_AT
 }
 
 /// All rows of a cluster, in blocks of `T::LANES` threads and two warps.
@@ -60,7 +60,14 @@ pub unsafe fn forward<T: Team, E: Kept, const N: usize>(p: NormParams) {
         let warp = thread::warp_idx();
         if warp > warps {
             if thread::lane_id() == 0 {
-                ask::<T, E, N>(&p);
+                let rows = Rows {
+                    matrices: [(p.x, p.x_stride)],
+                    rows: p.rows,
+                    columns: p.columns,
+                    stages: p.stages,
+                    ring: ring(),
+                };
+                rows.ask::<T, E, N>(barriers());
             }
         } else if p.centered != 0 {
             if warp == warps {
@@ -73,41 +80,6 @@ pub unsafe fn forward<T: Team, E: Kept, const N: usize>(p: NormParams) {
         } else {
             work::<T, E, N, false>(&p);
         }
-    }
-}
-
-/// Asks for one row after the other.
-#[inline(always)]
-unsafe fn ask<T: Team, E: Kept, const N: usize>(p: &NormParams) {
-    let columns = T::LANES * WIDTH;
-    let mut stage = Stage::FIRST;
-    let mut row = T::first();
-    while row < p.rows {
-        let mut bytes = 0;
-        let mut k = 0;
-        // SAFETY: forwarded to the caller; the stage is free.
-        unsafe {
-            mbarrier::wait_parity(barriers().emptied(stage), stage.phase ^ 1);
-            while k < N {
-                let column = (k as u32 * T::blocks() + T::rank()) * columns;
-                if column < p.columns {
-                    let rest = p.columns - column;
-                    let part = (if rest < columns { rest } else { columns }) * size_of::<E>() as u32;
-                    let source = p.x + (row * p.x_stride + column as u64) * size_of::<E>() as u64;
-                    bulk::load(
-                        piece::<T, N>(stage, k),
-                        source as *const u8,
-                        part,
-                        barriers().filled(stage),
-                    );
-                    bytes += part;
-                }
-                k += 1;
-            }
-            mbarrier::arrive_expect_tx(barriers().filled(stage), bytes);
-        }
-        stage = stage.next(p.stages);
-        row += T::step();
     }
 }
 
@@ -152,21 +124,6 @@ unsafe fn join<T: Team, const N: usize, const CENTERED: bool>(p: &NormParams) {
     }
 }
 
-/// The vectors of this thread, zeros beyond the row.
-#[inline(always)]
-unsafe fn vectors<T: Team, E: Kept, const N: usize>(columns: u32, stage: Stage) -> Part<E, N> {
-    let mut part = [E::ZEROS; N];
-    let mut k = 0;
-    while k < N {
-        if column_of::<T>(0, k) < columns {
-            // SAFETY: forwarded to the caller.
-            part[k] = unsafe { vector_at::<E>(piece::<T, N>(stage, k) + thread::thread_idx_x() * 16) };
-        }
-        k += 1;
-    }
-    part
-}
-
 /// Takes the sums of the next row, and writes the one before.
 #[inline(always)]
 unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormParams) {
@@ -196,7 +153,7 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormP
             let more = row < p.rows;
             if more {
                 mbarrier::wait_parity(barriers().filled(stage), stage.phase);
-                let part = vectors::<T, E, N>(p.columns, stage);
+                let part = vectors::<T, E, N, 1>(ring(), p.columns, stage, 0);
                 let sums = moments::of_warp::<T, E, N, CENTERED, true>(p.columns, &part);
                 if lane == 0 {
                     shared::st(of_warps(turn) + thread::warp_idx() * 16, sums);
@@ -214,7 +171,7 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormP
                     scale,
                     offset,
                 };
-                let part = vectors::<T, E, N>(p.columns, behind);
+                let part = vectors::<T, E, N, 1>(ring(), p.columns, behind, 0);
                 syncwarp(warp::FULL);
                 mbarrier::arrive_if(barriers().emptied(behind), lane == 0);
                 behind = behind.next(p.stages);

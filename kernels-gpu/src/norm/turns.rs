@@ -1,10 +1,11 @@
 //! What the kernels share that take one row after the other, each warp its own part of the work (sm_90): a ring of rows in shared
 //! memory, and barriers by which warps pass a row's sums on. Places of sums come in two sets, which rows use in turn.
 
+use super::kept::Kept;
 use crate::row::*;
 use cuda_std::{
     barrier::{cluster_sync, syncthreads},
-    grid_dependency, mbarrier, thread,
+    bulk, grid_dependency, mbarrier, thread,
 };
 
 /// Most stages of a ring.
@@ -125,6 +126,95 @@ impl Stage {
                 index: self.index + 1,
                 ..self
             }
+        }
+    }
+}
+
+/// The rows of `M` matrices on their way into a ring.
+#[derive(Clone, Copy)]
+pub struct Rows<const M: usize> {
+    /// Address of each matrix and elements from one row to the next.
+    pub matrices: [(u64, u64); M],
+    /// Rows.
+    pub rows: u64,
+    /// Elements of a row.
+    pub columns: u32,
+    /// Stages of the ring.
+    pub stages: u32,
+    /// Shared address of the ring.
+    pub ring: u32,
+}
+
+/// Shared address of piece `k` of `N` of a row of one of `M` matrices, in a stage of a ring at `ring`.
+#[inline(always)]
+fn piece<T: Team, const N: usize, const M: usize>(ring: u32, stage: Stage, matrix: u32, k: usize) -> u32 {
+    let piece = (stage.index * M as u32 + matrix) * N as u32 + k as u32;
+    ring + piece * (T::LANES * 16)
+}
+
+/// The vectors of this thread in a row of a matrix, zeros beyond the row.
+///
+/// # Safety
+/// - The ring has the stage, which is filled.
+#[inline(always)]
+pub unsafe fn vectors<T: Team, E: Kept, const N: usize, const M: usize>(
+    ring: u32,
+    columns: u32,
+    stage: Stage,
+    matrix: u32,
+) -> Part<E, N> {
+    let mut part = [E::ZEROS; N];
+    let mut k = 0;
+    while k < N {
+        if column_of::<T>(0, k) < columns {
+            let at = piece::<T, N, M>(ring, stage, matrix, k) + thread::thread_idx_x() * 16;
+            // SAFETY: forwarded to the caller.
+            part[k] = unsafe { vector_at::<E>(at) };
+        }
+        k += 1;
+    }
+    part
+}
+
+impl<const M: usize> Rows<M> {
+    /// Asks for one row of a team after the other, `N` pieces each.
+    ///
+    /// # Safety
+    /// - One thread of the block calls this; the barriers have begun.
+    /// - The matrices have these extents; rows are whole vectors at multiples of 16 bytes.
+    #[inline(always)]
+    pub unsafe fn ask<T: Team, E: Kept, const N: usize>(self, barriers: Barriers) {
+        let columns = T::LANES * WIDTH;
+        let size = size_of::<E>() as u32;
+        let mut stage = Stage::FIRST;
+        let mut row = T::first();
+        while row < self.rows {
+            let mut bytes = 0;
+            let mut k = 0;
+            // SAFETY: forwarded to the caller; the stage is free.
+            unsafe {
+                mbarrier::wait_parity(barriers.emptied(stage), stage.phase ^ 1);
+                while k < N {
+                    let column = (k as u32 * T::blocks() + T::rank()) * columns;
+                    if column < self.columns {
+                        let rest = self.columns - column;
+                        let part = (if rest < columns { rest } else { columns }) * size;
+                        let mut matrix = 0;
+                        while matrix < M {
+                            let (address, stride) = self.matrices[matrix];
+                            let source = address + (row * stride + column as u64) * size as u64;
+                            let to = piece::<T, N, M>(self.ring, stage, matrix as u32, k);
+                            bulk::load(to, source as *const u8, part, barriers.filled(stage));
+                            matrix += 1;
+                        }
+                        bytes += M as u32 * part;
+                    }
+                    k += 1;
+                }
+                mbarrier::arrive_expect_tx(barriers.filled(stage), bytes);
+            }
+            stage = stage.next(self.stages);
+            row += T::step();
         }
     }
 }

@@ -7,11 +7,11 @@ use super::super::{
     device::Statistics,
     kept::Kept,
     moments::Count,
-    turns::{BARRIER_BYTES, Barriers, Stage, parity, set},
+    turns::{BARRIER_BYTES, Barriers, Rows, Stage, parity, set, vectors},
 };
 use super::{NormBackwardParams, STREAM_AT};
 use crate::row::*;
-use cuda_std::{barrier::syncwarp, bulk, math, mbarrier, shared, thread, warp};
+use cuda_std::{barrier::syncwarp, math, mbarrier, shared, thread, warp};
 
 /// Sums of the block's warps, 32 bytes each.
 #[inline(always)]
@@ -37,26 +37,10 @@ fn barriers() -> Barriers {
     Barriers(shared::dynamic_base() + 1088)
 }
 
-/// Piece `k` of the row of a matrix.
+/// Shared address of the ring.
 #[inline(always)]
-fn piece<T: Team, const N: usize>(stage: Stage, matrix: u32, k: usize) -> u32 {
-    let piece = (stage.index * 2 + matrix) * N as u32 + k as u32;
-    shared::dynamic_base() + STREAM_AT + piece * (T::LANES * 16)
-}
-
-/// The vectors of this thread, zeros beyond the row.
-#[inline(always)]
-unsafe fn vectors<T: Team, E: Kept, const N: usize>(columns: u32, stage: Stage, matrix: u32) -> Part<E, N> {
-    let mut part = [E::ZEROS; N];
-    let mut k = 0;
-    while k < N {
-        if column_of::<T>(0, k) < columns {
-            // SAFETY: forwarded to the caller.
-            part[k] = unsafe { vector_at::<E>(piece::<T, N>(stage, matrix, k) + thread::thread_idx_x() * 16) };
-        }
-        k += 1;
-    }
-    part
+fn ring() -> u32 {
+    shared::dynamic_base() + STREAM_AT
 }
 
 /// All rows of a cluster; `store` gets the sums of columns of each working thread.
@@ -76,7 +60,14 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize>(
         let warp = thread::warp_idx();
         if warp > warps {
             if thread::lane_id() == 0 {
-                ask::<T, E, N>(p);
+                let rows = Rows {
+                    matrices: [(p.x, p.x_stride), (p.dy, p.dy_stride)],
+                    rows: p.rows,
+                    columns: p.columns,
+                    stages: p.stages,
+                    ring: ring(),
+                };
+                rows.ask::<T, E, N>(barriers());
             }
         } else if p.centered != 0 {
             if warp == warps {
@@ -89,42 +80,6 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize>(
         } else {
             work::<T, E, N, false>(p, store);
         }
-    }
-}
-
-/// Asks for one row after the other.
-#[inline(always)]
-unsafe fn ask<T: Team, E: Kept, const N: usize>(p: &NormBackwardParams) {
-    let columns = T::LANES * WIDTH;
-    let size = size_of::<E>() as u32;
-    let mut stage = Stage::FIRST;
-    let mut row = T::first();
-    while row < p.rows {
-        let mut bytes = 0;
-        let mut k = 0;
-        // SAFETY: forwarded to the caller; the stage is free.
-        unsafe {
-            mbarrier::wait_parity(barriers().emptied(stage), stage.phase ^ 1);
-            while k < N {
-                let column = (k as u32 * T::blocks() + T::rank()) * columns;
-                if column < p.columns {
-                    let rest = p.columns - column;
-                    let part = (if rest < columns { rest } else { columns }) * size;
-                    let load = |matrix: u32, address: u64, stride: u64| {
-                        let source = address + (row * stride + column as u64) * size as u64;
-                        let to = piece::<T, N>(stage, matrix, k);
-                        bulk::load(to, source as *const u8, part, barriers().filled(stage));
-                    };
-                    load(0, p.x, p.x_stride);
-                    load(1, p.dy, p.dy_stride);
-                    bytes += 2 * part;
-                }
-                k += 1;
-            }
-            mbarrier::arrive_expect_tx(barriers().filled(stage), bytes);
-        }
-        stage = stage.next(p.stages);
-        row += T::step();
     }
 }
 
@@ -295,8 +250,8 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(
             let more = row < p.rows;
             if more {
                 mbarrier::wait_parity(barriers().filled(stage), stage.phase);
-                let xs = vectors::<T, E, N>(p.columns, stage, 0);
-                let dys = vectors::<T, E, N>(p.columns, stage, 1);
+                let xs = vectors::<T, E, N, 2>(ring(), p.columns, stage, 0);
+                let dys = vectors::<T, E, N, 2>(ring(), p.columns, stage, 1);
                 let mut pivot = 0.0;
                 if CENTERED {
                     pivot = warp::shfl_idx(add_up(E::unpack8(xs[0])) * 0.125, 0);
@@ -333,8 +288,8 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(
                 mbarrier::wait_parity(barriers().known(before), parity(before));
                 let [mean, scale, offset, slope] = shared::ld(of_row(before));
                 let flat: f32 = shared::ld(of_row(before) + 16);
-                let xs = vectors::<T, E, N>(p.columns, behind, 0);
-                let dys = vectors::<T, E, N>(p.columns, behind, 1);
+                let xs = vectors::<T, E, N, 2>(ring(), p.columns, behind, 0);
+                let dys = vectors::<T, E, N, 2>(ring(), p.columns, behind, 1);
                 syncwarp(warp::FULL);
                 mbarrier::arrive_if(barriers().emptied(behind), lane == 0);
                 behind = behind.next(p.stages);
