@@ -151,7 +151,7 @@ mod device {
     use super::{general::backward, parts::by_parts, *};
     use crate::row::*;
     use crate::row::{LONG_THREADS, PAIR_LONG, PAIR_WARP_HELD};
-    use crate::tile::element::{Bf16, F16};
+    use crate::tile::element::{Bf16, Element, F16};
     use cuda_std::{barrier::syncthreads, global, kernel, shared::Shared, thread};
 
     /// Whether a ring brings the rows, whole vectors at multiples of 16 bytes: the usual case.
@@ -160,14 +160,9 @@ mod device {
         RINGS && p.stages != 0 && p.aligned != 0 && p.columns % WIDTH == 0
     }
 
-    #[cfg(tier = "sm_90a")]
-    use crate::norm::kept::Kept as Elements;
-    #[cfg(not(tier = "sm_90a"))]
-    use crate::tile::element::Element as Elements;
-
     /// Gradients of rows, and this thread's sums of columns.
     #[inline(always)]
-    unsafe fn any<E: Elements, T: Team, const N: usize>(p: NormBackwardParams) -> ([Vector; N], [Vector; N]) {
+    unsafe fn any<E: Element, T: Team, const N: usize>(p: NormBackwardParams) -> ([Vector; N], [Vector; N]) {
         // SAFETY: forwarded to the caller.
         unsafe {
             if !whole(&p) {
@@ -216,7 +211,7 @@ mod device {
 
     /// Rows of a team of a block, or of a cluster.
     #[inline(always)]
-    unsafe fn by_blocks<E: Elements, T: Team, const N: usize>(p: NormBackwardParams) {
+    unsafe fn by_blocks<E: Element, T: Team, const N: usize>(p: NormBackwardParams) {
         // SAFETY: forwarded to the caller.
         unsafe {
             let (dweight, dbias) = any::<E, T, N>(p);
@@ -232,7 +227,7 @@ mod device {
     /// Rows of a cluster each.
     #[cfg(tier = "sm_90a")]
     #[inline(always)]
-    unsafe fn by_clusters<E: Elements, const N: usize>(p: NormBackwardParams) {
+    unsafe fn by_clusters<E: Element, const N: usize>(p: NormBackwardParams) {
         // SAFETY: forwarded to the caller; all blocks have begun before one writes to another.
         unsafe {
             cuda_std::barrier::cluster_sync();
@@ -270,7 +265,7 @@ mod device {
 
     /// Rows of a warp each; the sums of a block's warps are added in order.
     #[inline(always)]
-    unsafe fn by_warps<E: Elements, const N: usize>(p: NormBackwardParams) {
+    unsafe fn by_warps<E: Element, const N: usize>(p: NormBackwardParams) {
         // SAFETY: forwarded to the caller; the rings are done with shared memory once all warps have met.
         unsafe {
             let (dweight, dbias) = any::<E, Warps<BACKWARD_WARPS>, N>(p);

@@ -10,7 +10,7 @@ use super::{
     device::Statistics,
     kept::Kept,
     moments::{self, Count},
-    turns::{BARRIER_BYTES, Barriers, Rows, Stage, parity, set, vectors},
+    turns::{BARRIER_BYTES, Barriers, Rows, parity, set, vectors},
 };
 use crate::row::*;
 use cuda_std::{barrier::syncwarp, grid_dependency, math, mbarrier, shared, thread, warp};

@@ -19,31 +19,6 @@ pub struct Sums {
     pub through: f32,
 }
 
-/// Sums over all lanes, in fewer shuffles than one after the other: lane `i` has the sum of `values[i mod 4]`, of the last one
-/// where `i mod 4` is 3. Of two only unless `THREE`.
-#[inline(always)]
-unsafe fn over_warp_by_lanes<const THREE: bool>(values: [f32; 3]) -> f32 {
-    let lane = thread::lane_id();
-    let (odd, upper) = (lane & 1 != 0, lane & 2 != 0);
-    let choose = |second: bool, a: f32, b: f32| if second { b } else { a };
-    let [a, b, c] = values;
-    // SAFETY: forwarded to the caller.
-    unsafe {
-        let mut sum = choose(odd, a, b) + warp::shfl_bfly(choose(odd, b, a), 1);
-        let mut lanes = 2;
-        if THREE {
-            let c = c + warp::shfl_bfly(c, 1);
-            sum = choose(upper, sum, c) + warp::shfl_bfly(choose(upper, c, sum), 2);
-            lanes = 4;
-        }
-        while lanes < 32 {
-            sum += warp::shfl_bfly(sum, lanes);
-            lanes *= 2;
-        }
-        sum
-    }
-}
-
 impl Sums {
     pub const NONE: Sums = Sums {
         total: 0.0,
@@ -66,22 +41,6 @@ impl Sums {
             }
             all.square = warp::reduce_sum::<32>(all.square);
             all.product = warp::reduce_sum::<32>(all.product);
-            all
-        }
-    }
-
-    /// As [`join`](Self::join), of 16-bit elements: they do not show what the rounding of a mean leaves.
-    #[inline(always)]
-    pub unsafe fn join_narrow<const M: usize, const CENTERED: bool>(groups: [(Sums, Count); M], whole: f32) -> Sums {
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            let mut all = Self::of_lane::<M, CENTERED>(groups, whole);
-            let sum = over_warp_by_lanes::<CENTERED>([all.square, all.product, all.through]);
-            (all.square, all.product) = (warp::shfl_idx(sum, 0), warp::shfl_idx(sum, 1));
-            if CENTERED {
-                all.through = warp::shfl_idx(sum, 2);
-            }
-            all.left = 0.0;
             all
         }
     }
@@ -168,48 +127,6 @@ impl Sums {
             } else {
                 exchange.publish::<T, 1>([first]);
             }
-        }
-    }
-
-    /// Gives those of this warp, of 16-bit elements, to the team: each lane comes with its own.
-    #[inline(always)]
-    pub unsafe fn publish_narrow<T: Team, const CENTERED: bool>(own: (Sums, Count), whole: f32, exchange: &Exchange) {
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            let all = Self::of_lane::<1, CENTERED>([own], whole);
-            let mut value = over_warp_by_lanes::<CENTERED>([all.square, all.product, all.through]);
-            if CENTERED && thread::lane_id() & 3 == 3 {
-                value = all.total;
-            }
-            exchange.publish_by_lanes::<T>(value);
-        }
-    }
-
-    /// Those of the team, of 16-bit elements.
-    #[inline(always)]
-    pub unsafe fn collect_narrow<T: Team, const M: usize, const CENTERED: bool>(
-        exchange: &mut Exchange,
-        counts: [Count; M],
-        whole: f32,
-    ) -> Sums {
-        let mut groups = [(Sums::NONE, counts[0]); M];
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            let slots = exchange.collect::<T, M, 1>([[0.0; 4]]);
-            let mut i = 0;
-            while i < M {
-                let [[square, product, through, total]] = slots[i];
-                let sums = Sums {
-                    total: if CENTERED { total } else { 0.0 },
-                    left: 0.0,
-                    square,
-                    product,
-                    through: if CENTERED { through } else { 0.0 },
-                };
-                groups[i] = (sums, counts[i]);
-                i += 1;
-            }
-            Sums::join_narrow::<M, CENTERED>(groups, whole)
         }
     }
 

@@ -100,36 +100,6 @@ impl Barriers {
     }
 }
 
-/// A stage of a ring, and the parity of its row.
-#[derive(Clone, Copy)]
-pub struct Stage {
-    /// Which it is.
-    pub index: u32,
-    /// The parity.
-    pub phase: u32,
-}
-
-impl Stage {
-    /// That of the first row.
-    pub const FIRST: Stage = Stage { index: 0, phase: 0 };
-
-    /// That of the next row, of a ring of so many.
-    #[inline(always)]
-    pub fn next(self, stages: u32) -> Stage {
-        if self.index + 1 == stages {
-            Stage {
-                index: 0,
-                phase: self.phase ^ 1,
-            }
-        } else {
-            Stage {
-                index: self.index + 1,
-                ..self
-            }
-        }
-    }
-}
-
 /// The rows of `M` matrices on their way into a ring.
 #[derive(Clone, Copy)]
 pub struct Rows<const M: usize> {

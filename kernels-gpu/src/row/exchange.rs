@@ -75,34 +75,6 @@ impl Exchange {
         }
     }
 
-    /// As [`publish`](Self::publish), of four values: lane `i` has the `i mod 4`-th.
-    ///
-    /// # Safety
-    /// - All lanes come here together; [`collect`](Self::collect) follows before the next call.
-    #[inline(always)]
-    pub unsafe fn publish_by_lanes<T: Team>(&self, value: f32) {
-        let slots = shared::dynamic_base() + self.set * (T::EXCHANGE / 2);
-        let own = slots + (T::rank() * (T::LANES / 32) + thread::warp_idx()) * Self::SLOT;
-        let lane = thread::lane_id();
-        let place = own + (lane & 3) * 4;
-        // SAFETY: a slot a warp; it was read before the barrier of the row between.
-        unsafe {
-            if T::blocks() == 1 {
-                if lane < 4 {
-                    shared::st(place, value);
-                }
-                syncwarp(warp::FULL);
-                mbarrier::arrive_if(self.barrier, lane == 0);
-            } else {
-                self.expect::<T>(16);
-                if lane < 4 * T::blocks() {
-                    let to = lane / 4;
-                    shared::st_async_1(shared::mapa(place, to), value, shared::mapa(self.of_set(), to));
-                }
-            }
-        }
-    }
-
     /// The values of all warps for the row that was published last: those of slots `lane`, `lane + 32`, … in each lane, and
     /// `none` where there is no such warp.
     ///

@@ -29,8 +29,31 @@ pub struct Ring<const M: usize> {
 /// A stage of a ring, and the parity of the row that it has.
 #[derive(Clone, Copy)]
 pub struct Stage {
-    index: u32,
-    phase: u32,
+    /// Which it is.
+    pub index: u32,
+    /// The parity.
+    pub phase: u32,
+}
+
+impl Stage {
+    /// That of the first row.
+    pub const FIRST: Stage = Stage { index: 0, phase: 0 };
+
+    /// That of the next row, of a ring of so many.
+    #[inline(always)]
+    pub fn next(self, stages: u32) -> Stage {
+        if self.index + 1 == stages {
+            Stage {
+                index: 0,
+                phase: self.phase ^ 1,
+            }
+        } else {
+            Stage {
+                index: self.index + 1,
+                ..self
+            }
+        }
+    }
 }
 
 impl<const M: usize> Ring<M> {
@@ -92,7 +115,7 @@ impl<const M: usize> Ring<M> {
                 stage += 1;
             }
         }
-        (ring, Stage { index: 0, phase: 0 })
+        (ring, Stage::FIRST)
     }
 
     /// Whether this thread starts the copies.
@@ -161,17 +184,7 @@ impl<const M: usize> Ring<M> {
     /// The stage after one.
     #[inline(always)]
     pub fn after(&self, stage: Stage) -> Stage {
-        if stage.index + 1 == self.stages {
-            Stage {
-                index: 0,
-                phase: stage.phase ^ 1,
-            }
-        } else {
-            Stage {
-                index: stage.index + 1,
-                ..stage
-            }
-        }
+        stage.next(self.stages)
     }
 
     /// Waits for the rows of a stage.

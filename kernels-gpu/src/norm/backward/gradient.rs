@@ -1,25 +1,22 @@
-//! Gradients of rows that come through a ring (sm_90), in few instructions: what both passes over a row need stays in
-//! registers, and one exchange joins all sums.
+//! Gradients of f32 rows that come through a ring (sm_90): one exchange joins all sums.
 
 use super::super::{
     device::Statistics,
-    kept::Kept,
     sums::{Count, Sums},
 };
 use super::NormBackwardParams;
 use crate::row::*;
+use crate::tile::element::Element;
 use cuda_std::math;
 
-/// Gradients of rows, and this thread's sums of columns. Of 16-bit elements registers keep what both passes over a row need;
-/// f32 is read from the ring again.
+/// Gradients of rows, and this thread's sums of columns. The second pass reads a row from the ring again.
 ///
 /// # Safety
 /// - The tensors have the extents that the parameters say, rows are fit for a [`Ring`], and RMSNorm has no bias.
 #[inline(always)]
-pub unsafe fn gradients<E: Kept, T: Team, const N: usize, const CENTERED: bool>(
+pub unsafe fn gradients<E: Element, T: Team, const N: usize, const CENTERED: bool>(
     p: &NormBackwardParams,
 ) -> ([Vector; N], [Vector; N]) {
-    let kept = size_of::<E>() == 2;
     let (mut dweight, mut dbias) = ([[0.0f32; 8]; N], [[0.0f32; 8]; N]);
     let bytes = size_of::<E>() as u64;
     let matrices = [(p.x, p.x_stride * bytes), (p.dy, p.dy_stride * bytes)];
@@ -35,30 +32,23 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize, const CENTERED: bool>(
     let mut exchange = Exchange::new(ring.joined());
     let inside = |k: usize| column_of::<T>(0, k) < p.columns;
     // Beyond the row `dy` is 0, and so is what it is multiplied by.
-    let load_weight = |k: usize| {
+    let weight = #[inline(always)]
+    |k: usize| {
         if p.weight == 0 || !inside(k) {
-            return E::pack8([1.0; 8]);
+            return [1.0; 8];
         }
         // SAFETY: the host gives a weight a column, aligned.
-        unsafe { E::load8_packed_cached((p.weight as *const E).add(anew_bits(column_of::<T>(0, k)) as usize)) }
-    };
-    let mut weights = [E::ZEROS; N];
-    if kept {
-        let mut k = 0;
-        while k < N {
-            weights[k] = load_weight(k);
-            k += 1;
+        unsafe {
+            let at = (p.weight as *const E).add(anew_bits(column_of::<T>(0, k)) as usize);
+            E::unpack8(E::load8_packed_cached(at))
         }
-    }
-    let weight = #[inline(always)]
-    |k: usize| E::unpack8(if kept { E::anew(weights[k]) } else { load_weight(k) });
+    };
     let mut row = T::first();
     // SAFETY: the host gives the extents of all tensors; each element is one thread's.
     unsafe {
         while row < p.rows {
             ring.wait(stage);
             let (mut xs, mut dys) = ([E::ZEROS; N], [E::ZEROS; N]);
-            let (mut gs, mut terms) = ([[0.0f32; 8]; N], [[0.0f32; 8]; N]);
             let mut sums = Sums::NONE;
             let mut k = 0;
             while k < N {
@@ -79,45 +69,21 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize, const CENTERED: bool>(
                 if CENTERED {
                     d = map(d, |s| s - own_mean);
                     sums.through += add_up(g);
-                    // 16 bits do not show what the rounding of a mean loses.
-                    if size_of::<E>() == 4 {
-                        sums.left = add_if(sums.left, add_up(d), inside(k));
-                    }
+                    sums.left = add_if(sums.left, add_up(d), inside(k));
                     sums.square = add_if(sums.square, squares(d), inside(k));
                 } else {
                     sums.square += squares(d);
                 }
                 sums.product += products(g, d);
-                if kept {
-                    gs[k] = g;
-                    if !CENTERED {
-                        terms[k] = zip(dy, d, |dy, s| dy * s);
-                    }
-                }
                 k += 1;
             }
-            let mine = (sums, own);
-            if kept {
-                Sums::publish_narrow::<T, CENTERED>(mine, of_warp.share, &exchange);
-            } else {
-                Sums::join::<1, CENTERED>([mine], of_warp.share).publish::<T, CENTERED>(&exchange);
-            }
-            let all = if kept {
-                if T::blocks() == 1 {
-                    Sums::collect_narrow::<T, 1, CENTERED>(&mut exchange, [of_slots[0]], p.reciprocal)
-                } else {
-                    Sums::collect_narrow::<T, 2, CENTERED>(&mut exchange, of_slots, p.reciprocal)
-                }
-            } else if T::blocks() == 1 {
+            Sums::join::<1, CENTERED>([(sums, own)], of_warp.share).publish::<T, CENTERED>(&exchange);
+            let all = if T::blocks() == 1 {
                 Sums::collect::<T, 1, CENTERED>(&mut exchange, [of_slots[0]], p.reciprocal)
             } else {
                 Sums::collect::<T, 2, CENTERED>(&mut exchange, of_slots, p.reciprocal)
             };
             let later = row + ring.stages as u64 * T::step();
-            if kept {
-                // All warps have read the stage: they have published.
-                ring.refill::<T, E>(stage, later);
-            }
             let statistics = if CENTERED {
                 let rest = all.left * p.reciprocal;
                 let variance = all.square * p.reciprocal - rest * rest;
@@ -129,28 +95,16 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize, const CENTERED: bool>(
             // Of g·x̂, and of g.
             let along = (all.product * scale + all.through * statistics.offset) * p.reciprocal;
             let mean = all.through * p.reciprocal;
-            let (slope, flat) = (-along * scale, -mean * scale);
+            let slope = -along * scale;
             let dx = p.dx + row * p.dx_stride * bytes;
             let dsum = Row::new::<E>(p.dsum, row, p.dsum_stride, p.columns, 1);
             let mut k = 0;
             while k < N {
                 let column = column_of::<T>(0, k);
                 if inside(k) {
-                    let (mut x, mut dy) = (xs[k], dys[k]);
-                    if kept {
-                        x = E::anew(x);
-                        if CENTERED {
-                            dy = E::anew(dy);
-                        }
-                    } else {
-                        x = ring.vector_anew::<T, E>(stage, 0, k);
-                        dy = ring.vector_anew::<T, E>(stage, 1, k);
-                    }
-                    let g = if kept {
-                        gs[k]
-                    } else {
-                        zip(E::unpack8(dy), weight(k), |dy, w| dy * w)
-                    };
+                    let x = ring.vector_anew::<T, E>(stage, 0, k);
+                    let dy = E::unpack8(ring.vector_anew::<T, E>(stage, 1, k));
+                    let g = zip(dy, weight(k), |dy, w| dy * w);
                     let unit = if CENTERED {
                         map(E::unpack8(x), |s| {
                             math::fma(s - statistics.mean, scale, statistics.offset)
@@ -158,28 +112,13 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize, const CENTERED: bool>(
                     } else {
                         map(E::unpack8(x), |s| s * scale)
                     };
-                    if kept && !CENTERED {
-                        let mut i = 0;
-                        while i < 8 {
-                            dweight[k][i] = math::fma(terms[k][i], scale, dweight[k][i]);
-                            i += 1;
-                        }
-                    } else {
-                        let dy = E::unpack8(dy);
-                        add_products(&mut dweight[k], dy, unit);
-                        if CENTERED && p.dbias != 0 {
-                            dbias[k] = zip(dbias[k], dy, |sum, term| sum + term);
-                        }
+                    add_products(&mut dweight[k], dy, unit);
+                    if CENTERED && p.dbias != 0 {
+                        dbias[k] = zip(dbias[k], dy, |sum, term| sum + term);
                     }
-                    // dx = ((g - mean) - x̂·along)·scale. In f32 differences first: what cancels does so exactly.
+                    // dx = ((g - mean) - x̂·along)·scale. Differences first: what cancels does so exactly.
                     let mut out = zip(g, unit, |g, unit| {
-                        let straight = if !CENTERED {
-                            g * scale
-                        } else if kept {
-                            math::fma(g, scale, flat)
-                        } else {
-                            (g - mean) * scale
-                        };
+                        let straight = if CENTERED { (g - mean) * scale } else { g * scale };
                         math::fma(unit, slope, straight)
                     });
                     if p.dsum != 0 {
@@ -189,10 +128,8 @@ pub unsafe fn gradients<E: Kept, T: Team, const N: usize, const CENTERED: bool>(
                 }
                 k += 1;
             }
-            if !kept {
-                ring.release::<T>(stage);
-                ring.refill_released::<T, E>(stage, later);
-            }
+            ring.release::<T>(stage);
+            ring.refill_released::<T, E>(stage, later);
             stage = ring.after(stage);
             row += T::step();
         }

@@ -7,7 +7,7 @@ use super::super::{
     device::Statistics,
     kept::Kept,
     moments::Count,
-    turns::{BARRIER_BYTES, Barriers, Rows, Stage, parity, set, vectors},
+    turns::{BARRIER_BYTES, Barriers, Rows, parity, set, vectors},
 };
 use super::{NormBackwardParams, STREAM_AT};
 use crate::row::*;
