@@ -472,10 +472,18 @@ fn tiles_from_a_counter() {
         causal: Causal::TopLeft,
         ..Default::default()
     };
+    let window = AttentionOptions {
+        causal: Causal::BottomRight,
+        window_left: Some(100),
+        ..Default::default()
+    };
     for device in devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
         for (heads, head_dim) in [(600, 8), (530, 72)] {
             Case::<f16>::new(31, shape(1, (heads, 1), (9, 4096), head_dim))
                 .with(top_left.clone())
+                .check(device);
+            Case::<f16>::new(33, shape(1, (heads, 1), (9, 300), head_dim))
+                .with(window.clone())
                 .check(device);
         }
     }

@@ -22,7 +22,8 @@ use super::{
     dropout::Kept,
     hopper::{Half, PANEL_BYTES, clear_rows, issue_scores, issue_weighted, round},
     params::{AttentionParams, flags},
-    rows::{Rows, forget, store_row},
+    rows::{Rows, forget, start_of_row, store_columns, store_lse},
+    schedule::Tile,
     softmax::OnlineSoftmax,
 };
 use crate::pipeline::{Cursor, Participants, Warps};
@@ -139,9 +140,42 @@ unsafe fn consume<
         if group == W - 1 {
             barrier::arrive(TURN, 256);
         }
-        while shared.more(given!()) {
-            let tile = shared.tile(given!(), params);
+        // Passes over a tile of keys that other warpgroups see alone: gives it back unseen.
+        let pass = |k: Cursor<K>| {
+            barrier::sync(TURN + group, 256);
+            barrier::arrive(next_turn, 256);
+            shared.give_back(k);
+        };
+        // The tiles of keys of the next tile that some row of this warpgroup sees, and how many come before those.
+        let look = |tile: Tile| {
             let (begin, end) = tile.key_tiles(rows, keys);
+            let first = tile.row + group * 64;
+            if !skips || Shared::<C, S, O, W, Q, K>::packed(params) {
+                return (begin, end, 0);
+            }
+            if first < tile.seq_q {
+                let (own_begin, own_end) = tile.mask.tiles(first as i32, tile.last_row(first, 64), keys as i32);
+                if own_begin < own_end {
+                    return (own_begin, own_end, end - own_end);
+                }
+            }
+            (begin, begin, end - begin)
+        };
+        let mut live = shared.more(given!());
+        let (mut own_begin, mut own_end) = (0, 0);
+        if live {
+            let mut before;
+            (own_begin, own_end, before) = look(shared.tile(given!(), params));
+            if skips {
+                while before > 0 {
+                    pass(k);
+                    k = k.next();
+                    before -= 1;
+                }
+            }
+        }
+        while live {
+            let tile = shared.tile(given!(), params);
             let first = tile.row + group * 64;
             let own = Rows::new::<EXTENDED>(params, &tile, first + warp * 16);
             // The same, found again: with four warpgroups the loops over keys have no registers for it, nor have extended ones.
@@ -159,32 +193,7 @@ unsafe fn consume<
             let mut softmax = OnlineSoftmax::new();
             shared.q_ring().wait_full(given!());
             let last = tile.last_row(first, 64);
-            // What other warpgroups see alone is given back unseen.
-            let (own_begin, own_end) = if !skips || Shared::<C, S, O, W, Q, K>::packed(params) {
-                (begin, end)
-            } else if first < tile.seq_q {
-                let (own_begin, own_end) = tile.mask.tiles(first as i32, last, keys as i32);
-                if own_begin < own_end {
-                    (own_begin, own_end)
-                } else {
-                    (begin, begin)
-                }
-            } else {
-                (begin, begin)
-            };
-            let pass = |k: Cursor<K>| {
-                barrier::sync(TURN + group, 256);
-                barrier::arrive(next_turn, 256);
-                shared.give_back(k);
-            };
-            let mut n = end - 1;
-            if skips {
-                while n >= own_end {
-                    pass(k);
-                    k = k.next();
-                    n -= 1;
-                }
-            }
+            let mut n = own_end - 1;
             if own_begin < own_end {
                 let tile = if W == 4 { shared.tile(given!(), params) } else { tile };
                 let (whole_begin, whole_end) = tile.mask.whole_tiles(first as i32, last, keys as i32);
@@ -293,12 +302,15 @@ unsafe fn consume<
             let tile = shared.last_look(given!(), params);
             shared.tile_ring().release(given!());
             turn += 1;
-            if skips {
-                let (begin, _) = tile.key_tiles(rows, keys);
-                while n >= begin {
-                    pass(k);
-                    k = k.next();
-                    n -= 1;
+            // The output is written between the turns of which this warpgroup makes no use, at the end of this tile and at
+            // the beginning of the next one: there others compute.
+            let mut idle = if skips { own_begin - tile.key_tiles(rows, keys).0 } else { 0 };
+            live = shared.more(given!());
+            if live {
+                let before;
+                (own_begin, own_end, before) = look(shared.tile(given!(), params));
+                if skips {
+                    idle += before;
                 }
             }
             let thread = forget(thread::thread_idx_x()) - 128;
@@ -317,19 +329,29 @@ unsafe fn consume<
                 } else {
                     finished.factor[h]
                 };
-                store_row(
-                    params,
-                    &tile,
-                    row,
-                    row < tile.seq_q,
-                    true,
-                    h,
-                    &out.0,
-                    factor,
-                    finished.lse[h],
-                    E::pack,
-                );
+                let there = row < tile.seq_q;
+                let start = start_of_row(params, &tile, row);
+                let mut i = 0;
+                while i < O / 4 {
+                    store_columns(params, start, there, true, [h, i], &out.0, factor, &E::pack);
+                    i += 4;
+                    // As many turns as warpgroups ever wait for one another, spread over the row's parts.
+                    let parts = (h * O / 4 + i) / 4;
+                    if skips && parts % (O / 8).div_ceil(W as usize) == 0 && idle > 0 {
+                        pass(k);
+                        k = k.next();
+                        idle -= 1;
+                    }
+                }
+                store_lse(params, &tile, row, there, finished.lse[h]);
                 h += 1;
+            }
+            if skips {
+                while idle > 0 {
+                    pass(k);
+                    k = k.next();
+                    idle -= 1;
+                }
             }
         }
         if group == 0 {

@@ -268,7 +268,7 @@ pub const SM90: [Tiles; 8] = [
     Tiles::new(64, 256, 64).price([104, 100, 100]),
     Tiles::new(64, 128, 64).price([112, 107, 107]),
     Tiles::new(96, 128, 128),
-    Tiles::new(128, 128, 128).price([109, 103, 95]),
+    Tiles::new(128, 128, 128).price([109, 103, 110]),
     Tiles::new(128, 192, 80).heads(16),
     Tiles::new(192, 128, 112),
     Tiles::new(256, 128, 80),

@@ -266,49 +266,92 @@ pub unsafe fn store_row<const O: usize>(
     lse: f32,
     pack: impl Fn(f32, f32) -> u32,
 ) {
-    let lane = thread::lane_id();
-    let sequence = if params.flags & flags::VARLEN != 0 {
-        0
-    } else {
-        tile.batch as u64
-    };
-    let row = (tile.start_q + row) as u64;
-    let start =
-        sequence * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2];
-    // SAFETY: a live row exists; columns below the value dim, a multiple of 8, are its own; rows begin at multiples of
-    // 16 bytes.
+    let start = start_of_row(params, tile, row);
+    // SAFETY: forwarded to the caller.
     unsafe {
         let mut i = 0;
         while i < O / 4 {
-            let mut words = [0; 4];
-            let mut j = 0;
-            while j < 4 {
-                let at = 4 * (i + j) + 2 * h;
-                words[j] = pack(out[at] * factor, out[at + 1] * factor);
-                j += 1;
-            }
-            if exchange {
-                let words = transpose_quad(words);
-                let column = 8 * (i as u32 + lane % 4);
-                if live && column < params.value_dim {
-                    global::st((params.out + (start + column as u64) * 2) as *mut [u32; 4], words);
-                }
-            } else {
-                let mut j = 0;
-                while j < 4 {
-                    let column = 8 * (i + j) as u32 + lane % 4 * 2;
-                    if live && column < params.value_dim {
-                        global::st((params.out + (start + column as u64) * 2) as *mut u32, words[j]);
-                    }
-                    j += 1;
-                }
-            }
+            store_columns(params, start, live, exchange, [h, i], out, factor, &pack);
             i += 4;
         }
-        if live && params.lse != 0 && lane % 4 == 0 {
-            let at = sequence * params.lse_strides[0] + tile.head as u64 * params.lse_strides[1] + row;
-            global::st((params.lse + at * 4) as *mut f32, lse);
+        store_lse(params, tile, row, live, lse);
+    }
+}
+
+/// Where a row of O begins, in elements.
+#[inline(always)]
+pub fn start_of_row(params: &AttentionParams, tile: &Tile, row: u32) -> u64 {
+    let row = (tile.start_q + row) as u64;
+    sequence(params, tile) * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2]
+}
+
+/// The sequence of a tensor's row: packed ones are one.
+#[inline(always)]
+fn sequence(params: &AttentionParams, tile: &Tile) -> u64 {
+    if params.flags & flags::VARLEN != 0 {
+        0
+    } else {
+        tile.batch as u64
+    }
+}
+
+/// The part of [`store_row`] that writes columns `8i` to `8i + 31` of the row that begins at `start`.
+///
+/// # Safety
+/// - As for [`store_row`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "as for a row")]
+pub unsafe fn store_columns<const O: usize>(
+    params: &AttentionParams,
+    start: u64,
+    live: bool,
+    exchange: bool,
+    [h, i]: [usize; 2],
+    out: &[f32; O],
+    factor: f32,
+    pack: &impl Fn(f32, f32) -> u32,
+) {
+    let lane = thread::lane_id();
+    // SAFETY: a live row exists; columns below the value dim, a multiple of 8, are its own; rows begin at multiples of
+    // 16 bytes.
+    unsafe {
+        let mut words = [0; 4];
+        let mut j = 0;
+        while j < 4 {
+            let at = 4 * (i + j) + 2 * h;
+            words[j] = pack(out[at] * factor, out[at + 1] * factor);
+            j += 1;
         }
+        if exchange {
+            let words = transpose_quad(words);
+            let column = 8 * (i as u32 + lane % 4);
+            if live && column < params.value_dim {
+                global::st((params.out + (start + column as u64) * 2) as *mut [u32; 4], words);
+            }
+        } else {
+            let mut j = 0;
+            while j < 4 {
+                let column = 8 * (i + j) as u32 + lane % 4 * 2;
+                if live && column < params.value_dim {
+                    global::st((params.out + (start + column as u64) * 2) as *mut u32, words[j]);
+                }
+                j += 1;
+            }
+        }
+    }
+}
+
+/// The part of [`store_row`] that writes the LSE, where one is wanted.
+///
+/// # Safety
+/// - As for [`store_row`].
+#[inline(always)]
+pub unsafe fn store_lse(params: &AttentionParams, tile: &Tile, row: u32, live: bool, lse: f32) {
+    if live && params.lse != 0 && thread::lane_id() % 4 == 0 {
+        let row = (tile.start_q + row) as u64;
+        let at = sequence(params, tile) * params.lse_strides[0] + tile.head as u64 * params.lse_strides[1] + row;
+        // SAFETY: a row that exists.
+        unsafe { global::st((params.lse + at * 4) as *mut f32, lse) };
     }
 }
 

@@ -153,6 +153,10 @@ pub fn params(problem: &Problem, tiles: Tiles, target: &Target) -> AttentionPara
     let [seed_low, seed_high] = philox::key(dropout.seed);
     let planes = problem.batch * problem.heads_q;
     let keys = packed.map_or(problem.seq_kv, |packed| packed.max_k).max(1);
+    // Of a window, what the tiles see that are under way at a time.
+    let multiprocessors = u64::from(problem.q.device().properties().multiprocessors);
+    let under_way = multiprocessors.div_ceil(planes.max(1)) * u64::from(tiles.rows);
+    let keys = keys.min(u64::from(window_left) + u64::from(window_right) + under_way);
     let head_bytes = keys * (problem.head_dim + problem.value_dim) * problem.dtype.size();
     let section = (SECTION_BYTES / head_bytes)
         .max(1)

@@ -11,7 +11,7 @@ use crate::{
     tensor_map::{Swizzle, TensorMapRequest},
 };
 
-/// Keys from which on a counter is worth its launch.
+/// Keys from which on a counter is worth its launch under a causal mask.
 const COUNTED: u64 = 4096;
 
 /// Launches the Hopper kernel of the problem.
@@ -25,18 +25,19 @@ pub fn launch(problem: &Problem, blocks: &Blocks, target: &Target) -> Result<()>
     let resident = u64::from(problem.q.device().properties().multiprocessors);
     let sides = problem.options.mask_flags() & (flags::RIGHT | flags::LEFT);
     // Packed sequences differ in length, and so do the tiles of long ones under a causal mask, where a row sees the more keys
-    // the later it is: blocks take tiles from a counter.
+    // the later it is, and those at the ends of a window: blocks take tiles from a counter, so that they end together.
     let packed = problem.packed.is_some();
     let causal = sides == flags::RIGHT && !packed;
-    let long = causal && problem.seq_kv >= COUNTED && count >= 4 * resident;
-    if !long {
+    let windowed = sides & flags::LEFT != 0 && !packed;
+    let counted = (causal && problem.seq_kv >= COUNTED || windowed) && count >= 4 * resident;
+    if !counted {
         // One key head after the other: the blocks that run together read the same keys, and little else competes for L2.
         params.section = problem.group() as u32;
     }
-    if causal && !long {
+    if causal && !counted {
         params.flags |= flags::PAIRED;
     }
-    let counter = (packed || long)
+    let counter = (packed || counted)
         .then(|| {
             let counter = AnyTensor::empty(problem.q.device(), DType::I32, &[1])?;
             counter.fill_bytes_on(0, target.stream)?;

@@ -35,7 +35,7 @@ impl<C: Participants, const S: usize, const O: usize, const W: u32, const Q: u32
     /// Keys of a tile.
     pub const KEYS: u32 = 2 * S as u32;
     /// Whether tiles of keys are so short that some are masked for a whole warpgroup, which then passes over them.
-    pub const SKIPS: bool = Self::KEYS == 64;
+    pub const SKIPS: bool = Self::KEYS <= 80 && K >= 4;
     /// Padded head dim.
     pub const DIM: u32 = 2 * O as u32;
     /// Panels of a row.
