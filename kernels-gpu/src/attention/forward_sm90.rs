@@ -6,6 +6,9 @@
 //! tensor cores work while the exponentials of a tile are computed; warpgroups also take turns in issuing:
 //! without them all come to their products, and then to their exponentials, at the same time.
 //!
+//! Where tiles of keys are short, a warpgroup passes over those that masks hide from all its rows. At the ends of a causal mask or a
+//! window it so has turns to give away: it writes its output between them, while others compute.
+//!
 //! The loading thread finds the tiles and hands them out; it runs ahead into the next tile, whose queries have a
 //! stage of their own where shared memory allows it.
 //!
@@ -304,7 +307,11 @@ unsafe fn consume<
             turn += 1;
             // The output is written between the turns of which this warpgroup makes no use, at the end of this tile and at
             // the beginning of the next one: there others compute.
-            let mut idle = if skips { own_begin - tile.key_tiles(rows, keys).0 } else { 0 };
+            let mut idle = if skips {
+                own_begin - tile.key_tiles(rows, keys).0
+            } else {
+                0
+            };
             live = shared.more(given!());
             if live {
                 let before;
@@ -333,15 +340,14 @@ unsafe fn consume<
                 let start = start_of_row(params, &tile, row);
                 let mut i = 0;
                 while i < O / 4 {
-                    store_columns(params, start, there, true, [h, i], &out.0, factor, &E::pack);
-                    i += 4;
-                    // As many turns as warpgroups ever wait for one another, spread over the row's parts.
-                    let parts = (h * O / 4 + i) / 4;
-                    if skips && parts % (O / 8).div_ceil(W as usize) == 0 && idle > 0 {
+                    // Others wait for this turn: it goes before the part. Two warpgroups have one to give.
+                    if skips && (W > 2 || h == 0 && i == 0) && idle > 0 {
                         pass(k);
                         k = k.next();
                         idle -= 1;
                     }
+                    store_columns(params, start, there, true, [h, i], &out.0, factor, &E::pack);
+                    i += 4;
                 }
                 store_lse(params, &tile, row, there, finished.lse[h]);
                 h += 1;

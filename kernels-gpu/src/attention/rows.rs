@@ -282,7 +282,9 @@ pub unsafe fn store_row<const O: usize>(
 #[inline(always)]
 pub fn start_of_row(params: &AttentionParams, tile: &Tile, row: u32) -> u64 {
     let row = (tile.start_q + row) as u64;
-    sequence(params, tile) * params.out_strides[0] + row * params.out_strides[1] + tile.head as u64 * params.out_strides[2]
+    sequence(params, tile) * params.out_strides[0]
+        + row * params.out_strides[1]
+        + tile.head as u64 * params.out_strides[2]
 }
 
 /// The sequence of a tensor's row: packed ones are one.
