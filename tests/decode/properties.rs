@@ -16,13 +16,14 @@ use crate::support::{Case, Data, on_every_device};
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     on_every_device(|device| {
-        // Eight rows at most; more than sixteen, whose pieces are folded in bundles, dealt out one by one or in bundles, from
+        // Eight rows at most; more, whose pieces are folded in bundles, dealt out one by one or in bundles, from
         // pages that boxes fit and others; a tile
         // for each multiprocessor.
         let tiles = device.properties().multiprocessors as usize;
         for (heads, dim, longest, sequences, page) in [
             ((2, 2), 64, 300, 9, 32),
             ((24, 1), 64, 300, 9, 32),
+            ((10, 1), 64, 2100, 9, 32),
             ((24, 1), 64, 2100, 2, 32),
             ((24, 1), 64, 2100, 9, 32),
             ((40, 1), 64, 2100, 9, 64),

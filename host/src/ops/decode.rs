@@ -224,7 +224,10 @@ impl<'a> Decode<'a> {
         let group = heads_q / cache.heads;
         let tile_rows = group * seq_q;
         let few = tier == 90 && size == 2 && tile_rows <= FEW_ROWS;
-        let wide = tier == 90 && size == 2 && !e4m3 && padded <= 128 && tile_rows > ROWS.into();
+        // Which kernel, and with it the bits, follows from rows and pages alone.
+        let many = tier == 90 && size == 2 && !e4m3 && padded <= 128;
+        let boxes = if many && !few { packed::box_shift(&cache) } else { None };
+        let wide = many && (boxes.is_some() || tile_rows > ROWS.into());
         let shape = if few {
             Shape::few(cache_size as u32, padded as u32)
         } else if wide {
@@ -232,8 +235,6 @@ impl<'a> Decode<'a> {
         } else {
             Shape::new(tier, size as u32, cache_size as u32, padded as u32)
         };
-        // This follows from rows and pages alone: bits differ.
-        let boxes = if wide { packed::box_shift(&cache) } else { None };
         // A box that holds a token of this launch is read by the block that writes it, and by no other.
         let alone = boxes.is_none() || tile_rows <= PACKED_ROWS.into();
         let empty = out.elements() == 0 && lse.elements() == 0;
@@ -437,7 +438,11 @@ impl<'a> Decode<'a> {
             }
         }
         if apart {
-            let beside = if boxes.is_some() { "packed_" } else { "" };
+            let beside = if boxes.is_some() && division.bundled {
+                "packed_"
+            } else {
+                ""
+            };
             let entry = format!("decode_merge_{beside}{dtype}");
             let contract = Contract::new(device, &entry)
                 .grid([
