@@ -15,6 +15,8 @@ use crate::{attention::params::PANEL, kernel_params, params::TensorMap};
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod kernel;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod operands;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod produce;
 
 /// Rows of a tile.
