@@ -13,6 +13,9 @@
 //! choice, which depends on the batch, changes no bit. (Tiles of many rows fold bundles of pieces first, then the bundles.) All lengths are read on the device, which plans from them who does
 //! what; the grid depends on capacities only: a captured graph stays valid while sequences grow.
 //!
+//! # Many rows
+//! Tiles of more rows than that are 32 rows on Hopper, or 64 where the copy engine can load their keys ([`packed`]).
+//!
 //! # Few sequences
 //! Plain attention of at most eight rows a tile, over few slots, has kernels without a plan: [`direct`]. The pieces are the
 //! same, and so are the bits.
@@ -40,6 +43,7 @@ mod joiner;
 mod load;
 #[cfg(target_arch = "nvptx64")]
 mod merge;
+pub mod packed;
 #[cfg(target_arch = "nvptx64")]
 mod plan;
 #[cfg(target_arch = "nvptx64")]
@@ -157,7 +161,7 @@ kernel_params! {
         /// Cap of the scores, or 0.
         pub softcap: f32,
         /// 1: a block that has all pieces of a tile folds them though the others are written to the workspace; unless
-        /// `fold` is 1.
+        /// `fold` is 1. 2: one that has the only piece, or bundle, of a tile does.
         pub whole: u32,
         /// Heads whose parts of the line lie side by side, so that the keys of a token are read at the same time. Divides
         /// `heads_kv`.

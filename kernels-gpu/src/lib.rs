@@ -37,7 +37,8 @@ pub mod tile;
     unit = "attention_forward_d192",
     unit = "attention_forward_d256",
     unit = "attention_forward_f32",
-    unit = "attention_forward_tf32"
+    unit = "attention_forward_tf32",
+    unit = "decode"
 ))]
 pub mod attention;
 #[cfg(any(not(target_arch = "nvptx64"), unit = "cache"))]

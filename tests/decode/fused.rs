@@ -148,6 +148,36 @@ fn one_launch_has_the_bits_of_three() {
             },
         ),
         (
+            "many heads",
+            Step {
+                heads: (32, 1),
+                dims: (128, 128),
+                before: vec![63, 600, 0],
+                page: Some(32),
+                ..base()
+            },
+        ),
+        (
+            "many heads, pages of few",
+            Step {
+                heads: (20, 1),
+                page: Some(8),
+                ..base()
+            },
+        ),
+        (
+            "many rows",
+            Step {
+                seq: 3,
+                heads: (20, 1),
+                dims: (128, 128),
+                before: vec![62, 573],
+                page: None,
+                rotary: Some((RopePairing::Interleaved, 64)),
+                ..base()
+            },
+        ),
+        (
             "no mask",
             Step {
                 seq: 3,

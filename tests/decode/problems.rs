@@ -52,13 +52,24 @@ fn head_dims_and_ratios() {
         ((40, 1), (128, 128), vec![70]),
         ((32, 1), (128, 128), vec![130, 0, 5]),
         ((19, 1), (64, 64), vec![700]),
+        ((20, 1), (72, 40), vec![70, 9]),
+        ((60, 1), (128, 128), vec![530, 64]),
+        ((140, 2), (64, 64), vec![65]),
     ] {
-        check_all(Case {
-            heads,
-            dims,
-            lengths,
-            ..Case::default()
-        });
+        // Boxes of 16 and of 64 tokens; pages that no box fits; rows.
+        for page in [Some(16), Some(192), Some(40), None] {
+            // Half of it is enough of many heads.
+            if heads.0 > 40 && page.is_some_and(|page| page < 64) {
+                continue;
+            }
+            check_all(Case {
+                heads,
+                dims,
+                lengths: lengths.clone(),
+                page,
+                ..Case::default()
+            });
+        }
     }
 }
 
@@ -71,6 +82,35 @@ fn several_new_tokens() {
             causal,
             lengths: vec![70, 3, 0],
             ..Case::default()
+        });
+    }
+}
+
+#[test]
+fn options_of_many_rows() {
+    for (heads, seq_q, page) in [((24, 1), 1, None), ((24, 1), 2, Some(16)), ((12, 1), 3, Some(32))] {
+        let base = Case {
+            heads,
+            seq_q,
+            page,
+            lengths: vec![600, 20, 0],
+            ..Case::default()
+        };
+        check_all(Case {
+            window: (Some(100), None),
+            ..base.clone()
+        });
+        check_all(Case {
+            causal: false,
+            window: (Some(70), Some(1)),
+            slopes: true,
+            sinks: true,
+            softcap: Some(2.0),
+            ..base.clone()
+        });
+        check_all(Case {
+            padding: Some(vec![530, 20, 0]),
+            ..base
         });
     }
 }

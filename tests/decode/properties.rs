@@ -16,14 +16,19 @@ use crate::support::{Case, Data, on_every_device};
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     on_every_device(|device| {
-        // Eight rows at most; more than sixteen, whose pieces are folded in bundles, dealt out one by one or in bundles; a tile
+        // Eight rows at most; more, whose pieces are folded in bundles, dealt out one by one or in bundles, from
+        // pages that boxes fit and others; a tile
         // for each multiprocessor.
         let tiles = device.properties().multiprocessors as usize;
         for (heads, dim, longest, sequences, page) in [
             ((2, 2), 64, 300, 9, 32),
             ((24, 1), 64, 300, 9, 32),
+            ((10, 1), 64, 2100, 9, 32),
             ((24, 1), 64, 2100, 2, 32),
             ((24, 1), 64, 2100, 9, 32),
+            ((40, 1), 64, 2100, 9, 64),
+            ((24, 1), 64, 2100, 2, 24),
+            ((24, 1), 64, 2100, 9, 24),
             ((8, 2), 128, 300, tiles / 2, 16),
         ] {
             let mut lengths = vec![longest, 5, 64, 129, 0, 200];

@@ -2,11 +2,12 @@
 
 use kernels_gpu::{
     angles::Rotation,
-    decode::{DecodeParams, MERGE_THREADS, ROWS, Shape, UNBOUNDED, quads_of},
+    decode::{DecodeParams, MERGE_THREADS, ROWS, Shape, UNBOUNDED, packed::PACKED_ROWS, quads_of},
 };
 
 mod direct;
 mod division;
+mod packed;
 
 use self::division::{Division, Work};
 use super::{
@@ -110,7 +111,8 @@ impl<'a> Decode<'a> {
 
     /// Whether new tokens are rotated, appended and attended in one launch (`true`), or in two: the bits are the same. In one where
     /// that is possible, unless told: up to 8 tokens a sequence, on tiers from sm_80 on, without left padding, where rows
-    /// start at multiples of four elements, head dims are multiples of 8 (up to 128 in f32) and pairs of 4.
+    /// start at multiples of four elements, head dims are multiples of 8 (up to 128 in f32) and pairs of 4. On Hopper, where 16-bit
+    /// caches lie in rows or in pages of a multiple of 16 tokens, a KV head may not have more than 64 query heads times new tokens.
     pub fn fused(mut self, fused: bool) -> Self {
         self.fused = Some(fused);
         self
@@ -222,7 +224,10 @@ impl<'a> Decode<'a> {
         let group = heads_q / cache.heads;
         let tile_rows = group * seq_q;
         let few = tier == 90 && size == 2 && tile_rows <= FEW_ROWS;
-        let wide = tier == 90 && size == 2 && !e4m3 && padded <= 128 && tile_rows > ROWS.into();
+        // Which kernel, and with it the bits, follows from rows and pages alone.
+        let many = tier == 90 && size == 2 && !e4m3 && padded <= 128;
+        let boxes = if many && !few { packed::box_shift(&cache) } else { None };
+        let wide = many && (boxes.is_some() || tile_rows > ROWS.into());
         let shape = if few {
             Shape::few(cache_size as u32, padded as u32)
         } else if wide {
@@ -230,8 +235,10 @@ impl<'a> Decode<'a> {
         } else {
             Shape::new(tier, size as u32, cache_size as u32, padded as u32)
         };
+        // A box that holds a token of this launch is read by the block that writes it, and by no other.
+        let alone = boxes.is_none() || tile_rows <= PACKED_ROWS.into();
         let empty = out.elements() == 0 && lse.elements() == 0;
-        let fresh = if empty || self.fused == Some(false) || !shape.appends(tier) {
+        let fresh = if empty || self.fused == Some(false) || !shape.appends(tier) || !alone {
             None
         } else {
             self.fresh(&q, &cache)?
@@ -265,7 +272,11 @@ impl<'a> Decode<'a> {
         };
         let multiprocessors = u64::from(device.properties().multiprocessors);
         let block_shared = u64::from(device.properties().shared_per_block);
-        let division = work.divide(multiprocessors, block_shared);
+        let division = if boxes.is_some() {
+            packed::divide(&work, multiprocessors)
+        } else {
+            work.divide(multiprocessors, block_shared)
+        };
         let Division {
             apart,
             blocks,
@@ -325,7 +336,7 @@ impl<'a> Decode<'a> {
             value_dim: cache.value_dim as u32,
             rows: rows as u32,
             tiles: small("seq_q · heads_q", division.tiles)?,
-            tile_rows: shape.rows,
+            tile_rows: if boxes.is_some() { PACKED_ROWS } else { shape.rows },
             least: division.least,
             most: division.most as u32,
             splits: division.splits as u32,
@@ -336,7 +347,11 @@ impl<'a> Decode<'a> {
             window_right: bound(right),
             scale: options.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
             softcap: options.softcap.unwrap_or(0.0),
-            whole: u32::from(division.fold || (apart && blocks < 2 * all_tiles && division.each == 0)),
+            whole: if boxes.is_some() {
+                2
+            } else {
+                u32::from(division.fold || (apart && blocks < 2 * all_tiles && division.each == 0))
+            },
             side: division.side as u32,
             cluster: division.cluster as u32,
             together: work.together().into(),
@@ -368,6 +383,8 @@ impl<'a> Decode<'a> {
                 (true, _) if direct.is_some() => "direct_",
                 (true, _) if division.alone => "alone_",
                 (true, _) => "few_",
+                _ if boxes.is_some() && packed::tall(tile_rows) => "packed_tall_",
+                _ if boxes.is_some() => "packed_",
                 (_, true) => "wide_",
                 _ => "",
             },
@@ -411,13 +428,22 @@ impl<'a> Decode<'a> {
         let prepared = contract.prepare()?;
         // SAFETY: the argument structs of these kernels; extents and strides are those of the tensors named above.
         unsafe {
-            match &direct {
-                Some(direct) => prepared.launch(&direct.params)?,
-                None => prepared.launch(&params)?,
+            match (&direct, boxes) {
+                (Some(direct), _) => prepared.launch(&direct.params)?,
+                (None, Some(box_shift)) => {
+                    let items = small("batch", all_tiles * division.splits)?;
+                    prepared.launch(&packed::params(params, (&self.cache, &cache), box_shift, items)?)?;
+                }
+                (None, None) => prepared.launch(&params)?,
             }
         }
         if apart {
-            let entry = format!("decode_merge_{dtype}");
+            let beside = if boxes.is_some() && division.bundled {
+                "packed_"
+            } else {
+                ""
+            };
+            let entry = format!("decode_merge_{beside}{dtype}");
             let contract = Contract::new(device, &entry)
                 .grid([
                     (all_tiles * rows * u64::from(quads_of(params.value_dim))).div_ceil(MERGE_THREADS.into()),

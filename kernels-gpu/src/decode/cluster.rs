@@ -134,7 +134,7 @@ pub unsafe fn merge<E: Engine, O: Element>(params: &DecodeParams) {
             let element = grain * GRAIN + own % GRAIN;
             let (row, column) = (element / E::SHAPE.dim, element % E::SHAPE.dim);
             if row < work.rows {
-                let (total, [out]) = fold_pieces::<1>(work.pieces, E::SHAPE.bundle, |piece| {
+                let (total, [out]) = fold_pieces::<1, { super::merge::AHEAD }>(work.pieces, E::SHAPE.bundle, |piece| {
                     (
                         shared::ld(statistics_at::<E>(params, piece, row)),
                         [shared::ld(part_at::<E>(params, piece, own))],

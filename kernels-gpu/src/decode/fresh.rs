@@ -83,11 +83,15 @@ fn rows_at<E: Engine>(params: &DecodeParams) -> u32 {
 }
 
 /// What becomes of two quads of a row.
-struct Pair<B> {
-    low: B,
-    high: B,
-    low_column: u32,
-    high_column: u32,
+pub struct Pair<B> {
+    /// The first.
+    pub low: B,
+    /// The second.
+    pub high: B,
+    /// Where the first begins in the row.
+    pub low_column: u32,
+    /// Where the second begins.
+    pub high_column: u32,
 }
 
 /// Four pairs of elements, rotated.
@@ -104,8 +108,11 @@ pub fn turned(x: [f32; 4], y: [f32; 4], sin: [f32; 4], cos: [f32; 4]) -> ([f32; 
 }
 
 /// The two quads number `item` of a row of `width` elements at `from` (0: of no row), rotated for a position.
+///
+/// # Safety
+/// - The row is there; `params` are those of the launch.
 #[inline(always)]
-unsafe fn rotated<O: Quad>(
+pub unsafe fn rotated<O: Quad>(
     params: &DecodeParams,
     from: u64,
     width: u32,

@@ -444,7 +444,7 @@ cuda_std::kernel! {
     /// - As for the decode kernels; the workspace holds what one of them wrote.
     #[launch(threads = super::MERGE_THREADS, barriers = 0)]
     pub fn decode_merge_f16(params: DecodeParams) {
-        super::merge::merge::<F16>(&params)
+        super::merge::merge::<F16, { super::merge::AHEAD }>(&params)
     }
 
     /// Folds pieces; see [`super::merge::merge`].
@@ -454,7 +454,7 @@ cuda_std::kernel! {
     #[launch(threads = super::MERGE_THREADS, barriers = 0)]
     #[cfg(not(tier = "sm_75"))]
     pub fn decode_merge_bf16(params: DecodeParams) {
-        super::merge::merge::<Bf16>(&params)
+        super::merge::merge::<Bf16, { super::merge::AHEAD }>(&params)
     }
 
     /// Folds pieces; see [`super::merge::merge`].
@@ -463,6 +463,6 @@ cuda_std::kernel! {
     /// - As for the decode kernels; the workspace holds what one of them wrote.
     #[launch(threads = super::MERGE_THREADS, barriers = 0)]
     pub fn decode_merge_f32(params: DecodeParams) {
-        super::merge::merge::<f32>(&params)
+        super::merge::merge::<f32, { super::merge::AHEAD }>(&params)
     }
 }

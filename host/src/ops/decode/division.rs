@@ -5,9 +5,9 @@ use kernels_gpu::decode::{KEYS, MIN_SPLIT, ROWS, SHORT, Shape, least_of};
 use crate::ops::cache::CheckedCache;
 
 /// Blocks that one sequence alone should be cut into, so that it fills a large GPU.
-const WANTED_BLOCKS: u64 = 256;
+pub(super) const WANTED_BLOCKS: u64 = 256;
 /// Most pieces of a tile.
-const MAX_SPLITS: u64 = 128;
+pub(super) const MAX_SPLITS: u64 = 128;
 /// Shared memory of a multiprocessor that has most; each block takes 1 KiB more than it asks for.
 pub(super) const SHARED_MEMORY: u64 = 228 << 10;
 /// Blocks of a multiprocessor that their registers leave room for.
@@ -35,7 +35,7 @@ const ALONE_CAPACITY: u64 = 32_768;
 const ALONE_ROUNDS: u64 = 4;
 
 /// Share of the blocks that the GPU holds from which on bundles of pieces are enough to keep it busy, in percent.
-const MOST_BLOCKS: u64 = 85;
+pub(super) const MOST_BLOCKS: u64 = 85;
 
 /// Least tokens of a piece: to join the warps of more rows takes longer, and narrow rows are read sooner.
 const fn least_tokens(shape: Shape) -> u32 {

@@ -276,6 +276,52 @@ fn decodes() -> Vec<Case> {
             ));
         }
     }
+    for (dtype, dim) in [(F16, 64), (F16, 128), (BF16, 64), (BF16, 128)] {
+        // Up to 32 rows, and more: kernels whose keys and values the copy engine loads.
+        for tokens in [1, 2] {
+            cases.push(case(
+                "decode",
+                format!("rotation, append and attention of {tokens} tokens of 24 heads, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let (k, v) = (
+                        bed.floats(dtype, &[80, 16, 1, dim])?,
+                        bed.floats(dtype, &[80, 16, 1, dim])?,
+                    );
+                    let pages: Vec<i32> = (0..80).rev().collect();
+                    let table = bed.integers(&pages, &[2, 40])?;
+                    let (q, new) = (
+                        bed.floats(dtype, &[2, tokens, 24, dim])?,
+                        bed.floats(dtype, &[2, tokens, 1, dim])?,
+                    );
+                    let lengths = bed.integers(&[575, 3], &[2])?;
+                    rotate_append_attend(bed, [&q, &new], [k, v], [&table, &lengths])
+                },
+            ));
+        }
+    }
+    for dtype in [F16, BF16] {
+        // As many sequences as it takes for bundles of pieces to be dealt out and merged; all have the same pages.
+        cases.push(case(
+            "decode",
+            format!("12 heads of many sequences, {dtype}"),
+            move |bed| {
+                let batch = u64::from(bed.device().properties().multiprocessors);
+                let (k, v) = (
+                    bed.floats(dtype, &[66, 32, 1, 64])?,
+                    bed.floats(dtype, &[66, 32, 1, 64])?,
+                );
+                let pages: Vec<i32> = (0..batch).flat_map(|_| 0..66).collect();
+                let table = bed.integers(&pages, &[batch, 66])?;
+                let tokens: Vec<i32> = (0..batch).map(|i| [2100, 5, 70][i as usize % 3]).collect();
+                let (q, lengths) = (
+                    bed.floats(dtype, &[batch, 1, 12, 64])?,
+                    bed.integers(&tokens, &[batch])?,
+                );
+                let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths).run()?;
+                Ok(vec![result.out, result.lse])
+            },
+        ));
+    }
     for (dtype, cache) in [(F16, F16), (BF16, BF16), (F16, DType::E4M3), (BF16, DType::E4M3)] {
         // A tile for each multiprocessor has kernels of its own.
         for tokens in [1, 2] {
