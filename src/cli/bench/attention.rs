@@ -161,6 +161,7 @@ fn forward(shape: Shape) -> Spec {
                 Ok(None)
             }),
             product: None,
+            beside: None,
         })
     })
 }
@@ -363,6 +364,7 @@ fn step(step: Step, page: Option<u64>) -> Spec {
                     Ok(differs("last row", dtype, &row(&out, at)?, &wanted))
                 }),
                 product: None,
+                beside: None,
             })
         },
     )
@@ -456,6 +458,7 @@ pub fn cache() -> Vec<Spec> {
                     ))
                 }),
                 product: None,
+                beside: None,
             })
         })
     };
@@ -507,6 +510,7 @@ pub fn rope() -> Vec<Spec> {
                         Ok(differs("lengths of pairs", DType::BF16, &pairs(after), &pairs(before)))
                     }),
                     product: None,
+                    beside: None,
                 })
             },
         )

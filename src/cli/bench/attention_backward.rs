@@ -82,6 +82,7 @@ fn backward(batch: u64, (heads, heads_kv): (u64, u64), seq: u64, dim: u64, causa
                 Ok(None)
             }),
             product: None,
+            beside: None,
         })
     })
 }

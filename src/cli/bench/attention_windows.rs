@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     attention::attend,
-    case::{Case, Spec, copies, differs, normal, row, sets, values},
+    case::{Beside, Case, Spec, copies, differs, normal, row, sets, values},
 };
 
 /// Lengths from 1 to 8k as requests bring them: long and short ones mixed.
@@ -87,6 +87,20 @@ fn problem(dim: u64, heads: u64, lengths: Vec<u64>, window: Option<u64>, causal:
         let peer = json!({"op": "attention-packed", "dtype": dtype.name(), "heads": heads, "dim": dim, "lengths": lengths,
             "window": window.map_or(-1, |keys| keys as i64), "causal": causal});
         let again = run.clone();
+        // The same without the window: half of all pairs count under a causal mask, as in the dense problems.
+        let whole = buffers.clone();
+        let beside = window.map(|_| Beside {
+            name: if causal { "causal, by FLOPs" } else { "full, by FLOPs" },
+            part: pairs as f64 * if causal { 2.0 } else { 1.0 } / (tokens * tokens) as f64,
+            run: Box::new(move |turn| {
+                let [q, k, v] = &whole[turn % whole.len()];
+                let batched = |x: &AnyTensor| x.reshape(&[1, tokens, heads, dim]);
+                let (q, k, v) = (batched(q)?, batched(k)?, batched(v)?);
+                let call = ops::attention(&q, &k, &v).layout(Layout::Bshd);
+                let call = if causal { call.causal() } else { call };
+                call.run_without_lse().map(drop)
+            }),
+        });
         Ok(Case {
             op: "attention",
             dtype,
@@ -114,6 +128,7 @@ fn problem(dim: u64, heads: u64, lengths: Vec<u64>, window: Option<u64>, causal:
                 Ok(None)
             }),
             product: None,
+            beside,
         })
     })
 }

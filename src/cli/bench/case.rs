@@ -58,6 +58,18 @@ pub struct Case {
     pub check: Check,
     /// Operands for cuBLASLt, where it computes the same.
     pub product: Option<Product>,
+    /// A run of our own to be held against.
+    pub beside: Option<Beside>,
+}
+
+/// Another run of ours, measured in turns like a peer: what a case would take at the rate of another one.
+pub struct Beside {
+    /// Its name among the peers.
+    pub name: &'static str,
+    /// Runs it once.
+    pub run: Run,
+    /// What its time is multiplied with: the work of the case as a part of its own.
+    pub part: f64,
 }
 
 /// A product `y [m, n] = x [m, k] · w [n, k]ᵀ`, with a bias and tanh GELU or without.

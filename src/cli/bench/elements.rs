@@ -224,6 +224,7 @@ pub fn adamw() -> Vec<Spec> {
                 Ok(differs("first moment", DType::F32, &part(&again[2])?, &wanted))
             }),
             product: None,
+            beside: None,
         })
     })]
 }

@@ -120,6 +120,7 @@ fn layer(m: u64, n: u64, k: u64, around: Around, mode: LinearMode) -> Spec {
                 Ok(differs("the last row", dtype, &out, &wanted))
             }),
             product: (around != Around::Swiglu && mode == LinearMode::Auto).then_some(product),
+            beside: None,
         })
     })
 }

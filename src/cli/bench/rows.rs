@@ -38,6 +38,7 @@ pub(super) fn case(
         run: Box::new(move |turn| run(&buffers[turn % buffers.len()]).map(drop)),
         check: Box::new(move || wrong(&first, &again(&first)?)),
         product: None,
+        beside: None,
     })
 }
 

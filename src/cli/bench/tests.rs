@@ -39,6 +39,7 @@ fn sum(device: &Device, good: bool) -> Result<Case> {
         run: Box::new(run),
         check: Box::new(|| Ok(None)),
         product: None,
+        beside: None,
     })
 }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     BenchArgs, Case, Harness, PeerTime,
+    case::Beside,
     cublaslt::CublasLt,
     harness::median,
     peers::{Peers, Rival},
@@ -122,15 +123,23 @@ pub fn in_turns(
             Err(why) => rivals.restart(op, &why),
         }
     }
-    if names.is_empty() && library.is_none() {
+    if names.is_empty() && library.is_none() && case.beside.is_none() {
         return Ok(Vec::new());
     }
     let graph = harness.graph(launches, &mut case.run).map_err(said)?;
     harness.turn(&graph, launches).map_err(said)?;
+    let beside = match &mut case.beside {
+        Some(Beside { name, run, part }) => Some((*name, harness.graph(1, run).map_err(said)?, *part)),
+        None => None,
+    };
     let mut ours = Vec::new();
     let mut theirs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for _ in 0..rivals.rounds {
         ours.push(harness.turn(&graph, launches).map_err(said)?);
+        if let Some((name, graph, part)) = &beside {
+            let us = harness.turn(graph, 1).map_err(said)? * part;
+            theirs.entry((*name).to_owned()).or_default().push(us);
+        }
         if let Some(prepared) = &mut library {
             match prepared.turn() {
                 Ok(us) => theirs.entry(prepared.name().to_owned()).or_default().push(us),
