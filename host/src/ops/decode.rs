@@ -7,6 +7,7 @@ use kernels_gpu::{
 
 mod direct;
 mod division;
+mod maps;
 
 use self::division::{Division, Work};
 use super::{
@@ -224,7 +225,12 @@ impl<'a> Decode<'a> {
         let few = tier == 90 && size == 2 && tile_rows <= FEW_ROWS;
         let wide = tier == 90 && size == 2 && !e4m3 && padded <= 128 && tile_rows > ROWS.into();
         let shape = if few {
-            Shape::few(cache_size as u32, padded as u32)
+            let shape = Shape::few(cache_size as u32, padded as u32);
+            if maps::suit(shape, &cache) {
+                shape.by_maps()
+            } else {
+                shape
+            }
         } else if wide {
             Shape::wide(padded as u32)
         } else {
@@ -367,6 +373,7 @@ impl<'a> Decode<'a> {
             match (few, wide) {
                 (true, _) if direct.is_some() => "direct_",
                 (true, _) if division.alone => "alone_",
+                (true, _) if shape.mapped => "mapped_",
                 (true, _) => "few_",
                 (_, true) => "wide_",
                 _ => "",
@@ -413,6 +420,7 @@ impl<'a> Decode<'a> {
         unsafe {
             match &direct {
                 Some(direct) => prepared.launch(&direct.params)?,
+                None if shape.mapped => prepared.launch(&maps::with(params, &self.cache, &cache)?)?,
                 None => prepared.launch(&params)?,
             }
         }
