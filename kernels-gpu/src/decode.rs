@@ -22,7 +22,7 @@
 //!
 //! Scores are kept in units of log₂: `x = (scale·q·k, capped, minus slope·distance) · log₂ e`.
 
-use crate::{angles::Rotation, kernel_params, paging::Paging};
+use crate::{angles::Rotation, kernel_params, paging::Paging, params::TensorMap};
 
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod cluster;
@@ -186,6 +186,16 @@ kernel_params! {
         /// Log₂ of how many times the tokens of other pieces these have: narrower elements are as many bytes.
         pub narrow: u32,
     }
+
+    /// Arguments of kernels that read the cache by tensor maps.
+    pub struct MappedParams {
+        /// Keys as (dim, slots of a page, heads, pages), box 64 × [`KEYS`] × 1 × 1.
+        pub k_map: TensorMap,
+        /// Values, in the same way.
+        pub v_map: TensorMap,
+        /// All else.
+        pub decode: DecodeParams,
+    }
 }
 
 /// `n / d`, for `d` that is not 0: nearly always a power of two, and a division is twenty instructions, one waiting for the other.
@@ -292,6 +302,8 @@ pub struct Shape {
     /// Pieces that are folded together first are two to this power: the more rows a tile has, the more a piece's result weighs
     /// beside its keys.
     pub bundle: u32,
+    /// Whether keys and values are read by tensor maps: of rows of 128 bytes.
+    pub mapped: bool,
 }
 
 impl Shape {
@@ -348,6 +360,7 @@ impl Shape {
             // What is converted leaves no registers.
             total_bytes: if cache == 1 { ROWS * dim * 4 } else { 0 },
             bundle: 0,
+            mapped: false,
         }
     }
 
@@ -381,9 +394,19 @@ impl Shape {
         Shape {
             alone: true,
             groups,
-            stages: 6 * 8192 / (groups * shape.stage_bytes()),
+            // Measured: more 16-bit rows under way are read more slowly.
+            stages: if cache == 2 {
+                3
+            } else {
+                6 * 8192 / (groups * shape.stage_bytes())
+            },
             ..shape
         }
+    }
+
+    /// The same, reading by tensor maps.
+    pub const fn by_maps(self) -> Shape {
+        Shape { mapped: true, ..self }
     }
 
     /// The shape of the kernel for many rows, on Hopper: of heads of 64 or 128 16-bit elements.
@@ -443,7 +466,14 @@ impl Shape {
 
     /// Where the stages begin.
     pub const fn stages_at(self) -> u32 {
-        self.totals_at() + self.total_bytes
+        let at = self.totals_at() + self.total_bytes;
+        // The swizzle counts from multiples of 1 KiB.
+        if self.mapped { at.next_multiple_of(1024) } else { at }
+    }
+
+    /// Where the barriers of all stages are, in what the header has left.
+    pub const fn barriers_at(self) -> u32 {
+        self.header() - self.warps * self.stages * 8
     }
 
     /// Where the warps put their results at the end of a piece.

@@ -7,6 +7,7 @@ use kernels_gpu::{
 
 mod direct;
 mod division;
+mod maps;
 mod packed;
 
 use self::division::{Division, Work};
@@ -229,7 +230,12 @@ impl<'a> Decode<'a> {
         let boxes = if many && !few { packed::box_shift(&cache) } else { None };
         let wide = many && (boxes.is_some() || tile_rows > ROWS.into());
         let shape = if few {
-            Shape::few(cache_size as u32, padded as u32)
+            let shape = Shape::few(cache_size as u32, padded as u32);
+            if maps::suit(shape, &cache) {
+                shape.by_maps()
+            } else {
+                shape
+            }
         } else if wide {
             Shape::wide(padded as u32)
         } else {
@@ -382,6 +388,7 @@ impl<'a> Decode<'a> {
             match (few, wide) {
                 (true, _) if direct.is_some() => "direct_",
                 (true, _) if division.alone => "alone_",
+                (true, _) if shape.mapped => "mapped_",
                 (true, _) => "few_",
                 _ if boxes.is_some() && packed::tall(tile_rows) => "packed_tall_",
                 _ if boxes.is_some() => "packed_",
@@ -434,6 +441,7 @@ impl<'a> Decode<'a> {
                     let items = small("batch", all_tiles * division.splits)?;
                     prepared.launch(&packed::params(params, (&self.cache, &cache), box_shift, items)?)?;
                 }
+                (None, None) if shape.mapped => prepared.launch(&maps::with(params, &self.cache, &cache)?)?,
                 (None, None) => prepared.launch(&params)?,
             }
         }

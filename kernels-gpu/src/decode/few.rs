@@ -9,7 +9,7 @@
 //! queries in the same order, and 2 × 2 elements of values: even columns are the upper half of M and odd ones the lower.
 
 use super::{
-    DecodeParams, JOIN_ROWS, Shape, finish,
+    DecodeParams, JOIN_ROWS, MappedParams, Shape, finish,
     fp8::{Query, widen},
     stream::{Engine, Work, opaque},
     tensor::{Scoring, finished, queries_at, query_word, staged_row},
@@ -18,15 +18,16 @@ use crate::tile::{
     element::{Bf16, F16},
     mma::Mma,
 };
-use core::marker::PhantomData;
+use core::{marker::PhantomData, mem::offset_of};
 use cuda_std::{
+    launch::ParamAddress,
     math::{ex2, fma, fmax, prmt},
     matrix, shared, thread, warp,
 };
 
 /// A warp's part of a piece: `S = dim / 16` steps along the head dim, and as many tiles of output columns. `BYTES` of a cache
 /// element.
-pub struct Few<E, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32> {
+pub struct Few<E, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32, const MAPPED: bool> {
     /// Queries as B fragments.
     pub queries: [[u32; 2]; S],
     /// Output: columns × queries.
@@ -64,7 +65,9 @@ unsafe fn maximum_of_keys(value: f32) -> f32 {
     }
 }
 
-impl<E, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32> Few<E, DIM, S, BYTES, GROUPS> {
+impl<E, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32, const MAPPED: bool>
+    Few<E, DIM, S, BYTES, GROUPS, MAPPED>
+{
     /// Shared address of a chunk of 16 bytes of a key or value; an even number of chunks further is an XOR with 16 times that.
     #[inline(always)]
     fn chunk_at(base: u32, row: u32, chunk: u32) -> u32 {
@@ -149,8 +152,8 @@ macro_rules! products {
 
 products! { F16 2 by F16  Bf16 2 by Bf16  F16 1 by F16  Bf16 1 by F16 }
 
-impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32>
-    Few<E, DIM, S, BYTES, GROUPS>
+impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32, const MAPPED: bool>
+    Few<E, DIM, S, BYTES, GROUPS, MAPPED>
 {
     /// What has seen no key, with these queries.
     #[inline(always)]
@@ -308,13 +311,16 @@ impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32, const 
     }
 }
 
-impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32> Engine
-    for Few<E, DIM, S, BYTES, GROUPS>
+impl<E: Product<BYTES>, const DIM: u32, const S: usize, const BYTES: u32, const GROUPS: u32, const MAPPED: bool> Engine
+    for Few<E, DIM, S, BYTES, GROUPS, MAPPED>
 {
-    const SHAPE: Shape = if GROUPS > 0 {
-        Shape::alone(BYTES, DIM, GROUPS)
-    } else {
-        Shape::few(BYTES, DIM)
+    const SHAPE: Shape = {
+        let shape = if GROUPS > 0 {
+            Shape::alone(BYTES, DIM, GROUPS)
+        } else {
+            Shape::few(BYTES, DIM)
+        };
+        if MAPPED { shape.by_maps() } else { shape }
     };
     const CACHE_BYTES: u32 = BYTES;
     const ROWS: u32 = 8;
@@ -449,12 +455,38 @@ macro_rules! kernels {
             ///   `alone` kernels are launched where 16 tokens lie together.
             #[launch(threads = Shape::alone($bytes, $dim, if $groups > 0 { $groups } else { 1 }).threads(), min_blocks = $blocks, tensor_core = 1)]
             pub fn $name(params: DecodeParams) {
-                type Kernel = Few<$element, $dim, { $dim / 16 }, $bytes, $groups>;
+                type Kernel = Few<$element, $dim, { $dim / 16 }, $bytes, $groups, false>;
                 const N: usize = if $groups > 1 { 0 } else { Kernel::SHAPE.totals(8) as usize };
                 super::stream::run::<Kernel, $element, N>(&params)
             }
         )*}
     };
+}
+
+macro_rules! mapped {
+    ($($name:ident $element:ident $dim:literal $blocks:literal)*) => {
+        cuda_std::kernel! {$(
+            /// Decode attention of at most eight rows that reads the cache by tensor maps; see [`crate::decode`].
+            ///
+            /// # Safety
+            /// - As for the other kernels of at most eight rows; 16 tokens lie together, and the maps are of the cache.
+            #[launch(threads = Shape::few(2, $dim).threads(), min_blocks = $blocks, param_align = 64, tensor_core = 1)]
+            pub fn $name(params: MappedParams, address: ParamAddress) {
+                type Kernel = Few<$element, $dim, { $dim / 16 }, 2, 0, true>;
+                const N: usize = Kernel::SHAPE.totals(8) as usize;
+                let maps = [
+                    address.tensor_map(offset_of!(MappedParams, k_map)),
+                    address.tensor_map(offset_of!(MappedParams, v_map)),
+                ];
+                super::stream::run_by::<Kernel, $element, N>(&params.decode, maps)
+            }
+        )*}
+    };
+}
+
+mapped! {
+    decode_mapped_f16_d64 F16 64 3
+    decode_mapped_bf16_d64 Bf16 64 3
 }
 
 kernels! {

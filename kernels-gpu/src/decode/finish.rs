@@ -44,6 +44,9 @@ impl<E: Engine> Layout<E> {
         assert!(at % 8 == 0 && at + Self::ROWS * 8 <= super::header_bytes(Self::ROWS));
         at
     };
+    /// One past the last.
+    #[cfg(tier = "sm_90a")]
+    pub const END: u32 = Self::QUERY_AT + Self::ROWS * 8;
 
     /// Where warp `warp` has something of a row, in units.
     #[inline(always)]

@@ -8,6 +8,9 @@ use super::{
 use crate::paging::Place;
 use cuda_std::{barrier::syncwarp, shared, thread, warp};
 
+#[cfg(tier = "sm_90a")]
+pub mod mapped;
+
 /// A warp's supply of keys and values: the steps of all the block's segments, ahead of what computes with them.
 pub struct Loader<'a> {
     params: &'a DecodeParams,
@@ -30,12 +33,16 @@ pub struct Loader<'a> {
     number: u32,
     /// Tokens of a piece, where groups of warps take them in turns.
     size: u32,
+    /// Of keys and values, where these are read by maps.
+    maps: [*const u8; 2],
+    /// Loads until no stage is left that lanes have written to.
+    patched: u32,
 }
 
 impl<'a> Loader<'a> {
     /// Of no segment yet.
     #[inline(always)]
-    pub fn new(params: &'a DecodeParams) -> Self {
+    pub fn new(params: &'a DecodeParams, maps: [*const u8; 2]) -> Self {
         Loader {
             params,
             batch: 0,
@@ -47,6 +54,8 @@ impl<'a> Loader<'a> {
             next: Place::NONE,
             number: LANES,
             size: 0,
+            maps,
+            patched: 0,
         }
     }
 
@@ -65,7 +74,10 @@ impl<'a> Loader<'a> {
                 };
                 self.batch = segment.work.batch;
                 self.head = segment.work.head;
-                self.token = segment.token::<E>(0, warp) + thread::lane_id() % E::SHAPE.keys;
+                self.token = segment.token::<E>(0, warp);
+                if !E::SHAPE.mapped {
+                    self.token += thread::lane_id() % E::SHAPE.keys;
+                }
                 self.begin = segment.begin;
                 if E::SHAPE.groups > 1 {
                     self.size = segment.work.size;
@@ -162,6 +174,11 @@ impl<'a> Loader<'a> {
     #[inline(always)]
     pub unsafe fn load<E: Engine>(&mut self, stage: u32) {
         unsafe {
+            #[cfg(tier = "sm_90a")]
+            if E::SHAPE.mapped {
+                self.load_mapped::<E>(stage);
+                return;
+            }
             let params = self.params;
             if self.steps != 0 {
                 let chunks = const { E::SHAPE.row_bytes / 16 };

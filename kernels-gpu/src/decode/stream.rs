@@ -350,6 +350,16 @@ pub fn opaque(mut value: u32) -> u32 {
 /// - The parameters describe the tensors; shared memory is [`Shape::shared_bytes`].
 #[inline(always)]
 pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
+    // SAFETY: forwarded to the caller.
+    unsafe { run_by::<E, O, N>(params, [core::ptr::null(); 2]) }
+}
+
+/// The same, with tensor maps of keys and values where the shape is [mapped](Shape::mapped).
+///
+/// # Safety
+/// - As for [`run`]; the maps are those of the launch.
+#[inline(always)]
+pub unsafe fn run_by<E: Engine, O: Quad, const N: usize>(params: &DecodeParams, maps: [*const u8; 2]) {
     unsafe {
         #[cfg(tier = "sm_90a")]
         {
@@ -377,8 +387,10 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
         cursor.save(plan::place::<E>(warp));
         cursor.save(own_cursor());
         syncwarp(warp::FULL);
-        let mut loader = Loader::new(params);
+        let mut loader = Loader::new(params, maps);
         let ring = E::base() + E::SHAPE.stages_at() + warp * E::SHAPE.stages * E::SHAPE.stage_bytes();
+        #[cfg(tier = "sm_90a")]
+        let mut waits = super::load::mapped::begin::<E>(ring);
         // The stage that is read next, the one that is filled next, and the loads before the first wait: one that only
         // looks up, and one a stage. They stand once in the code, since a lone sequence waits for every instruction to be
         // fetched; but apart where registers are few.
@@ -468,7 +480,12 @@ pub unsafe fn run<E: Engine, O: Quad, const N: usize>(params: &DecodeParams) {
                 // SAFETY: the first turn made it.
                 let engine: &mut E = engine.as_mut().unwrap_unchecked();
                 if steps > 0 {
-                    wait::<E>();
+                    if E::SHAPE.mapped {
+                        #[cfg(tier = "sm_90a")]
+                        waits.next::<E>(read);
+                    } else {
+                        wait::<E>();
+                    }
                     syncwarp(warp::FULL);
                     let keys = ring + read * E::SHAPE.stage_bytes();
                     // At most 8 tokens, at the end of the segment.

@@ -78,3 +78,14 @@ pub unsafe fn mbarrier_arrive_noinc(barrier: u32) {
     // SAFETY: forwarded to the caller.
     unsafe { asm!("cp.async.mbarrier.arrive.noinc.shared.b64 [{0}];", in(reg32) barrier, options(nostack)) }
 }
+
+/// `cp.async.mbarrier.arrive.shared.b64`: arrives at `barrier` once this thread's earlier copies are done; the phase waits for
+/// this arrival beside those that the barrier was initialised with.
+///
+/// # Safety
+/// - `barrier` is the shared address of an initialised mbarrier whose phase still lacks an arrival.
+#[inline(always)]
+pub unsafe fn mbarrier_arrive(barrier: u32) {
+    // SAFETY: forwarded to the caller.
+    unsafe { asm!("cp.async.mbarrier.arrive.shared.b64 [{0}];", in(reg32) barrier, options(nostack)) }
+}

@@ -194,6 +194,10 @@ impl Work<'_> {
             u64::from(own.groups * own.group_bytes())
         } else if cluster > 1 {
             shared + gathered(cluster)
+        } else if few && blocks > multiprocessors && blocks <= two {
+            // Blocks of the next launch come when there is room. A third beside the two of each multiprocessor would come early,
+            // others where the first ones end first: some multiprocessors would have three of the next, and some one.
+            shared.max(SHARED_MEMORY / (MAX_RESIDENT + 1))
         } else {
             shared
         };

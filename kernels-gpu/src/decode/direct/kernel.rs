@@ -77,8 +77,8 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
             scale: params.scale,
             cap: 0.0,
         };
-        let mut engine = Few::<E, DIM, S, 2, 0>::of([[0; 2]; S], [scoring; 2]);
-        let own_row = Few::<E, DIM, S, 2, 0>::query();
+        let mut engine = Few::<E, DIM, S, 2, 0, false>::of([[0; 2]; S], [scoring; 2]);
+        let own_row = Few::<E, DIM, S, 2, 0, false>::query();
         // One past the last key that a row sees; rows that are none see nothing.
         let end_of = |row: u32| {
             let mut end = length as i32;
