@@ -30,10 +30,8 @@ const ENOUGH_STAGES: u32 = 4;
 const LITTLE: u64 = 5 << 20;
 /// Stages of which half a weight's loads may be asked for before x, unless a slice is deep.
 const AHEAD: u64 = 4;
-/// Shared memory of a block of `linear_staying16_*` at most: further stages gained nothing.
+/// Shared memory of a block of `linear_staying16_*`, unless x needs more: further stages gained nothing.
 const MOST_STAYING: u32 = 212 << 10;
-/// Most stages that they ask for before x, without which no product begins.
-const STAYING_AHEAD: u32 = 3;
 /// Blocks that a large GPU holds at a time, two a multiprocessor.
 const MANY_BLOCKS: u64 = 264;
 /// Blocks that leave few of them with one.
@@ -115,16 +113,18 @@ impl RowsPlan {
         let order = Order::new(geometry.columns(), geometry.k);
         let stays = |kind, stages: u32, shared: u32| {
             let [x_map, w_map] = geometry.maps(lay, STAYING as u32, STREAMING_NK_COLUMNS);
+            let ahead = ahead(geometry, order, stages, device);
+            let (x_map, ahead) = match kind {
+                // The last stage of a full ring would hold up x.
+                Kind::Staying16 => (Some(x_map), ahead.min(stages - 1)),
+                _ => (None, ahead),
+            };
             RowsPlan {
                 kind,
                 w_map,
-                x_map: (kind == Kind::Staying16).then_some(x_map),
+                x_map,
                 stages,
-                ahead: ahead(geometry, order, stages, device).min(if kind == Kind::Staying16 {
-                    STAYING_AHEAD
-                } else {
-                    stages
-                }),
+                ahead,
                 order,
                 shared: shared.max(LEAST_SHARED),
             }
@@ -207,9 +207,13 @@ fn stages_of_staying16(geometry: &Geometry, device: &Device) -> Option<(u32, u32
         return None;
     }
     let shared = |stages: u32| staying16_shared(stages, geometry.k as u32);
-    let stages = (STAYING_STAGES..=ROWS8_STAGES)
-        .rev()
-        .find(|&stages| shared(stages) <= MOST_STAYING.min(device.properties().shared_per_block))?;
+    let most = |limit: u32| {
+        (STAYING_STAGES..=ROWS8_STAGES)
+            .rev()
+            .find(|&stages| shared(stages) <= limit)
+    };
+    let limit = device.properties().shared_per_block;
+    let stages = most(MOST_STAYING.min(limit)).or_else(|| most(limit))?;
     Some((stages, shared(stages)))
 }
 
