@@ -159,6 +159,7 @@ fn many_tiles_of_few_rows() {
             (8, many, 72),
             (1, 1040, 2600),
             (9, 40, 3592),
+            (11, 48 * blocks, 1608),
             (16, 32 * blocks + 8, 3600),
         ] {
             let case = Case {

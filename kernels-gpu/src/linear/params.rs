@@ -108,6 +108,16 @@ pub const fn rows8_shared(stages: u32, rows: u32, k: u32) -> u32 {
     warps * stages * (ROWS8_STAGE + 8) + NORM_EXCHANGE + rows * (2 * warps * STREAMING_NK_COLUMNS * 4 + rows8_pitch(k))
 }
 
+/// Bytes of a slice's sums of a tile in the shared memory of `linear_staying16_*`: 16 columns of 16 rows.
+pub const STAYING_SUMS: u32 = 16 * STREAMING_NK_COLUMNS * 4;
+
+/// Dynamic shared memory of `linear_staying16_*`: rings of so many stages, x in boxes of [`ROWS_DEPTH`] × 16, two sets of
+/// the slices' sums, the rings' barriers and theirs.
+pub const fn staying16_shared(stages: u32, k: u32) -> u32 {
+    let warps = ROWS8_THREADS / 32;
+    warps * (stages * (ROWS8_STAGE + 8) + 2 * STAYING_SUMS) + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2 + 16
+}
+
 /// Threads of a block of `linear_hopper*`: one warpgroup loads, two compute.
 pub const HOPPER_THREADS: u32 = 384;
 /// Rows of its tiles.

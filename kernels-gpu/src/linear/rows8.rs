@@ -1,4 +1,4 @@
-//! `linear_rows8_*` and `linear_staying16_*`: up to 8 and 16 rows on Hopper. The weights pass once, at memory speed.
+//! `linear_rows8_*`: up to 8 rows on Hopper. The weights pass once, at memory speed.
 //!
 //! As many blocks as there are multiprocessors stay and take tiles of 16 columns in turn. Each of the eight warps of a
 //! block takes a slice of k and has a ring of stages of its own, which one of its lanes fills by TMA, tile after tile;
@@ -85,12 +85,12 @@ impl Loads {
     }
 }
 
-/// Up to `8·N` rows; the norm in front of up to eight.
+/// Up to eight rows, and the norm in front of them.
 ///
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn rows8<T: Mma, const N: usize>(params: &StreamParams, address: ParamAddress) {
+unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
     let (group, pair) = (lane / 4, lane % 4);
@@ -170,7 +170,7 @@ unsafe fn rows8<T: Mma, const N: usize>(params: &StreamParams, address: ParamAdd
             row += 1;
         }
         cp_async::commit_group();
-        let normed = N == 1 && params.norm != NORM_NONE;
+        let normed = params.norm != NORM_NONE;
         let mut shift = norm.shift::<T>(row_at(0));
         own.ask_residual(params);
         // x would wait behind all of them.
@@ -193,19 +193,13 @@ unsafe fn rows8<T: Mma, const N: usize>(params: &StreamParams, address: ParamAdd
         barrier::syncthreads();
 
         // Rows that do not exist are the last one: their products are not stored.
-        let mut own_x = [0; N];
-        let mut n = 0;
-        while n < N {
-            let row = 8 * n as u32 + group;
-            let row = if row < rows { row } else { rows - 1 };
-            own_x[n] = x + row * pitch + first * (ROWS_DEPTH * 2) + pair * 16;
-            n += 1;
-        }
+        let row = if group < rows { group } else { rows - 1 };
+        let own_x = x + row * pitch + first * (ROWS_DEPTH * 2) + pair * 16;
         let column = column_of(group);
         let chunk = [(pair ^ column) * 16, ((4 + pair) ^ column) * 16];
         let ring = loads.ring + column * 128;
         let fragments = #[inline(always)]
-        |stage: u32, step: u32| -> ([[u32; 4]; 4], [[[u32; 4]; 2]; N]) {
+        |stage: u32, step: u32| -> ([[u32; 4]; 4], [[u32; 4]; 2]) {
             let at = ring + stage * ROWS8_STAGE;
             let weights = [
                 shared::ld(at + chunk[0]),
@@ -213,20 +207,14 @@ unsafe fn rows8<T: Mma, const N: usize>(params: &StreamParams, address: ParamAdd
                 shared::ld(at + 1024 + chunk[0]),
                 shared::ld(at + 1024 + chunk[1]),
             ];
-            let mut inputs = [[[0; 4]; 2]; N];
-            let mut n = 0;
-            while n < N {
-                let from = own_x[n] + step * (ROWS_DEPTH * 2);
-                inputs[n] = [shared::ld(from), shared::ld(from + 64)];
-                n += 1;
-            }
-            (weights, inputs)
+            let from = own_x + step * (ROWS_DEPTH * 2);
+            (weights, [shared::ld(from), shared::ld(from + 64)])
         };
         let (mut stage, mut phase) = (0, 0);
         let (mut tile, mut turn) = (thread::block_idx_x(), 0);
         while tile < tiles {
-            let mut d = [[0.0f32; 4]; N];
-            let mut next = ([[0; 4]; 4], [[[0; 4]; 2]; N]);
+            let mut d = [0.0f32; 4];
+            let mut next = ([[0; 4]; 4], [[0; 4]; 2]);
             if count != 0 {
                 mbarrier::wait_parity(loads.barriers + stage * 8, phase);
                 next = fragments(stage, 0);
@@ -253,11 +241,7 @@ unsafe fn rows8<T: Mma, const N: usize>(params: &StreamParams, address: ParamAdd
                     let mut i = 0;
                     while i < 2 {
                         let a = [low[h][2 * i], high[h][2 * i], low[h][2 * i + 1], high[h][2 * i + 1]];
-                        let mut n = 0;
-                        while n < N {
-                            d[n] = T::mma(a, [b[n][h][2 * i], b[n][h][2 * i + 1]], d[n]);
-                            n += 1;
-                        }
+                        d = T::mma(a, [b[h][2 * i], b[h][2 * i + 1]], d);
                         i += 1;
                     }
                     h += 1;
@@ -266,11 +250,11 @@ unsafe fn rows8<T: Mma, const N: usize>(params: &StreamParams, address: ParamAdd
             // Two sets: the one that is read now is written again after the next tile's barrier.
             let set = sums + (turn & 1) * sums_bytes;
             let mut i = 0;
-            while i < 4 * N {
-                let row = (i / 4 * 8 + i % 2) as u32 + 2 * pair;
+            while i < 4 {
+                let row = i as u32 % 2 + 2 * pair;
                 if row < rows {
-                    let to = (warp_idx * rows + row) * COLUMNS + column + i as u32 / 2 % 2 * 8;
-                    shared::st(set + to * 4, d[i / 4][i % 4]);
+                    let to = (warp_idx * rows + row) * COLUMNS + column + i as u32 / 2 * 8;
+                    shared::st(set + to * 4, d[i]);
                 }
                 i += 1;
             }
@@ -308,8 +292,8 @@ impl Own {
     fn new(params: &StreamParams, batch: u32) -> Self {
         let outputs = outputs(params);
         let elements = params.linear.m as u32 * outputs;
-        // 1, 2, 4 or 8 warps.
-        let share = (elements > 32) as u32 + (elements > 64) as u32 + (elements > 128) as u32;
+        // 1, 2 or 4 warps.
+        let share = (elements > 32) as u32 + (elements > 64) as u32;
         let warp_idx = thread::warp_idx();
         let index = (warp_idx & ((1 << share) - 1)) * 32 + thread::lane_id();
         Self {
@@ -390,7 +374,7 @@ fn outputs(params: &StreamParams) -> u32 {
 
 /// The sum over slices, `distance` bytes apart. Those that do not exist are zeros, which change no bit: no sum here is −0.
 #[inline(always)]
-unsafe fn total(together: u32, at: u32, distance: u32) -> f32 {
+pub unsafe fn total(together: u32, at: u32, distance: u32) -> f32 {
     let mut of = [0.0f32; WARPS as usize];
     let mut i = 0;
     while i < of.len() {
@@ -426,7 +410,7 @@ fn by<const TOGETHER: usize>(of: [f32; WARPS as usize]) -> f32 {
 
 /// Entries, by element type.
 macro_rules! entries {
-    ($($name:ident: $type:ty, $eights:literal;)*) => {
+    ($($name:ident: $type:ty;)*) => {
         cuda_std::kernel! {$(
             /// A linear layer of few rows. Blocks along x share the tiles of columns; problems along z.
             ///
@@ -434,15 +418,13 @@ macro_rules! entries {
             /// - `params` describes tensors of this element type, the weight `[n, k]` and its map, rows of x aligned to 16 bytes.
             #[launch(threads = ROWS8_THREADS, min_blocks = 2, param_align = 64)]
             pub fn $name(params: StreamParams, address: ParamAddress) {
-                rows8::<$type, $eights>(&params, address)
+                rows8::<$type>(&params, address)
             }
         )*}
     };
 }
 
 entries! {
-    linear_rows8_nk_f16: F16, 1;
-    linear_rows8_nk_bf16: Bf16, 1;
-    linear_staying16_nk_f16: F16, 2;
-    linear_staying16_nk_bf16: Bf16, 2;
+    linear_rows8_nk_f16: F16;
+    linear_rows8_nk_bf16: Bf16;
 }

@@ -2,6 +2,7 @@
 
 use kernels_gpu::linear::{
     ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE, ROWS8_STAGES, STREAMING_NK_COLUMNS, rows_shared, rows8_shared,
+    staying16_shared,
 };
 
 use super::{
@@ -12,10 +13,12 @@ use crate::{DType, Device, Result, Tier, tensor_map::TensorMapRequest};
 
 /// Most rows of `linear_rows8_*`.
 const ROWS8: u64 = 8;
-/// Most rows of `linear_staying16_*`, the same kernel.
+/// Most rows of `linear_staying16_*`.
 const STAYING: u64 = 16;
-/// Loads of a slice from which on `linear_staying16_*` are faster than clusters: each tile of columns ends with a meeting.
-const STAYING_DEPTH: u32 = 8;
+/// Loads of a slice from which on `linear_staying16_*` are known to be faster than clusters.
+const STAYING_DEPTH: u32 = 4;
+/// Stages without which `linear_staying16_*` would wait for each load.
+const STAYING_STAGES: u32 = 3;
 /// Shared memory of a block, at least: a multiprocessor holds one such block. The blocks of the next kernel come as those of
 /// this one leave; if two had room, the first multiprocessors to be free would get two, and others none.
 const LEAST_SHARED: u32 = 117 << 10;
@@ -27,6 +30,8 @@ const ENOUGH_STAGES: u32 = 4;
 const LITTLE: u64 = 5 << 20;
 /// Stages of which half a weight's loads may be asked for before x, unless a slice is deep.
 const AHEAD: u64 = 4;
+/// Shared memory of a block of `linear_staying16_*`, unless x needs more: further stages gained nothing.
+const MOST_STAYING: u32 = 212 << 10;
 /// Blocks that a large GPU holds at a time, two a multiprocessor.
 const MANY_BLOCKS: u64 = 264;
 /// Blocks that leave few of them with one.
@@ -34,15 +39,25 @@ const FULL_BLOCKS: u64 = 240;
 /// Loads of a block from which on a cluster of eight pays: it takes longer to meet than one of four.
 const DEEP_LOADS: u32 = 16;
 
-/// What `linear_rows*` are told beside the problem.
+/// The kernels of few rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// `linear_rows8_*`: blocks stay and take tiles in turn, with x in their shared memory; the norm in front too.
+    Rows8,
+    /// `linear_staying16_*`: the same without a norm.
+    Staying16,
+    /// `linear_rows16_*` and `linear_rows64_*`: so many rows at a time, the parts of k a cluster.
+    Clusters(u32),
+}
+
+/// What `linear_rows*` and `linear_staying16_*` are told beside the problem.
 #[derive(Clone, Debug)]
 pub(super) struct RowsPlan {
-    /// Most rows that the kernel takes, or takes at a time: 8, 16 or 64.
-    rows: u32,
+    kind: Kind,
     pub(super) w_map: TensorMapRequest,
     /// For those that load x by TMA.
     pub(super) x_map: Option<TensorMapRequest>,
-    /// Stages of `linear_rows8_*`.
+    /// Stages of a warp's ring, of blocks that stay.
     pub(super) stages: u32,
     /// Those of them that are asked for before x.
     pub(super) ahead: u32,
@@ -96,23 +111,39 @@ impl RowsPlan {
             return None;
         }
         let order = Order::new(geometry.columns(), geometry.k);
-        if let Some((stages, shared)) = stages_of_rows8(geometry, order.depth, device) {
-            let rows = if geometry.m <= ROWS8 { ROWS8 } else { STAYING } as u32;
-            let [_, w_map] = geometry.maps(lay, rows, STREAMING_NK_COLUMNS);
-            return Some(RowsPlan {
-                rows,
+        let stays = |kind, stages: u32, shared: u32| {
+            let [x_map, w_map] = geometry.maps(lay, STAYING as u32, STREAMING_NK_COLUMNS);
+            let ahead = ahead(geometry, order, stages, device);
+            let (x_map, ahead) = match kind {
+                // The last stage of a full ring would hold up x.
+                Kind::Staying16 => (Some(x_map), ahead.min(stages - 1)),
+                _ => (None, ahead),
+            };
+            RowsPlan {
+                kind,
                 w_map,
-                x_map: None,
+                x_map,
                 stages,
-                ahead: ahead(geometry, order, stages, device),
+                ahead,
                 order,
-                shared,
-            });
+                shared: shared.max(LEAST_SHARED),
+            }
+        };
+        if geometry.m <= ROWS8
+            && let Some((stages, shared)) = stages_of_rows8(geometry, device)
+        {
+            return Some(stays(Kind::Rows8, stages, shared));
+        }
+        if geometry.m <= STAYING
+            && order.depth >= STAYING_DEPTH
+            && let Some((stages, shared)) = stages_of_staying16(geometry, device)
+        {
+            return Some(stays(Kind::Staying16, stages, shared));
         }
         let rows = if geometry.m <= 16 { 16 } else { 64 };
         let [x_map, w_map] = geometry.maps(lay, rows, ROWS_COLUMNS);
         Some(RowsPlan {
-            rows,
+            kind: Kind::Clusters(rows),
             w_map,
             x_map: Some(x_map),
             stages: 0,
@@ -122,39 +153,31 @@ impl RowsPlan {
         })
     }
 
-    /// Whether blocks stay and take tiles in turn, with x in their shared memory.
-    fn stays(&self) -> bool {
-        self.x_map.is_none()
-    }
-
     /// Whether the kernel normalises rows itself.
     pub(super) fn normalises(&self) -> bool {
-        self.stays() && self.rows == ROWS8 as u32
+        self.kind == Kind::Rows8
     }
 
     /// Blocks of a cluster.
     pub(super) fn cluster(&self) -> u32 {
-        if self.stays() { 1 } else { self.order.parts() }
+        match self.kind {
+            Kind::Clusters(_) => self.order.parts(),
+            _ => 1,
+        }
     }
 
     pub(super) fn plan(self, geometry: &Geometry, device: &Device) -> Result<Plan> {
-        let kind = if self.stays() && !self.normalises() {
-            "staying"
-        } else {
-            "rows"
+        let (kernel, rows, columns) = match self.kind {
+            Kind::Rows8 => ("rows8".to_owned(), ROWS8 as u32, STREAMING_NK_COLUMNS),
+            Kind::Staying16 => ("staying16".to_owned(), STAYING as u32, STREAMING_NK_COLUMNS),
+            Kind::Clusters(rows) => (format!("rows{rows}"), rows, ROWS_COLUMNS),
         };
-        let entry = format!("linear_{kind}{}_nk_{}", self.rows, geometry.dtype);
-        let columns = if self.stays() {
-            STREAMING_NK_COLUMNS
-        } else {
-            ROWS_COLUMNS
-        };
-        let plan = Plan::of_tiles(geometry, entry, [self.rows, columns], self.shared)?;
+        let entry = format!("linear_{kernel}_nk_{}", geometry.dtype);
+        let plan = Plan::of_tiles(geometry, entry, [rows, columns], self.shared)?;
         let [tiles, ..] = plan.grid;
-        let blocks = if self.stays() {
-            tiles.min(device.properties().multiprocessors.into())
-        } else {
-            tiles * u64::from(self.cluster())
+        let blocks = match self.kind {
+            Kind::Clusters(_) => tiles * u64::from(self.cluster()),
+            _ => tiles.min(device.properties().multiprocessors.into()),
         };
         Ok(Plan {
             grid: [blocks, 1, geometry.batch],
@@ -164,10 +187,10 @@ impl RowsPlan {
     }
 }
 
-/// Stages and shared memory of `linear_rows8_*` or `linear_staying16_*`, if x has room beside them, and slices are deep enough.
-fn stages_of_rows8(geometry: &Geometry, depth: u32, device: &Device) -> Option<(u32, u32)> {
+/// Stages and shared memory of `linear_rows8_*`, if x has room beside them.
+fn stages_of_rows8(geometry: &Geometry, device: &Device) -> Option<(u32, u32)> {
     // More than a block's shared memory in any case.
-    if geometry.m > STAYING || geometry.k > 1 << 17 || (geometry.m > ROWS8 && depth < STAYING_DEPTH) {
+    if geometry.k > 1 << 17 {
         return None;
     }
     let shared = |stages: u32| rows8_shared(stages, geometry.m as u32, geometry.k as u32);
@@ -175,10 +198,26 @@ fn stages_of_rows8(geometry: &Geometry, depth: u32, device: &Device) -> Option<(
     let stages = most(MOST_SHARED)
         .filter(|&stages| stages >= ENOUGH_STAGES)
         .or_else(|| most(device.properties().shared_per_block))?;
-    Some((stages, shared(stages).max(LEAST_SHARED)))
+    Some((stages, shared(stages)))
 }
 
-/// Stages that `linear_rows8_*` ask for before x, which waits behind them: half of the weight, but few enough for x to come
+/// Stages and shared memory of `linear_staying16_*`, if x leaves room for enough.
+fn stages_of_staying16(geometry: &Geometry, device: &Device) -> Option<(u32, u32)> {
+    if geometry.k > 1 << 17 {
+        return None;
+    }
+    let shared = |stages: u32| staying16_shared(stages, geometry.k as u32);
+    let most = |limit: u32| {
+        (STAYING_STAGES..=ROWS8_STAGES)
+            .rev()
+            .find(|&stages| shared(stages) <= limit)
+    };
+    let limit = device.properties().shared_per_block;
+    let stages = most(MOST_STAYING.min(limit)).or_else(|| most(limit))?;
+    Some((stages, shared(stages)))
+}
+
+/// Stages that blocks that stay ask for before x, which waits behind them: half of the weight, but few enough for x to come
 /// soon, and all where the weight is small.
 fn ahead(geometry: &Geometry, order: Order, stages: u32, device: &Device) -> u32 {
     let bytes = geometry.columns() * geometry.k * geometry.dtype.size();

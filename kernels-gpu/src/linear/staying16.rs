@@ -1,0 +1,385 @@
+//! `linear_staying16_*`: 9 to 16 rows on Hopper. The weights pass once, with the bits of `linear_rows8_*`.
+//!
+//! As there, blocks stay and take tiles of 16 columns in turn, and each warp has a slice of k and a ring of stages of its
+//! own. Its slice of x is nobody else's: each box of it comes by TMA beside the weights of the first tile that it
+//! multiplies, on the same barrier, and stays. The block's warps meet in passing: a tile's sums are added up and
+//! written when the products of the next are done, by then they are all there.
+
+use super::epilogue::Words;
+use super::params::*;
+use super::rows8::{column_of, total};
+use crate::tile::element::{Bf16, F16};
+use crate::tile::mma::Mma;
+use core::mem::offset_of;
+use cuda_std::{barrier, grid_dependency, launch::ParamAddress, mbarrier, shared, thread, tma, warp};
+
+/// Warps of a block.
+const WARPS: u32 = ROWS8_THREADS / 32;
+/// Columns of a tile.
+const COLUMNS: u32 = STREAMING_NK_COLUMNS;
+/// Bytes of a box of x.
+const X_BYTES: u32 = 16 * ROWS_DEPTH * 2;
+
+/// Loads of this warp: its slice of tile after tile, into stage after stage.
+struct Loads {
+    w_map: *const u8,
+    x_map: *const u8,
+    ring: u32,
+    barriers: u32,
+    stages: u32,
+    /// Where the slice of x lies.
+    x: u32,
+    /// First load of the slice, and how many.
+    first: u32,
+    count: u32,
+    gated: bool,
+    w_batch: i32,
+    x_batch: i32,
+    tile: u32,
+    step: u32,
+    stage: u32,
+}
+
+impl Loads {
+    /// Starts the next load of the weights, if there is one; in the first tile its barrier expects x too.
+    #[inline(always)]
+    unsafe fn weights(&mut self, tiles: u32, leader: bool) {
+        if self.tile >= tiles {
+            return;
+        }
+        let k = ((self.first + self.step) * ROWS_DEPTH) as i32;
+        let to = self.ring + self.stage * ROWS8_STAGE;
+        let full = self.barriers + self.stage * 8;
+        let bytes = ROWS8_STAGE + if self.tile == thread::block_idx_x() { X_BYTES } else { 0 };
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            mbarrier::arrive_expect_tx_if(full, bytes, leader);
+            if self.gated {
+                tma::load_5d_if(to, self.w_map, [k, 0, 0, self.tile as i32, self.w_batch], full, leader);
+            } else {
+                tma::load_3d_if(
+                    to,
+                    self.w_map,
+                    [k, (self.tile * COLUMNS) as i32, self.w_batch],
+                    full,
+                    leader,
+                );
+            }
+        }
+        self.stage = if self.stage + 1 == self.stages {
+            0
+        } else {
+            self.stage + 1
+        };
+        self.step += 1;
+        if self.step == self.count {
+            self.step = 0;
+            self.tile += thread::grid_dim_x();
+        }
+    }
+
+    /// Starts the load of x beside those of the weights number `step` of the first tile, which went into `stage`.
+    #[inline(always)]
+    unsafe fn inputs(&self, step: u32, stage: u32, leader: bool) {
+        let k = ((self.first + step) * ROWS_DEPTH) as i32;
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            let full = self.barriers + stage * 8;
+            tma::load_3d_if(self.x + step * X_BYTES, self.x_map, [k, 0, self.x_batch], full, leader);
+        }
+    }
+
+    /// Both.
+    #[inline(always)]
+    unsafe fn next(&mut self, tiles: u32, leader: bool) {
+        let (tile, step, stage) = (self.tile, self.step, self.stage);
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            self.weights(tiles, leader);
+            if tile == thread::block_idx_x() {
+                self.inputs(step, stage, leader);
+            }
+        }
+    }
+}
+
+/// The element of a tile that this thread finishes.
+struct Own {
+    row: u32,
+    column: u32,
+    outputs: u32,
+    exists: bool,
+    batch: u32,
+    /// Where its sums lie in those of a slice.
+    place: u32,
+    words: Words,
+}
+
+/// The slot of a column among a slice's sums: those of neighbouring fragment rows follow one another.
+#[inline(always)]
+fn slot_of(column: u32) -> u32 {
+    column / 8 * 8 + column % 4 * 2 + column / 4 % 2
+}
+
+/// Where the sums of four rows of a fragment's column lie: of `pair`, `pair + 4`, `pair + 8`, `pair + 12`.
+#[inline(always)]
+fn place_of(slot: u32, pair: u32) -> u32 {
+    slot * 64 + (pair ^ (slot / 2 % 4)) * 16
+}
+
+impl Own {
+    #[inline(always)]
+    fn new(params: &StreamParams, batch: u32) -> Self {
+        let outputs = if params.linear.gated != 0 { COLUMNS / 2 } else { COLUMNS };
+        let index = thread::thread_idx_x();
+        let (row, column) = (index / outputs, index % outputs);
+        Self {
+            row,
+            column,
+            outputs,
+            exists: row < params.linear.m as u32,
+            batch,
+            place: place_of(slot_of(column), row % 4) + row / 8 * 8 + row / 4 % 2 * 4,
+            words: Words::NONE,
+        }
+    }
+
+    /// The output column, of a tile.
+    #[inline(always)]
+    fn output(&self, tile: u32) -> u64 {
+        tile as u64 * self.outputs as u64 + self.column as u64
+    }
+
+    /// Asks for bias and residual.
+    #[inline(always)]
+    unsafe fn ask(&mut self, params: &StreamParams, tile: u32) {
+        let column = self.output(tile);
+        if self.exists && column < params.linear.n {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                params.linear.ask_bias(&mut self.words, self.batch, column);
+                params
+                    .linear
+                    .ask_residual(&mut self.words, self.batch, self.row, column);
+            }
+        }
+    }
+
+    /// Adds the slices' sums and writes the element.
+    #[inline(always)]
+    unsafe fn finish(&self, params: &StreamParams, tile: u32, set: u32) {
+        let column = self.output(tile);
+        if self.exists && column < params.linear.n {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                let z = total(params.together, set + self.place, STAYING_SUMS);
+                let up = if params.linear.gated != 0 {
+                    // Eight columns on.
+                    total(params.together, set + self.place + 512, STAYING_SUMS)
+                } else {
+                    z
+                };
+                params
+                    .linear
+                    .finish_element(&self.words, [self.batch, self.row], column, z, up);
+            }
+        }
+    }
+}
+
+/// The kernel.
+///
+/// # Safety
+/// - As for the entries.
+#[inline(always)]
+unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
+    let linear = &params.linear;
+    let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
+    let (group, pair) = (lane / 4, lane % 4);
+    let (stages, tiles) = (params.stages, linear.tiles_n);
+    let chunks = (linear.k as u32).div_ceil(ROWS_DEPTH);
+    let base = shared::dynamic_base();
+    let xs = base + WARPS * stages * ROWS8_STAGE;
+    let sums = xs + chunks * X_BYTES;
+    let barriers = sums + 2 * WARPS * STAYING_SUMS;
+    // One for each set of sums.
+    let there = barriers + WARPS * stages * 8;
+    let first = warp_idx * params.depth;
+    let end = if first + params.depth < chunks {
+        first + params.depth
+    } else {
+        chunks
+    };
+    let count = if first < end { end - first } else { 0 };
+    let batch = thread::block_idx_z();
+    let mut loads = Loads {
+        w_map: address.tensor_map(offset_of!(StreamParams, w_map)),
+        x_map: address.tensor_map(offset_of!(StreamParams, x_map)),
+        ring: base + warp_idx * stages * ROWS8_STAGE,
+        barriers: barriers + warp_idx * stages * 8,
+        stages,
+        x: xs + first * X_BYTES,
+        first,
+        count,
+        gated: linear.gated != 0,
+        w_batch: if linear.w_batch_stride == 0 { 0 } else { batch as i32 },
+        x_batch: batch as i32,
+        // A warp without a slice has nothing to load.
+        tile: if count > 0 { thread::block_idx_x() } else { tiles },
+        step: 0,
+        stage: 0,
+    };
+    // SAFETY: the caller's description; each warp's ring, x and barriers are its own, and a stage is loaded again when all
+    // its lanes have read it. A set of sums is written again when all warps have come to that of the tile between, which
+    // they do when they have read it.
+    unsafe {
+        if lane == 0 {
+            tma::prefetch_tensormap(loads.w_map);
+            tma::prefetch_tensormap(loads.x_map);
+            let mut stage = 0;
+            while stage < stages {
+                mbarrier::init(loads.barriers + stage * 8, 1);
+                stage += 1;
+            }
+            if warp_idx == 0 {
+                mbarrier::init(there, WARPS);
+                mbarrier::init(there + 8, WARPS);
+            }
+            mbarrier::fence_init();
+        }
+        barrier::syncwarp(warp::FULL);
+        // The blocks of the next kernel come as those of this one leave.
+        grid_dependency::launch_dependents();
+        if params.early == 0 {
+            grid_dependency::wait();
+        }
+        let mut filled = 0;
+        while filled < params.ahead {
+            loads.weights(tiles, lane == 0);
+            filled += 1;
+        }
+        grid_dependency::wait();
+        let mut step = 0;
+        while step < filled && step < count {
+            loads.inputs(step, step, lane == 0);
+            step += 1;
+        }
+        while filled < stages {
+            loads.next(tiles, lane == 0);
+            filled += 1;
+        }
+        let mut own = Own::new(params, batch);
+        own.ask(params, thread::block_idx_x());
+        barrier::syncthreads();
+
+        let column = column_of(group);
+        let chunk = [(pair ^ column) * 16, ((4 + pair) ^ column) * 16];
+        let ring = loads.ring + column * 128;
+        let own_x = loads.x + column * 128;
+        let fragments = #[inline(always)]
+        |stage: u32, step: u32| -> [[[u32; 4]; 4]; 2] {
+            let at = [ring + stage * ROWS8_STAGE, own_x + step * X_BYTES];
+            // SAFETY: the stage is full.
+            at.map(|at| {
+                [
+                    shared::ld(at + chunk[0]),
+                    shared::ld(at + chunk[1]),
+                    shared::ld(at + 1024 + chunk[0]),
+                    shared::ld(at + 1024 + chunk[1]),
+                ]
+            })
+        };
+        let to = sums + warp_idx * STAYING_SUMS + place_of(group, pair);
+        let (mut stage, mut phase) = (0, 0);
+        let (mut tile, mut turn) = (thread::block_idx_x(), 0);
+        while tile < tiles {
+            let mut d = [[0.0f32; 4]; 2];
+            let mut next = [[[0; 4]; 4]; 2];
+            if count != 0 {
+                mbarrier::wait_parity(loads.barriers + stage * 8, phase);
+                next = fragments(stage, 0);
+            }
+            let mut step = 0;
+            while step < count {
+                let [w, x] = next;
+                barrier::syncwarp(warp::FULL);
+                loads.next(tiles, lane == 0);
+                stage += 1;
+                if stage == stages {
+                    stage = 0;
+                    phase ^= 1;
+                }
+                step += 1;
+                // The next fragments come during these products.
+                if step < count {
+                    mbarrier::wait_parity(loads.barriers + stage * 8, phase);
+                    next = fragments(stage, step);
+                }
+                let mut h = 0;
+                while h < 2 {
+                    let (low, high) = (w[h], w[2 + h]);
+                    let mut i = 0;
+                    while i < 2 {
+                        let a = [low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]];
+                        let mut n = 0;
+                        while n < 2 {
+                            let b = x[2 * n + h];
+                            d[n] = T::mma(a, [b[2 * i], b[2 * i + 1]], d[n]);
+                            n += 1;
+                        }
+                        i += 1;
+                    }
+                    h += 1;
+                }
+            }
+            if turn > 0 {
+                finish(params, &own, tile - thread::grid_dim_x(), turn - 1, sums, there);
+                own.ask(params, tile);
+            }
+            let set = to + (turn & 1) * (WARPS * STAYING_SUMS);
+            shared::st(set, [d[0][0], d[0][1], d[1][0], d[1][1]]);
+            shared::st(set + 512, [d[0][2], d[0][3], d[1][2], d[1][3]]);
+            barrier::syncwarp(warp::FULL);
+            mbarrier::arrive_if(there + (turn & 1) * 8, lane == 0);
+            turn += 1;
+            tile += thread::grid_dim_x();
+        }
+        if turn > 0 {
+            finish(params, &own, tile - thread::grid_dim_x(), turn - 1, sums, there);
+        }
+    }
+}
+
+/// Waits for the sums of the block's tile number `turn`, which is `tile`, and writes its elements.
+///
+/// # Safety
+/// - All warps have sent or will send their sums.
+#[inline(always)]
+unsafe fn finish(params: &StreamParams, own: &Own, tile: u32, turn: u32, sums: u32, there: u32) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        mbarrier::wait_parity(there + (turn & 1) * 8, turn / 2 & 1);
+        own.finish(params, tile, sums + (turn & 1) * (WARPS * STAYING_SUMS));
+    }
+}
+
+/// Entries, by element type.
+macro_rules! entries {
+    ($($name:ident: $type:ty;)*) => {
+        cuda_std::kernel! {$(
+            /// A linear layer of up to 16 rows. Blocks along x share the tiles of columns; problems along z.
+            ///
+            /// # Safety
+            /// - `params` describes tensors of this element type, the weight `[n, k]`, and the maps.
+            #[launch(threads = ROWS8_THREADS, min_blocks = 1, param_align = 64)]
+            pub fn $name(params: StreamParams, address: ParamAddress) {
+                staying16::<$type>(&params, address)
+            }
+        )*}
+    };
+}
+
+entries! {
+    linear_staying16_nk_f16: F16;
+    linear_staying16_nk_bf16: Bf16;
+}
