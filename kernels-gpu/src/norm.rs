@@ -40,6 +40,8 @@ pub const STREAM_CLUSTERS: u64 = 14;
 pub mod backward;
 #[cfg(target_arch = "nvptx64")]
 mod columns;
+#[cfg(tier = "sm_90a")]
+mod deep;
 #[cfg(target_arch = "nvptx64")]
 mod dense;
 #[cfg(target_arch = "nvptx64")]
@@ -218,7 +220,7 @@ mod device {
         while row < p.rows {
             if whole {
                 // SAFETY: forwarded to the caller.
-                unsafe { super::dense::forward::<T, E, N, false>(&p, row, &mut turn) };
+                unsafe { super::dense::forward::<T, E, N, 0, false>(&p, row, &mut turn) };
                 row += T::step();
                 continue;
             }
@@ -332,7 +334,7 @@ mod device {
     /// registers both inputs of a row would not be under way at once.
     #[cfg(not(tier = "sm_75"))]
     macro_rules! residual_forwards {
-        ($($name:ident $element:ty, $team:ty, $threads:expr, $held:expr, $blocks:literal;)*) => {
+        ($($name:ident $element:ty, $team:ty, $threads:expr, $held:expr, $early:expr, $blocks:literal;)*) => {
             kernel! {$(
                 /// Rows of whole vectors at multiples of 16 bytes, with a residual.
                 ///
@@ -341,7 +343,7 @@ mod device {
                 #[launch(threads = $threads, min_blocks = $blocks)]
                 pub fn $name(params: NormParams) {
                     follow();
-                    super::dense::with_residual::<$team, $element, { $held }>(params)
+                    super::dense::with_residual::<$team, $element, { $held }, { $early }>(params)
                 }
             )*}
         };
@@ -349,7 +351,7 @@ mod device {
 
     #[cfg(tier = "sm_90a")]
     macro_rules! dense_forwards {
-        ($($name:ident $element:ty, $team:ty, $threads:expr, $held:expr, $blocks:literal;)*) => {
+        ($($name:ident $element:ty, $team:ty, $threads:expr, $held:expr, $early:expr, $blocks:literal;)*) => {
             kernel! {$(
                 /// Rows of whole vectors at multiples of 16 bytes without a residual: apart from those for others, whose registers
                 /// leave room for fewer blocks.
@@ -362,7 +364,7 @@ mod device {
                     let p = params;
                     let row = <$team>::first();
                     if row < p.rows {
-                        super::dense::forward::<$team, $element, { $held }, false>(&p, row, &mut 0)
+                        super::dense::forward::<$team, $element, { $held }, { $early }, false>(&p, row, &mut 0)
                     }
                 }
             )*}
@@ -371,26 +373,28 @@ mod device {
 
     #[cfg(tier = "sm_90a")]
     dense_forwards! {
-        norm_dense_warp_f16 F16, Warp, WARP_THREADS, HELD, 8;
-        norm_dense_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 6;
-        norm_dense_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 3;
-        norm_dense_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, 8;
-        norm_dense_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 6;
-        norm_dense_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 3;
+        norm_dense_warp_f16 F16, Warp, WARP_THREADS, HELD, 0, 8;
+        norm_dense_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 1, 6;
+        norm_dense_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 1, 3;
+        norm_dense_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, 0, 8;
+        norm_dense_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 1, 6;
+        norm_dense_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 1, 3;
     }
 
     #[cfg(tier = "sm_90a")]
     macro_rules! spread_forwards {
-        ($($name:ident $element:ty, $threads:expr, $residual:literal, $whole:literal, $blocks:literal;)*) => {
+        ($($name:ident $element:ty, $how:ident, $which:literal, $residual:literal, $whole:literal, $blocks:literal;)*) => {
             kernel! {$(
                 /// Rows in the registers of a cluster.
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `SPREAD_BYTES`.
-                #[launch(threads = $threads, min_blocks = $blocks)]
+                #[launch(threads = SPREAD_THREADS[$which], min_blocks = $blocks)]
                 pub fn $name(params: NormParams) {
                     follow();
-                    super::spread::forward::<Cluster<{ $threads }>, $element, SPREAD_HELD, $residual, $whole>(params)
+                    super::$how::forward::<Cluster<{ SPREAD_THREADS[$which] }>, $element, SPREAD_HELD, $residual, $whole>(
+                        params,
+                    )
                 }
             )*}
         };
@@ -400,16 +404,16 @@ mod device {
     use super::{SPREAD_HELD, SPREAD_THREADS};
     #[cfg(tier = "sm_90a")]
     spread_forwards! {
-        norm_spread_f16 F16, SPREAD_THREADS[0], true, false, 3;
-        norm_spread_dense_f16 F16, SPREAD_THREADS[0], false, true, 5;
-        norm_spread_residual_f16 F16, SPREAD_THREADS[0], true, true, 4;
-        norm_spread_deep_f16 F16, SPREAD_THREADS[1], true, false, 1;
-        norm_spread_deep_residual_f16 F16, SPREAD_THREADS[1], true, true, 2;
-        norm_spread_bf16 Bf16, SPREAD_THREADS[0], true, false, 3;
-        norm_spread_dense_bf16 Bf16, SPREAD_THREADS[0], false, true, 5;
-        norm_spread_residual_bf16 Bf16, SPREAD_THREADS[0], true, true, 4;
-        norm_spread_deep_bf16 Bf16, SPREAD_THREADS[1], true, false, 1;
-        norm_spread_deep_residual_bf16 Bf16, SPREAD_THREADS[1], true, true, 2;
+        norm_spread_f16 F16, spread, 0, true, false, 3;
+        norm_spread_dense_f16 F16, spread, 0, false, true, 4;
+        norm_spread_residual_f16 F16, spread, 0, true, true, 4;
+        norm_spread_deep_f16 F16, deep, 1, true, false, 1;
+        norm_spread_deep_residual_f16 F16, deep, 1, true, true, 2;
+        norm_spread_bf16 Bf16, spread, 0, true, false, 3;
+        norm_spread_dense_bf16 Bf16, spread, 0, false, true, 4;
+        norm_spread_residual_bf16 Bf16, spread, 0, true, true, 4;
+        norm_spread_deep_bf16 Bf16, deep, 1, true, false, 1;
+        norm_spread_deep_residual_bf16 Bf16, deep, 1, true, true, 2;
     }
 
     #[cfg(tier = "sm_90a")]
@@ -463,22 +467,22 @@ mod device {
     // On sm_75 conversions of f16 take registers that these do not have.
     #[cfg(not(tier = "sm_75"))]
     residual_forwards! {
-        norm_residual_warp_f32 f32, Warp, WARP_THREADS, HELD, 4;
-        norm_residual_block_f32 f32, Block<{ row::BLOCK_THREADS }>, row::BLOCK_THREADS, HELD, 4;
-        norm_residual_large_f32 f32, Block<{ row::LARGE_THREADS }>, row::LARGE_THREADS, HELD, 2;
-        norm_residual_wide_f32 f32, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 1;
-        norm_residual_warp_f16 F16, Warp, WARP_THREADS, HELD, 8;
-        norm_residual_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 4;
-        norm_residual_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 2;
-        norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, 8;
-        norm_residual_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, 4;
-        norm_residual_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, 2;
+        norm_residual_warp_f32 f32, Warp, WARP_THREADS, HELD, 0, 4;
+        norm_residual_block_f32 f32, Block<{ row::BLOCK_THREADS }>, row::BLOCK_THREADS, HELD, 0, 4;
+        norm_residual_large_f32 f32, Block<{ row::LARGE_THREADS }>, row::LARGE_THREADS, HELD, 0, 2;
+        norm_residual_wide_f32 f32, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 0, 1;
+        norm_residual_warp_f16 F16, Warp, WARP_THREADS, HELD, HELD, 6;
+        norm_residual_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, BLOCK_HELD, 4;
+        norm_residual_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, BLOCK_HELD, 2;
+        norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, HELD, 6;
+        norm_residual_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, BLOCK_HELD, 4;
+        norm_residual_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, BLOCK_HELD, 2;
     }
     // On Hopper clusters hold such rows of 16-bit elements.
     #[cfg(not(any(tier = "sm_75", tier = "sm_90a")))]
     residual_forwards! {
-        norm_residual_wide_f16 F16, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 1;
-        norm_residual_wide_bf16 Bf16, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 1;
+        norm_residual_wide_f16 F16, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 0, 1;
+        norm_residual_wide_bf16 Bf16, Block<WIDE_THREADS>, WIDE_THREADS, HELD, 0, 1;
     }
     forwards! {
         norm_warp_f32 norm_block_f32 norm_large_f32 norm_long_f32 f32, row::BLOCK_THREADS, row::LARGE_THREADS, HELD, 7, 4;

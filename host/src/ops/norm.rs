@@ -247,12 +247,20 @@ impl Plan {
             }
             _ => width.name().to_owned(),
         };
+        // With a residual both are asked for, so of fewer rows.
+        let ahead = match (residual, width) {
+            (false, _) => width.ahead(device),
+            (true, Width::Warp) if hopper => 14 * device.properties().multiprocessors,
+            (true, Width::Block) if hopper => 2 * device.properties().multiprocessors,
+            (true, Width::Large) if hopper => device.properties().multiprocessors,
+            _ => 0,
+        };
         Plan {
             kind,
             grid: width.grid(rows),
             cluster: 1,
             shared: width.shared(),
-            ahead: width.ahead(device),
+            ahead,
         }
     }
 }

@@ -138,9 +138,9 @@ impl Width {
     /// How many rows later those come that start when a row's team ends, about: L2 is asked for them meanwhile.
     pub fn ahead(self, device: &Device) -> u32 {
         let teams = match self {
-            Width::Warp => 28,
-            Width::Block => 7,
-            Width::Large => 4,
+            Width::Warp => 21,
+            Width::Block => 5,
+            Width::Large => 3,
             Width::Wide | Width::Long => 1,
         };
         device.properties().multiprocessors * teams

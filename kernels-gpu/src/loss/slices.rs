@@ -53,7 +53,7 @@ pub unsafe fn cross_entropy<E: Ordered, const N: usize>(p: CrossEntropyParams) {
         } else {
             u32::MAX
         };
-        slice.each_in_place::<E, N>(out, |column, x| {
+        slice.each_in_place::<E, N, false>(out, |column, x| {
             if wanted.ignored {
                 return [0.0; 8];
             }

@@ -43,15 +43,15 @@ impl Vectors {
         part
     }
 
+    /// Vector `k` of what all rows share, zeros beyond the row.
     #[inline(always)]
-    unsafe fn load_shared_by_rows<T: Team, E: Element>(self, k: usize) -> Vector {
+    unsafe fn load_shared_by_rows<T: Team, E: Element>(self, k: usize) -> E::Packed {
         let (at, inside) = self.at::<T, E>(k);
-        let mut vector = E::ZEROS;
-        if inside {
-            // SAFETY: within the row, and aligned.
-            vector = unsafe { E::load8_packed_cached(at as *const E) };
+        if !inside {
+            return E::ZEROS;
         }
-        E::unpack8(vector)
+        // SAFETY: within the row, and aligned.
+        unsafe { load_in_order::<E>(at) }
     }
 
     #[inline(always)]
@@ -64,21 +64,9 @@ impl Vectors {
     }
 }
 
-impl Vectors {
-    /// As [`store`](Self::store), of what nobody reads soon.
-    #[inline(always)]
-    unsafe fn store_once<T: Team, E: Element>(self, k: usize, values: Vector) {
-        let (at, inside) = self.at::<T, E>(k);
-        if inside {
-            // SAFETY: within the row, and aligned.
-            unsafe { store_once::<E>(at, values) };
-        }
-    }
-}
-
 /// The statistics of a row.
 #[inline(always)]
-unsafe fn statistics<T: Team, E: Element, const N: usize>(
+unsafe fn statistics<T: Team, E: Element, const N: usize, const CENTERED: bool>(
     p: &NormParams,
     part: &Part<E, N>,
     turn: &mut u32,
@@ -86,7 +74,7 @@ unsafe fn statistics<T: Team, E: Element, const N: usize>(
     let inside = |k: usize| column_of::<T>(0, k) < p.columns;
     // SAFETY: the team is together.
     unsafe {
-        if p.centered == 0 {
+        if !CENTERED {
             let mut square = 0.0;
             let mut k = 0;
             while k < N {
@@ -117,19 +105,31 @@ unsafe fn statistics<T: Team, E: Element, const N: usize>(
     }
 }
 
+/// What all rows share: of `EARLY` vectors what was asked for with the row.
+struct Shared<E: Kept, const EARLY: usize> {
+    weight: Vectors,
+    bias: Vectors,
+    weights: [E::Packed; EARLY],
+    biases: [E::Packed; EARLY],
+}
+
 /// Writes a row, with weight and bias as `W` and `B` say.
 #[inline(always)]
-unsafe fn write<T: Team, E: Kept, const N: usize, const W: bool, const B: bool>(
-    p: &NormParams,
+unsafe fn write<
+    T: Team,
+    E: Kept,
+    const N: usize,
+    const EARLY: usize,
+    const CENTERED: bool,
+    const W: bool,
+    const B: bool,
+>(
     part: &Part<E, N>,
     statistics: Statistics,
+    shared: &Shared<E, EARLY>,
     y: Vectors,
     stored: Option<Vectors>,
 ) {
-    let shared = |address| Vectors {
-        address,
-        columns: p.columns,
-    };
     let mut k = 0;
     while k < N {
         // SAFETY: the host gives the extents; each element is one thread's.
@@ -137,72 +137,119 @@ unsafe fn write<T: Team, E: Kept, const N: usize, const W: bool, const B: bool>(
             let held = if stored.is_some() { E::anew(part[k]) } else { part[k] };
             let sum = E::unpack8(held);
             if let Some(stored) = stored {
-                stored.store_once::<T, E>(k, sum);
+                stored.store::<T, E>(k, sum);
             }
+            let of = #[inline(always)]
+            |early: &[E::Packed; EARLY], row: Vectors, asked: bool| {
+                if k < EARLY && asked {
+                    E::unpack8(E::anew(early[k]))
+                } else {
+                    E::unpack8(row.load_shared_by_rows::<T, E>(k))
+                }
+            };
             let mut out = map(sum, |s| statistics.unit(s));
             if W && B {
-                let weight = shared(p.weight).load_shared_by_rows::<T, E>(k);
-                let bias = shared(p.bias).load_shared_by_rows::<T, E>(k);
+                let weight = of(&shared.weights, shared.weight, true);
+                let bias = of(&shared.biases, shared.bias, CENTERED);
                 let mut i = 0;
                 while i < 8 {
                     out[i] = math::fma(out[i], weight[i], bias[i]);
                     i += 1;
                 }
             } else if W {
-                out = zip(out, shared(p.weight).load_shared_by_rows::<T, E>(k), |out, w| out * w);
+                out = zip(out, of(&shared.weights, shared.weight, true), |out, w| out * w);
             } else if B {
-                out = zip(out, shared(p.bias).load_shared_by_rows::<T, E>(k), |out, b| out + b);
+                out = zip(out, of(&shared.biases, shared.bias, CENTERED), |out, b| out + b);
             }
-            if stored.is_some() {
-                y.store_once::<T, E>(k, out);
-            } else {
-                y.store::<T, E>(k, out);
-            }
+            y.store::<T, E>(k, out);
         }
         k += 1;
     }
 }
 
-/// Rows with a residual.
+/// Rows with a residual; as for [`forward`].
 ///
 /// # Safety
 /// - As for [`forward`]; a team has the shared memory of its exchanges.
 #[inline(always)]
-pub unsafe fn with_residual<T: Team, E: Kept, const N: usize>(p: NormParams) {
+pub unsafe fn with_residual<T: Team, E: Kept, const N: usize, const EARLY: usize>(p: NormParams) {
     let mut turn = 0;
     let mut row = T::first();
     while row < p.rows {
         // SAFETY: forwarded to the caller.
-        unsafe { forward::<T, E, N, true>(&p, row, &mut turn) };
+        unsafe { forward::<T, E, N, EARLY, true>(&p, row, &mut turn) };
         row += T::step();
     }
 }
 
-/// One row, with a `RESIDUAL` or without.
+/// One row, with a `RESIDUAL` or without. Of weight and bias `EARLY` vectors are under way with the row: each that is asked for later
+/// is one more wait, and takes registers for a shorter time.
 ///
 /// # Safety
 /// - The tensors have the extents that the parameters say, `columns` is a multiple of [`WIDTH`] and rows and vectors
 ///   start at multiples of 16 bytes; the team is together, and holds `N` vectors a thread.
 #[inline(always)]
-pub unsafe fn forward<T: Team, E: Kept, const N: usize, const RESIDUAL: bool>(
+pub unsafe fn forward<T: Team, E: Kept, const N: usize, const EARLY: usize, const RESIDUAL: bool>(
     p: &NormParams,
     row: u64,
     turn: &mut u32,
 ) {
-    let matrix = |address, stride: u64| Vectors {
-        address: address + row * stride * size_of::<E>() as u64,
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        if p.centered != 0 {
+            one::<T, E, N, EARLY, RESIDUAL, true>(p, row, turn);
+        } else {
+            one::<T, E, N, EARLY, RESIDUAL, false>(p, row, turn);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn one<T: Team, E: Kept, const N: usize, const EARLY: usize, const RESIDUAL: bool, const CENTERED: bool>(
+    p: &NormParams,
+    row: u64,
+    turn: &mut u32,
+) {
+    let vectors = |address| Vectors {
+        address,
         columns: p.columns,
     };
+    let matrix = |address, stride: u64| vectors(address + row * stride * size_of::<E>() as u64);
     // SAFETY: forwarded to the caller.
     unsafe {
         let mut part = matrix(p.x, p.x_stride).load::<T, E, N>();
+        let mut other = [E::ZEROS; N];
         if RESIDUAL {
-            let residual = matrix(p.residual, p.residual_stride).load::<T, E, N>();
-            add_parts::<E, N>(&mut part, &residual);
-        } else if row + (p.ahead as u64) < p.rows {
-            Row::new::<E>(p.x, row + p.ahead as u64, p.x_stride, p.columns, 1).prefetch::<T, E, N>();
+            other = matrix(p.residual, p.residual_stride).load::<T, E, N>();
         }
-        let statistics = statistics::<T, E, N>(p, &part, turn);
+        let mut shared = Shared {
+            weight: vectors(p.weight),
+            bias: vectors(p.bias),
+            weights: [E::ZEROS; EARLY],
+            biases: [E::ZEROS; EARLY],
+        };
+        let mut k = 0;
+        while k < EARLY {
+            if p.weight != 0 {
+                shared.weights[k] = shared.weight.load_shared_by_rows::<T, E>(k);
+            }
+            // RMSNorm has none as a rule.
+            if CENTERED && p.bias != 0 {
+                shared.biases[k] = shared.bias.load_shared_by_rows::<T, E>(k);
+            }
+            k += 1;
+        }
+        let later = row + p.ahead as u64;
+        if p.ahead != 0 && later < p.rows {
+            Row::new::<E>(p.x, later, p.x_stride, p.columns, 1).prefetch::<T, E, N>();
+            if RESIDUAL {
+                Row::new::<E>(p.residual, later, p.residual_stride, p.columns, 1).prefetch::<T, E, N>();
+            }
+        }
+        if RESIDUAL {
+            add_parts::<E, N>(&mut part, &other);
+        }
+        let statistics = statistics::<T, E, N, CENTERED>(p, &part, turn);
         let y = matrix(p.y, p.y_stride);
         // Beside `y`, not before the statistics: memory writes in longer runs.
         let stored = if RESIDUAL {
@@ -211,10 +258,10 @@ pub unsafe fn forward<T: Team, E: Kept, const N: usize, const RESIDUAL: bool>(
             None
         };
         match (p.weight != 0, p.bias != 0) {
-            (true, true) => write::<T, E, N, true, true>(p, &part, statistics, y, stored),
-            (true, false) => write::<T, E, N, true, false>(p, &part, statistics, y, stored),
-            (false, true) => write::<T, E, N, false, true>(p, &part, statistics, y, stored),
-            (false, false) => write::<T, E, N, false, false>(p, &part, statistics, y, stored),
+            (true, true) => write::<T, E, N, EARLY, CENTERED, true, true>(&part, statistics, &shared, y, stored),
+            (true, false) => write::<T, E, N, EARLY, CENTERED, true, false>(&part, statistics, &shared, y, stored),
+            (false, true) => write::<T, E, N, EARLY, CENTERED, false, true>(&part, statistics, &shared, y, stored),
+            (false, false) => write::<T, E, N, EARLY, CENTERED, false, false>(&part, statistics, &shared, y, stored),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Mean and variance of a row of 16-bit elements that registers hold, in one pass and one exchange.
 
-use super::device::{Geometry, Statistics};
+use super::device::Statistics;
 use crate::row::*;
 use crate::tile::element::Element;
 use cuda_std::{math, thread, warp};
@@ -56,32 +56,6 @@ impl Moments {
     #[inline(always)]
     pub fn values(&self) -> [f32; 4] {
         [self.pivot, self.left, self.square, 0.0]
-    }
-
-    /// Of the row: those of its warps, `M` in each lane, that of warp `lane + 32i` at `i`, joined around the first warp's value.
-    ///
-    /// # Safety
-    /// - All lanes come here together.
-    #[inline(always)]
-    pub unsafe fn join<T: Team, const N: usize, const M: usize>(p: &Geometry, values: [[f32; 4]; M]) -> Statistics {
-        let (mut left, mut square) = (0.0, 0.0);
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            let mean = warp::shfl_idx(values[0][0], 0);
-            let mut i = 0;
-            while i < M {
-                let [pivot, its_left, its_square, _] = values[i];
-                let count = elements::<T, N>(p.columns, thread::lane_id() + i as u32 * 32, 1);
-                let off = if count > 0.0 { pivot - mean } else { 0.0 };
-                let moved = count * off;
-                left += its_left + moved;
-                square += math::fma(off, 2.0 * its_left + moved, its_square);
-                i += 1;
-            }
-            let rest = warp::reduce_sum::<32>(left) * p.reciprocal;
-            let square = warp::reduce_sum::<32>(square) * p.reciprocal;
-            Statistics::of(mean, rest, square - rest * rest, p.epsilon)
-        }
     }
 }
 

@@ -2,18 +2,13 @@
 //!
 //! Small blocks, of which some share a multiprocessor, keep memory busy while others compute. The warps give each other
 //! their sums by stores that complete on the receiver's own barrier: a barrier of the cluster would wait for all memory that
-//! a block has under way, and empty L1, where the weights lie.
+//! a block has under way, and empty L1, where the weights lie. The first weights are under way with the row: each that is asked
+//! for later is one more wait.
 
-use super::{
-    NormParams, SPREAD_SLOTS, SPREAD_THREADS,
-    device::{Geometry, Statistics},
-    kept::Kept,
-    moments::{self, Count, Moments},
-};
+use super::{NormParams, SPREAD_SLOTS, device::Statistics, kept::Kept};
 use crate::row::*;
-use crate::tile::element::Element;
 use cuda_std::{
-    barrier::{cluster_arrive_relaxed, cluster_wait, syncthreads},
+    barrier::{cluster_arrive_relaxed, cluster_wait},
     math, mbarrier, shared, thread, warp,
 };
 
@@ -23,122 +18,157 @@ fn gathered() -> u32 {
     shared::dynamic_base() + SPREAD_SLOTS * 16
 }
 
-/// Gives four values of each warp to all of the cluster: those of warps `lane` and `lane + 32` are returned, zeros where there
-/// is none.
+/// Bytes that complete there.
+#[inline(always)]
+fn expected<T: Team>() -> u32 {
+    T::lanes() / 32 * 8
+}
+
+/// The sums of two values over the lanes of a warp: even lanes get that of `a`, odd ones that of `b`.
+#[inline(always)]
+unsafe fn pair_over_warp([a, b]: [f32; 2]) -> f32 {
+    let odd = thread::lane_id() & 1 != 0;
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let mut sum = if odd { b } else { a } + warp::shfl_bfly(if odd { a } else { b }, 1);
+        let mut lanes = 2;
+        while lanes < 32 {
+            sum += warp::shfl_bfly(sum, lanes);
+            lanes *= 2;
+        }
+        sum
+    }
+}
+
+/// Sums of two values over all threads of the cluster, in one of two `turn`s.
 ///
 /// # Safety
-/// - All threads of the cluster come here together, once; [`gathered`] expects the values, and the cluster has been told.
+/// - All threads of the cluster come here together, once a turn; [`gathered`] expects the values, and the cluster has been told.
 #[inline(always)]
-unsafe fn gather<T: Team>(values: [f32; 4]) -> [[f32; 4]; 2] {
-    let slots = shared::dynamic_base();
-    let own = slots + (T::rank() * (T::LANES / 32) + thread::warp_idx()) * 16;
+unsafe fn gather<T: Team>(values: [f32; 2], turn: u32) -> [f32; 2] {
+    let slots = shared::dynamic_base() + turn * (SPREAD_SLOTS * 8);
     let lane = thread::lane_id();
-    let mut all = [[0.0; 4]; 2];
-    // SAFETY: a slot a warp, written once; the barrier comes between that and reading. No block ends before it has got all.
+    let own = slots + (T::rank() * (T::LANES / 32) + thread::warp_idx()) * 8 + (lane & 1) * 4;
+    // SAFETY: a slot a warp and turn, written once; the barrier comes between that and reading. No block ends before it has got all.
     unsafe {
-        cluster_wait();
-        if lane < T::blocks() {
-            shared::st_async_4(shared::mapa(own, lane), values, shared::mapa(gathered(), lane));
+        let sum = pair_over_warp(values);
+        if turn == 0 {
+            cluster_wait();
         }
-        mbarrier::wait_parity(gathered(), 0);
-        let mut i = 0;
-        while i < 2 {
-            let slot = lane + i as u32 * 32;
-            if slot < T::lanes() / 32 {
-                all[i] = shared::ld(slots + slot * 16);
-            }
-            i += 1;
+        let to = lane / 2;
+        if to < T::blocks() {
+            shared::st_async_1(shared::mapa(own, to), sum, shared::mapa(gathered(), to));
         }
+        mbarrier::wait_parity(gathered(), turn);
+        let mut own = [0.0; 2];
+        let mut slot = lane;
+        while slot < T::lanes() / 32 {
+            let other: [f32; 2] = shared::ld(slots + slot * 8);
+            own = [own[0] + other[0], own[1] + other[1]];
+            slot += 32;
+        }
+        let sum = pair_over_warp(own);
+        [warp::shfl_idx(sum, 0), warp::shfl_idx(sum, 1)]
     }
-    all
 }
 
-/// Joins the sums of all warps as `norm_stream_*` does: of the block, then of the cluster.
+/// Of sums as they are where the mean lies within two deviations of 0, else of differences from it, by a second exchange. Such a row has
+/// the mean in `rest`, so that an element takes one operation less.
 ///
-/// # Safety
-/// - As for [`gather`].
-#[inline(always)]
-unsafe fn gather_by_blocks<T: Team, const N: usize, const CENTERED: bool>(columns: u32, own: [f32; 4]) -> [f32; 4] {
-    let warps = const { T::LANES / 32 };
-    let (of_warps, of_blocks) = (shared::dynamic_base(), shared::dynamic_base() + warps * 16);
-    let (lane, warp) = (thread::lane_id(), thread::warp_idx());
-    // SAFETY: as for that.
-    unsafe {
-        if lane == 0 {
-            shared::st(of_warps + warp * 16, own);
-        }
-        syncthreads();
-        let values = shared::ld(of_warps + (lane & (warps - 1)) * 16);
-        let all = moments::join_groups::<16, CENTERED>(values, Count::of_warp::<T, N>(columns));
-        cluster_wait();
-        if warp == 0 && lane < T::blocks() {
-            let slot = of_blocks + T::rank() * 16;
-            shared::st_async_4(shared::mapa(slot, lane), all, shared::mapa(gathered(), lane));
-        }
-        mbarrier::wait_parity(gathered(), 0);
-        let mut other = [0.0; 4];
-        if lane & 7 < T::blocks() {
-            other = shared::ld(of_blocks + (lane & 7) * 16);
-        }
-        moments::join_groups::<8, CENTERED>(other, Count::of_block::<T, N>(columns))
-    }
-}
-
 /// # Safety
 /// - All threads of the cluster come here together, once.
 #[inline(always)]
-unsafe fn statistics<T: Team, E: Element, const N: usize, const CENTERED: bool, const WHOLE: bool>(
-    p: &Geometry,
+unsafe fn statistics<T: Team, E: Kept, const N: usize, const CENTERED: bool, const WHOLE: bool>(
+    p: &NormParams,
     part: &Part<E, N>,
 ) -> Statistics {
     // SAFETY: forwarded to the caller.
     unsafe {
-        if T::LANES == SPREAD_THREADS[1] {
-            let own = moments::of_warp::<T, E, N, CENTERED, WHOLE>(p.columns, part);
-            let all = gather_by_blocks::<T, N, CENTERED>(p.columns, own);
-            return moments::statistics::<CENTERED>(all, p.reciprocal, p.epsilon);
-        }
-        if CENTERED {
-            let own = Moments::of_warp::<T, E, N, WHOLE>(p.columns, part);
-            return Moments::join::<T, N, 2>(p, gather::<T>(own.values()));
-        }
-        let mut square = 0.0;
+        // What lies beyond the row is 0.
+        let (mut total, mut square) = ([0.0; 2], [0.0; 2]);
         let mut k = 0;
         while k < N {
-            // What lies beyond the row is 0.
-            square += squares(E::unpack8(part[k]));
+            let s = E::unpack8(part[k]);
+            let mut i = 0;
+            while i < 8 {
+                if CENTERED {
+                    total[i & 1] += s[i];
+                }
+                square[i & 1] = math::fma(s[i], s[i], square[i & 1]);
+                i += 1;
+            }
             k += 1;
         }
-        let [one, other] = gather::<T>([warp::reduce_sum::<32>(square), 0.0, 0.0, 0.0]);
-        Statistics::of(
-            0.0,
-            0.0,
-            warp::reduce_sum::<32>(one[0] + other[0]) * p.reciprocal,
-            p.epsilon,
-        )
+        let [total, square] = gather::<T>([total[0] + total[1], square[0] + square[1]], 0);
+        let square = square * p.reciprocal;
+        if !CENTERED {
+            return Statistics::of(0.0, 0.0, square, p.epsilon);
+        }
+        let mean = total * p.reciprocal;
+        let variance = math::fma(-mean, mean, square);
+        if mean * mean <= 4.0 * variance {
+            return Statistics::of(0.0, mean, variance, p.epsilon);
+        }
+        mbarrier::arrive_expect_tx_if(gathered(), expected::<T>(), thread::thread_idx_x() == 0);
+        let (mut left, mut square) = (0.0, 0.0);
+        let mut k = 0;
+        while k < N {
+            let column = column_of::<T>(0, k);
+            let mut d = map(E::unpack8(E::apart(part[k], p.reserved)), |s| s - mean);
+            if !WHOLE {
+                d = inside(d, column, p.columns, 0.0);
+            }
+            left = add_if(left, add_up(d), column < p.columns);
+            square = add_if(square, squares(d), column < p.columns);
+            k += 1;
+        }
+        let [left, square] = gather::<T>([left, square], 1);
+        let rest = left * p.reciprocal;
+        Statistics::of(mean, rest, square * p.reciprocal - rest * rest, p.epsilon)
     }
 }
 
-/// One row of a cluster: of whole vectors at multiples of 16 bytes where it is `WHOLE`. With a `RESIDUAL`, if `p` has one.
+/// Vectors of weight and bias that are under way with the row.
+const EARLY: usize = 2;
+
+/// With any weights; with a weight, and a bias where there is a mean; so too, of as many elements as the cluster holds.
+const ANY: u32 = 0;
+const USUAL: u32 = 1;
+const FULL: u32 = 2;
+
+/// One row of a cluster.
 ///
 /// # Safety
 /// - The tensors have the extents that the parameters say; a thread holds `N` vectors of its row; dynamic shared memory of
 ///   `SPREAD_BYTES`, and at most `SPREAD_SLOTS` warps.
 #[inline(always)]
 pub unsafe fn forward<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const WHOLE: bool>(p: NormParams) {
+    let usual = WHOLE && p.weight != 0 && (p.bias != 0) == (p.centered != 0);
+    let full = usual && !RESIDUAL && p.columns == T::lanes() * (N as u32 * WIDTH);
     // SAFETY: forwarded to the caller.
     unsafe {
-        // From the start: where both ways go on together, so do what each keeps in registers.
-        if p.centered != 0 {
-            one::<T, E, N, RESIDUAL, true, WHOLE>(&p);
-        } else {
-            one::<T, E, N, RESIDUAL, false, WHOLE>(&p);
+        // From the start: where ways go on together, so do what each keeps in registers.
+        match (p.centered != 0, usual, full) {
+            (true, true, true) => one::<T, E, N, RESIDUAL, WHOLE, true, FULL>(&p),
+            (true, true, false) => one::<T, E, N, RESIDUAL, WHOLE, true, USUAL>(&p),
+            (true, false, _) => one::<T, E, N, RESIDUAL, WHOLE, true, ANY>(&p),
+            (false, true, true) => one::<T, E, N, RESIDUAL, WHOLE, false, FULL>(&p),
+            (false, true, false) => one::<T, E, N, RESIDUAL, WHOLE, false, USUAL>(&p),
+            (false, false, _) => one::<T, E, N, RESIDUAL, WHOLE, false, ANY>(&p),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENTERED: bool, const WHOLE: bool>(
+unsafe fn one<
+    T: Team,
+    E: Kept,
+    const N: usize,
+    const RESIDUAL: bool,
+    const WHOLE: bool,
+    const CENTERED: bool,
+    const KIND: u32,
+>(
     p: &NormParams,
 ) {
     let size = size_of::<E>() as u64;
@@ -151,18 +181,12 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
     let first = column_of::<T>(0, 0);
     let from_first = first as u64 * size;
     let step = (T::lanes() * WIDTH) as u64 * size;
-    let inside = |k: usize| column_of::<T>(0, k) < p.columns;
+    let inside = |k: usize| KIND == FULL || column_of::<T>(0, k) < p.columns;
     // SAFETY: forwarded to the caller; each element is one thread's.
     unsafe {
         if thread::thread_idx_x() == 0 {
             mbarrier::init(gathered(), 1);
-            // Of each warp, or of each block.
-            let values = if T::LANES == SPREAD_THREADS[1] {
-                T::blocks()
-            } else {
-                T::lanes() / 32
-            };
-            mbarrier::arrive_expect_tx(gathered(), values * 16);
+            mbarrier::arrive_expect_tx(gathered(), expected::<T>());
             mbarrier::fence_init();
         }
         cluster_arrive_relaxed();
@@ -181,7 +205,20 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
             }
             part
         };
+        let shared = #[inline(always)]
+        |row: Row, k: usize| load_in_order::<E>(row.address + from_first + k as u64 * step);
         let mut part = load(x);
+        let (mut weights, mut biases) = ([E::ZEROS; N], [E::ZEROS; N]);
+        let mut k = 0;
+        while k < EARLY {
+            if KIND != ANY && inside(k) {
+                weights[k] = shared(weight, k);
+                if CENTERED {
+                    biases[k] = shared(bias, k);
+                }
+            }
+            k += 1;
+        }
         if two {
             let other = load(residual);
             add_parts::<E, N>(&mut part, &other);
@@ -190,17 +227,7 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
         if WHOLE && row + (p.ahead as u64) < p.rows {
             matrix(p.x + p.ahead as u64 * p.x_stride * size, p.x_stride).prefetch::<T, E, N>();
         }
-        let statistics = statistics::<T, E, N, CENTERED, WHOLE>(&Geometry::of(p), &part);
-        let again = #[inline(always)]
-        |row: Row, k: usize| {
-            if WHOLE {
-                E::unpack8(E::load8_packed_cached(
-                    (row.address + from_first + k as u64 * step) as *const E,
-                ))
-            } else {
-                row.load_again::<E>(column_of::<T>(0, k))
-            }
-        };
+        let statistics = statistics::<T, E, N, CENTERED, WHOLE>(p, &part);
         let store = #[inline(always)]
         |row: Row, k: usize, values: Vector| {
             if WHOLE {
@@ -209,10 +236,55 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
                 row.store::<E>(column_of::<T>(0, k), values)
             }
         };
+        // The mean of most rows is in `rest`: the difference from 0 is the element.
+        if KIND != ANY && statistics.mean == 0.0 {
+            let mut k = 0;
+            while k < N {
+                if inside(k) {
+                    let sum = E::unpack8(E::anew(part[k]));
+                    if two && p.sum != 0 {
+                        store(stored, k, sum);
+                    }
+                    if k >= EARLY {
+                        weights[k] = shared(weight, k);
+                        if CENTERED {
+                            biases[k] = shared(bias, k);
+                        }
+                    }
+                    let mut out = E::unpack8(E::anew(weights[k]));
+                    if CENTERED {
+                        let b = E::unpack8(E::anew(biases[k]));
+                        let mut i = 0;
+                        while i < 8 {
+                            let unit = math::fma(sum[i], statistics.scale, statistics.offset);
+                            out[i] = math::fma(unit, out[i], b[i]);
+                            i += 1;
+                        }
+                    } else {
+                        out = zip(sum, out, |s, w| s * statistics.scale * w);
+                    }
+                    store(y, k, out);
+                }
+                k += 1;
+            }
+            return;
+        }
+        let again = #[inline(always)]
+        |row: Row, k: usize| {
+            if WHOLE {
+                E::unpack8(shared(row, k))
+            } else {
+                row.load_again::<E>(column_of::<T>(0, k))
+            }
+        };
         let mut k = 0;
         while k < N {
             if inside(k) {
-                let sum = E::unpack8(E::anew(part[k]));
+                let sum = E::unpack8(if KIND == ANY {
+                    E::anew(part[k])
+                } else {
+                    E::apart(part[k], p.reserved)
+                });
                 if two && p.sum != 0 {
                     store(stored, k, sum);
                 }

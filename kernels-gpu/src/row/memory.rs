@@ -352,7 +352,7 @@ impl Row {
 }
 
 /// Eight elements at a multiple of 16 bytes, by the read-only path, asked for where it is written: what is loaded later is not
-/// used earlier.
+/// used earlier. L1 gets a place for them though nobody reads them again: without one memory is slower.
 ///
 /// # Safety
 /// - They are readable, and nothing writes them while the kernel runs.
@@ -374,7 +374,7 @@ unsafe fn vector_in_order(address: u64) -> [u32; 4] {
     let (x, y, z, w): (u32, u32, u32, u32);
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("ld.global.nc.L1::no_allocate.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}];", out(reg32) x, out(reg32) y,
+        asm!("ld.global.nc.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}];", out(reg32) x, out(reg32) y,
             out(reg32) z, out(reg32) w, in(reg64) address, options(nomem, nostack));
     }
     [x, y, z, w]

@@ -341,13 +341,17 @@ impl Slice {
     }
 
     /// Stores `new(first column of the row, elements)` of each vector as it lies in memory to the row at `out`, all that the
-    /// slice has of it. `N` vectors at a time.
+    /// slice has of it. `N` vectors at a time; as of what nobody reads soon if it is written `ONCE`.
     ///
     /// # Safety
     /// - All threads of the block come here, all parts have been waited for, and the row at `out` is writable; where it
     ///   is the slice's own row, its blocks have read it.
     #[inline(always)]
-    pub unsafe fn each_in_place<E: Element, const N: usize>(&self, out: u64, new: impl Fn(u32, Vector) -> Vector) {
+    pub unsafe fn each_in_place<E: Element, const N: usize, const ONCE: bool>(
+        &self,
+        out: u64,
+        new: impl Fn(u32, Vector) -> Vector,
+    ) {
         let size = size_of::<E>() as u32;
         let (shift, base) = (self.shift() / size, self.at & !15);
         let out = out + (self.first * size) as u64;
@@ -376,7 +380,11 @@ impl Slice {
                     // SAFETY: forwarded to the caller.
                     unsafe {
                         if whole && at >= shift && at + WIDTH <= end {
-                            E::store8(to, values);
+                            if ONCE {
+                                super::store_once::<E>(to as u64, values);
+                            } else {
+                                E::store8(to, values);
+                            }
                         } else {
                             let mut i = 0;
                             while i < 8 {

@@ -32,7 +32,7 @@ pub unsafe fn forward<T: Team, E: Ordered, const N: usize>(p: &SoftmaxParams, ro
         let mut k = 0;
         while k < N {
             if inside(k) {
-                part[k] = E::load8_packed_nc(at(p.x, p.x_stride, k) as *const E);
+                part[k] = load_in_order::<E>(at(p.x, p.x_stride, k));
             }
             k += 1;
         }

@@ -26,7 +26,7 @@ pub unsafe fn forward<E: Ordered, const N: usize>(p: SoftmaxParams) {
         let y = p.y + place.row * p.y_stride * bytes;
         if p.log != 0 {
             let log_total = math::lg2(total) * LN_2;
-            slice.each_in_place::<E, N>(y, |_, x| {
+            slice.each_in_place::<E, N, true>(y, |_, x| {
                 if total == 0.0 {
                     return [f32::NEG_INFINITY; 8];
                 }
@@ -34,7 +34,7 @@ pub unsafe fn forward<E: Ordered, const N: usize>(p: SoftmaxParams) {
             });
         } else {
             let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
-            slice.each_in_place::<E, N>(y, |_, x| map(x, |x| math::ex2((x - high) * scale) * factor));
+            slice.each_in_place::<E, N, true>(y, |_, x| map(x, |x| math::ex2((x - high) * scale) * factor));
         }
     }
 }
