@@ -33,6 +33,8 @@ mod rows64;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod rows8;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod slice_loads;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod staying16;
 #[cfg(target_arch = "nvptx64")]
 mod streaming;

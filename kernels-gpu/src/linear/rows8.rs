@@ -14,10 +14,10 @@
 use super::epilogue::Words;
 use super::norm_rows::{Norm, copy_row, normalise};
 use super::params::*;
+use super::slice_loads::SliceLoads;
 use crate::tile::element::{Bf16, F16};
 use crate::tile::mma::Mma;
-use core::mem::offset_of;
-use cuda_std::{barrier, cp_async, grid_dependency, launch::ParamAddress, mbarrier, shared, thread, tma, warp};
+use cuda_std::{barrier, cp_async, grid_dependency, launch::ParamAddress, mbarrier, shared, thread, warp};
 
 /// Warps of a block.
 const WARPS: u32 = ROWS8_THREADS / 32;
@@ -29,60 +29,6 @@ const COLUMNS: u32 = STREAMING_NK_COLUMNS;
 #[inline(always)]
 pub fn column_of(group: u32) -> u32 {
     group % 2 * 4 + group / 2
-}
-
-/// Loads of this warp: its slice of tile after tile, into stage after stage.
-struct Loads {
-    map: *const u8,
-    ring: u32,
-    barriers: u32,
-    stages: u32,
-    /// First load of the slice, and how many.
-    first: u32,
-    count: u32,
-    gated: bool,
-    batch: i32,
-    tile: u32,
-    step: u32,
-    stage: u32,
-}
-
-impl Loads {
-    /// Starts the next load, if there is one.
-    #[inline(always)]
-    unsafe fn next(&mut self, tiles: u32, leader: bool) {
-        if self.tile >= tiles {
-            return;
-        }
-        let k = ((self.first + self.step) * ROWS_DEPTH) as i32;
-        let to = self.ring + self.stage * ROWS8_STAGE;
-        let full = self.barriers + self.stage * 8;
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            mbarrier::arrive_expect_tx_if(full, ROWS8_STAGE, leader);
-            if self.gated {
-                tma::load_5d_if(to, self.map, [k, 0, 0, self.tile as i32, self.batch], full, leader);
-            } else {
-                tma::load_3d_if(
-                    to,
-                    self.map,
-                    [k, (self.tile * COLUMNS) as i32, self.batch],
-                    full,
-                    leader,
-                );
-            }
-        }
-        self.stage = if self.stage + 1 == self.stages {
-            0
-        } else {
-            self.stage + 1
-        };
-        self.step += 1;
-        if self.step == self.count {
-            self.step = 0;
-            self.tile += thread::grid_dim_x();
-        }
-    }
 }
 
 /// Up to eight rows, and the norm in front of them.
@@ -103,38 +49,14 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
     let sums = exchange + NORM_EXCHANGE;
     let sums_bytes = WARPS * rows * COLUMNS * 4;
     let x = sums + 2 * sums_bytes;
-    let first = warp_idx * params.depth;
-    let end = if first + params.depth < chunks {
-        first + params.depth
-    } else {
-        chunks
-    };
-    let count = if first < end { end - first } else { 0 };
     let batch = thread::block_idx_z();
-    let mut loads = Loads {
-        map: address.tensor_map(offset_of!(StreamParams, w_map)),
-        ring: base + warp_idx * stages * ROWS8_STAGE,
-        barriers: barriers + warp_idx * stages * 8,
-        stages,
-        first,
-        count,
-        gated: linear.gated != 0,
-        batch: if linear.w_batch_stride == 0 { 0 } else { batch as i32 },
-        // A warp without a slice has nothing to load.
-        tile: if count > 0 { thread::block_idx_x() } else { tiles },
-        step: 0,
-        stage: 0,
-    };
+    let mut loads = SliceLoads::new(params, address, warp_idx, base, barriers);
+    let (first, count) = (loads.first, loads.count);
     // SAFETY: the caller's description; each warp's ring and barriers are its own, and a stage is loaded again when all
     // its lanes have read it.
     unsafe {
         if lane == 0 {
-            tma::prefetch_tensormap(loads.map);
-            let mut stage = 0;
-            while stage < stages {
-                mbarrier::init(loads.barriers + stage * 8, 1);
-                stage += 1;
-            }
+            loads.init();
             mbarrier::fence_init();
         }
         barrier::syncwarp(warp::FULL);
@@ -154,7 +76,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
         let affine = norm.affine();
         let mut filled = 0;
         while filled < params.ahead {
-            loads.next(tiles, lane == 0);
+            loads.next(tiles, lane == 0, 0);
             filled += 1;
         }
         let mut own = Own::new(params, batch);
@@ -175,7 +97,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
         own.ask_residual(params);
         // x would wait behind all of them.
         while filled < stages {
-            loads.next(tiles, lane == 0);
+            loads.next(tiles, lane == 0, 0);
             filled += 1;
         }
         cp_async::wait_group::<0>();
@@ -224,7 +146,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
                 let ([low0, low1, high0, high1], b) = next;
                 let (low, high) = ([low0, low1], [high0, high1]);
                 barrier::syncwarp(warp::FULL);
-                loads.next(tiles, lane == 0);
+                loads.next(tiles, lane == 0, 0);
                 stage += 1;
                 if stage == stages {
                     stage = 0;

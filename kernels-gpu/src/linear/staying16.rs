@@ -8,6 +8,7 @@
 use super::epilogue::Words;
 use super::params::*;
 use super::rows8::{column_of, total};
+use super::slice_loads::SliceLoads;
 use crate::tile::element::{Bf16, F16};
 use crate::tile::mma::Mma;
 use core::mem::offset_of;
@@ -20,71 +21,30 @@ const COLUMNS: u32 = STREAMING_NK_COLUMNS;
 /// Bytes of a box of x.
 const X_BYTES: u32 = 16 * ROWS_DEPTH * 2;
 
-/// Loads of this warp: its slice of tile after tile, into stage after stage.
+/// Loads of this warp: its slice of the weights, tile after tile, and in the first tile that of x beside them.
 struct Loads {
-    w_map: *const u8,
+    weights: SliceLoads,
     x_map: *const u8,
-    ring: u32,
-    barriers: u32,
-    stages: u32,
     /// Where the slice of x lies.
     x: u32,
-    /// First load of the slice, and how many.
-    first: u32,
-    count: u32,
-    gated: bool,
-    w_batch: i32,
     x_batch: i32,
-    tile: u32,
-    step: u32,
-    stage: u32,
 }
 
 impl Loads {
     /// Starts the next load of the weights, if there is one; in the first tile its barrier expects x too.
     #[inline(always)]
     unsafe fn weights(&mut self, tiles: u32, leader: bool) {
-        if self.tile >= tiles {
-            return;
-        }
-        let k = ((self.first + self.step) * ROWS_DEPTH) as i32;
-        let to = self.ring + self.stage * ROWS8_STAGE;
-        let full = self.barriers + self.stage * 8;
-        let bytes = ROWS8_STAGE + if self.tile == thread::block_idx_x() { X_BYTES } else { 0 };
         // SAFETY: forwarded to the caller.
-        unsafe {
-            mbarrier::arrive_expect_tx_if(full, bytes, leader);
-            if self.gated {
-                tma::load_5d_if(to, self.w_map, [k, 0, 0, self.tile as i32, self.w_batch], full, leader);
-            } else {
-                tma::load_3d_if(
-                    to,
-                    self.w_map,
-                    [k, (self.tile * COLUMNS) as i32, self.w_batch],
-                    full,
-                    leader,
-                );
-            }
-        }
-        self.stage = if self.stage + 1 == self.stages {
-            0
-        } else {
-            self.stage + 1
-        };
-        self.step += 1;
-        if self.step == self.count {
-            self.step = 0;
-            self.tile += thread::grid_dim_x();
-        }
+        unsafe { self.weights.next(tiles, leader, X_BYTES) }
     }
 
     /// Starts the load of x beside those of the weights number `step` of the first tile, which went into `stage`.
     #[inline(always)]
     unsafe fn inputs(&self, step: u32, stage: u32, leader: bool) {
-        let k = ((self.first + step) * ROWS_DEPTH) as i32;
+        let k = ((self.weights.first + step) * ROWS_DEPTH) as i32;
         // SAFETY: forwarded to the caller.
         unsafe {
-            let full = self.barriers + stage * 8;
+            let full = self.weights.barriers + stage * 8;
             tma::load_3d_if(self.x + step * X_BYTES, self.x_map, [k, 0, self.x_batch], full, leader);
         }
     }
@@ -92,7 +52,7 @@ impl Loads {
     /// Both.
     #[inline(always)]
     unsafe fn next(&mut self, tiles: u32, leader: bool) {
-        let (tile, step, stage) = (self.tile, self.step, self.stage);
+        let (tile, step, stage) = (self.weights.tile, self.weights.step, self.weights.stage);
         // SAFETY: forwarded to the caller.
         unsafe {
             self.weights(tiles, leader);
@@ -204,43 +164,22 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
     let barriers = sums + 2 * WARPS * STAYING_SUMS;
     // One for each set of sums.
     let there = barriers + WARPS * stages * 8;
-    let first = warp_idx * params.depth;
-    let end = if first + params.depth < chunks {
-        first + params.depth
-    } else {
-        chunks
-    };
-    let count = if first < end { end - first } else { 0 };
     let batch = thread::block_idx_z();
+    let weights = SliceLoads::new(params, address, warp_idx, base, barriers);
+    let count = weights.count;
     let mut loads = Loads {
-        w_map: address.tensor_map(offset_of!(StreamParams, w_map)),
         x_map: address.tensor_map(offset_of!(StreamParams, x_map)),
-        ring: base + warp_idx * stages * ROWS8_STAGE,
-        barriers: barriers + warp_idx * stages * 8,
-        stages,
-        x: xs + first * X_BYTES,
-        first,
-        count,
-        gated: linear.gated != 0,
-        w_batch: if linear.w_batch_stride == 0 { 0 } else { batch as i32 },
+        x: xs + weights.first * X_BYTES,
         x_batch: batch as i32,
-        // A warp without a slice has nothing to load.
-        tile: if count > 0 { thread::block_idx_x() } else { tiles },
-        step: 0,
-        stage: 0,
+        weights,
     };
     // SAFETY: the caller's description; each warp's ring, x and barriers are its own, and a stage is loaded again when all
     // its lanes have read it. A set of sums is written again when all warps have come to that of the tile between, which
     // they do when they have read it.
     unsafe {
         if lane == 0 {
-            tma::prefetch_tensormap(loads.w_map);
+            loads.weights.init();
             tma::prefetch_tensormap(loads.x_map);
-            let mut stage = 0;
-            while stage < stages {
-                mbarrier::init(loads.barriers + stage * 8, 1);
-                stage += 1;
-            }
             if warp_idx == 0 {
                 mbarrier::init(there, WARPS);
                 mbarrier::init(there + 8, WARPS);
@@ -274,7 +213,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
 
         let column = column_of(group);
         let chunk = [(pair ^ column) * 16, ((4 + pair) ^ column) * 16];
-        let ring = loads.ring + column * 128;
+        let ring = loads.weights.ring + column * 128;
         let own_x = loads.x + column * 128;
         let fragments = #[inline(always)]
         |stage: u32, step: u32| -> [[[u32; 4]; 4]; 2] {
@@ -296,7 +235,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
             let mut d = [[0.0f32; 4]; 2];
             let mut next = [[[0; 4]; 4]; 2];
             if count != 0 {
-                mbarrier::wait_parity(loads.barriers + stage * 8, phase);
+                mbarrier::wait_parity(loads.weights.barriers + stage * 8, phase);
                 next = fragments(stage, 0);
             }
             let mut step = 0;
@@ -312,7 +251,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
                 step += 1;
                 // The next fragments come during these products.
                 if step < count {
-                    mbarrier::wait_parity(loads.barriers + stage * 8, phase);
+                    mbarrier::wait_parity(loads.weights.barriers + stage * 8, phase);
                     next = fragments(stage, step);
                 }
                 let mut h = 0;

@@ -11,7 +11,7 @@ use crate::row::*;
 use crate::tile::element::Element;
 use cuda_std::{
     barrier::{cluster_arrive_relaxed, cluster_wait, syncthreads},
-    math, mbarrier, shared, thread,
+    mbarrier, shared, thread,
 };
 
 /// Completes when this block has the values of all blocks of the cluster.
@@ -157,19 +157,9 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
                 if two && p.sum != 0 {
                     store(stored, k, sum);
                 }
-                let mut out = map(sum, |s| statistics.unit(s));
-                if p.weight != 0 && p.bias != 0 {
-                    let (w, b) = (again(weight, k), again(bias, k));
-                    let mut i = 0;
-                    while i < 8 {
-                        out[i] = math::fma(out[i], w[i], b[i]);
-                        i += 1;
-                    }
-                } else if p.weight != 0 {
-                    out = zip(out, again(weight, k), |out, w| out * w);
-                } else if p.bias != 0 {
-                    out = zip(out, again(bias, k), |out, b| out + b);
-                }
+                let unit = map(sum, |s| statistics.unit(s));
+                let given = [p.weight != 0, p.bias != 0];
+                let out = affine(unit, given, || again(weight, k), || again(bias, k));
                 store(y, k, out);
             }
             k += 1;

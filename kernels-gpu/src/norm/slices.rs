@@ -2,7 +2,6 @@
 
 use super::{NormParams, device::Statistics};
 use crate::row::*;
-use cuda_std::math;
 
 /// One row.
 ///
@@ -123,19 +122,10 @@ unsafe fn row<E: Ordered, const N: usize, const SHIFTED: bool>(
             while k < N {
                 let column = at(k, base);
                 if column < x.columns {
-                    let mut out = map(E::unpack8(part[k]), |s| statistics.unit(s));
-                    if p.weight != 0 && p.bias != 0 {
-                        let (w, b) = (weight.load_again::<E>(column), bias.load_again::<E>(column));
-                        let mut i = 0;
-                        while i < 8 {
-                            out[i] = math::fma(out[i], w[i], b[i]);
-                            i += 1;
-                        }
-                    } else if p.weight != 0 {
-                        out = zip(out, weight.load_again::<E>(column), |out, w| out * w);
-                    } else if p.bias != 0 {
-                        out = zip(out, bias.load_again::<E>(column), |out, b| out + b);
-                    }
+                    let unit = map(E::unpack8(part[k]), |s| statistics.unit(s));
+                    let given = [p.weight != 0, p.bias != 0];
+                    let (w, b) = (|| weight.load_again::<E>(column), || bias.load_again::<E>(column));
+                    let out = affine(unit, given, w, b);
                     y.store::<E>(column, out);
                 }
                 k += 1;

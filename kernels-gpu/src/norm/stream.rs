@@ -13,7 +13,7 @@ use super::{
     turns::{BARRIER_BYTES, Barriers, Rows, parity, set, vectors},
 };
 use crate::row::*;
-use cuda_std::{barrier::syncwarp, grid_dependency, math, mbarrier, shared, thread, warp};
+use cuda_std::{barrier::syncwarp, grid_dependency, mbarrier, shared, thread, warp};
 
 /// Sums of the block's warps, 16 bytes each.
 #[inline(always)]
@@ -179,19 +179,9 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormP
                 let mut k = 0;
                 while k < N {
                     if inside(k) {
-                        let mut out = map(E::unpack8(part[k]), |s| statistics.unit(s));
+                        let unit = map(E::unpack8(part[k]), |s| statistics.unit(s));
                         let (w, b) = (E::unpack8(E::anew(weights[k])), E::unpack8(E::anew(biases[k])));
-                        if p.weight != 0 && p.bias != 0 {
-                            let mut i = 0;
-                            while i < 8 {
-                                out[i] = math::fma(out[i], w[i], b[i]);
-                                i += 1;
-                            }
-                        } else if p.weight != 0 {
-                            out = zip(out, w, |out, w| out * w);
-                        } else if p.bias != 0 {
-                            out = zip(out, b, |out, b| out + b);
-                        }
+                        let out = affine(unit, [p.weight != 0, p.bias != 0], || w, || b);
                         E::store8(own(y, k) as *mut E, out);
                     }
                     k += 1;

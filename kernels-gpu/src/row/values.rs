@@ -52,6 +52,31 @@ pub fn zip(mut a: Vector, b: Vector, f: impl Fn(f32, f32) -> f32) -> Vector {
     a
 }
 
+/// `x · weight + bias`; either may be missing.
+#[inline(always)]
+pub fn affine(
+    mut x: Vector,
+    [weighted, biased]: [bool; 2],
+    weight: impl FnOnce() -> Vector,
+    bias: impl FnOnce() -> Vector,
+) -> Vector {
+    if weighted && biased {
+        let (w, b) = (weight(), bias());
+        let mut i = 0;
+        while i < 8 {
+            x[i] = math::fma(x[i], w[i], b[i]);
+            i += 1;
+        }
+        x
+    } else if weighted {
+        zip(x, weight(), |x, w| x * w)
+    } else if biased {
+        zip(x, bias(), |x, b| x + b)
+    } else {
+        x
+    }
+}
+
 /// The values with those beyond the row replaced by `fill`.
 #[inline(always)]
 pub fn inside(mut x: Vector, column: u32, columns: u32, fill: f32) -> Vector {
