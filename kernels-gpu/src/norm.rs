@@ -474,7 +474,7 @@ mod device {
         norm_residual_warp_f16 F16, Warp, WARP_THREADS, HELD, HELD, 6;
         norm_residual_block_f16 F16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, BLOCK_HELD, 4;
         norm_residual_large_f16 F16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, BLOCK_HELD, 2;
-        norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, HELD, 6;
+        norm_residual_warp_bf16 Bf16, Warp, WARP_THREADS, HELD, HELD - 1, 5;
         norm_residual_block_bf16 Bf16, Block<BLOCK_THREADS>, BLOCK_THREADS, BLOCK_HELD, BLOCK_HELD, 4;
         norm_residual_large_bf16 Bf16, Block<LARGE_THREADS>, LARGE_THREADS, BLOCK_HELD, BLOCK_HELD, 2;
     }

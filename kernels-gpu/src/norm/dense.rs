@@ -74,7 +74,7 @@ unsafe fn statistics<T: Team, E: Element, const N: usize, const CENTERED: bool>(
     let inside = |k: usize| column_of::<T>(0, k) < p.columns;
     // SAFETY: the team is together.
     unsafe {
-        if !CENTERED {
+        if !CENTERED || p.centered == 0 {
             let mut square = 0.0;
             let mut k = 0;
             while k < N {
@@ -196,7 +196,8 @@ pub unsafe fn forward<T: Team, E: Kept, const N: usize, const EARLY: usize, cons
 ) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        if p.centered != 0 {
+        // One body for f32: two take registers of each other.
+        if size_of::<E>() == 4 || p.centered != 0 {
             one::<T, E, N, EARLY, RESIDUAL, true>(p, row, turn);
         } else {
             one::<T, E, N, EARLY, RESIDUAL, false>(p, row, turn);
@@ -240,7 +241,8 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const EARLY: usize, const RESIDU
             k += 1;
         }
         let later = row + p.ahead as u64;
-        if p.ahead != 0 && later < p.rows {
+        // The widest rows of f32 have no registers for it.
+        if !(RESIDUAL && size_of::<E>() == 4) && p.ahead != 0 && later < p.rows {
             Row::new::<E>(p.x, later, p.x_stride, p.columns, 1).prefetch::<T, E, N>();
             if RESIDUAL {
                 Row::new::<E>(p.residual, later, p.residual_stride, p.columns, 1).prefetch::<T, E, N>();
