@@ -44,6 +44,8 @@ mod columns;
 mod deep;
 #[cfg(target_arch = "nvptx64")]
 mod dense;
+#[cfg(tier = "sm_90a")]
+mod held;
 #[cfg(target_arch = "nvptx64")]
 mod kept;
 #[cfg(target_arch = "nvptx64")]
@@ -244,22 +246,9 @@ mod device {
                 }
                 let statistics = Statistics::new::<T, E, N, HELD>(&geometry, &held, &mut turn, load);
                 pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, s| {
-                    let mut out = map(s, |s| statistics.unit(s));
-                    if p.weight != 0 {
-                        let w = weight.load_again::<E>(column);
-                        if p.bias != 0 {
-                            let b = bias.load_again::<E>(column);
-                            let mut i = 0;
-                            while i < 8 {
-                                out[i] = math::fma(out[i], w[i], b[i]);
-                                i += 1;
-                            }
-                        } else {
-                            out = zip(out, w, |out, w| out * w);
-                        }
-                    } else if p.bias != 0 {
-                        out = zip(out, bias.load_again::<E>(column), |out, b| out + b);
-                    }
+                    let given = [p.weight != 0, p.bias != 0];
+                    let of = |shared: Row| move || shared.load_again::<E>(column);
+                    let out = affine(map(s, |s| statistics.unit(s)), given, of(weight), of(bias));
                     y.store::<E>(column, out);
                 });
             }

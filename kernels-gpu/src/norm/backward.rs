@@ -13,6 +13,8 @@ mod general;
 #[cfg(tier = "sm_90a")]
 mod gradient;
 #[cfg(target_arch = "nvptx64")]
+mod one;
+#[cfg(target_arch = "nvptx64")]
 mod parts;
 #[cfg(tier = "sm_90a")]
 mod stream;
