@@ -217,7 +217,11 @@ pub const OPS: &[Op] = &[
         what: "sum, mean, max, min, argmax, sum of squares",
         kernels: &["reduce"],
         dtypes: ALL,
-        tests: &["tests/reduce.rs"],
+        tests: &[
+            "tests/reduce/values.rs",
+            "tests/reduce/extremes.rs",
+            "tests/reduce/errors.rs",
+        ],
         bench: &["reduce"],
         page: ROWS,
     },

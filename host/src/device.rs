@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Error, Result,
-    backend::{Backend, KernelId, MemoryInfo, cuda::CudaBackend, emulated::EmulatedBackend},
+    backend::{Backend, KernelId, LaunchRequest, MemoryInfo, cuda::CudaBackend, emulated::EmulatedBackend},
     images::{ImageInfo, Images, Tier},
     memory::Pool,
     stream::Stream,
@@ -285,6 +285,23 @@ impl Device {
     pub fn kernel_attributes(&self, entry: &str) -> Result<crate::backend::KernelAttributes> {
         let kernel = self.kernel(entry)?;
         self.guard(self.inner.backend.kernel_attributes(kernel.id))
+    }
+
+    /// Clusters of `blocks` blocks of a kernel that run at once, at least one.
+    pub(crate) fn clusters_at_once(&self, entry: &str, blocks: u32, dynamic_shared: u64) -> Result<u64> {
+        let kernel = self.kernel(entry)?;
+        let request = LaunchRequest {
+            kernel: kernel.id,
+            grid: [blocks, 1, 1],
+            block: kernel.info.threads,
+            cluster: [blocks, 1, 1],
+            dynamic_shared: dynamic_shared as u32,
+            params: &[],
+            stream: self.stream().id(),
+            programmatic: false,
+        };
+        let clusters = self.guard(self.inner.backend.clusters(&request))?;
+        Ok(clusters.max(1) as u64)
     }
 
     /// Whether both handles are one device.

@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod compare;
+mod counter;
 pub mod device;
 pub mod element;
 pub mod error;

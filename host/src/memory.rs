@@ -15,6 +15,8 @@ use crate::{
 const SMALL_STEP: u64 = 512;
 const LARGE_STEP: u64 = 2 << 20;
 const LARGE_FROM: u64 = 1 << 20;
+/// Of a counter.
+pub(crate) const COUNTER_BYTES: u64 = 4;
 
 /// Free blocks by size, reused in the order of the main stream.
 ///
@@ -38,6 +40,8 @@ struct Shelves {
     peak_bytes: u64,
     /// While a graph is recorded: what its launches use and it must keep.
     capture: Option<Capture>,
+    /// The counter of the main stream, once there is one.
+    counter: Option<u64>,
 }
 
 #[derive(Default)]
@@ -127,6 +131,12 @@ impl PoolState {
 impl Drop for PoolState {
     fn drop(&mut self) {
         let _ = self.trim();
+        if let Some(address) = self.shelves().counter.take() {
+            // A failure is the latched fault of an earlier kernel, as for a shelved block.
+            let _ = self.backend.synchronize(self.main.id());
+            // SAFETY: the address came from `allocate`, and the only stream that used it is idle.
+            let _ = unsafe { self.backend.free(address) };
+        }
     }
 }
 
@@ -169,6 +179,19 @@ impl Pool {
             bytes,
             other_streams: Mutex::default(),
         }))
+    }
+
+    /// Address of the main stream's counter, which is made at the first call; none if that comes while a graph is recorded.
+    pub(crate) fn counter(&self) -> Result<Option<u64>> {
+        let mut shelves = self.state.shelves();
+        if shelves.counter.is_none() && shelves.capture.is_none() {
+            let backend = &self.state.backend;
+            let address = backend.allocate(COUNTER_BYTES)?;
+            shelves.counter = Some(address);
+            // SAFETY: just allocated.
+            unsafe { backend.fill(address, 0, COUNTER_BYTES, self.state.main.id())? };
+        }
+        Ok(shelves.counter)
     }
 
     pub(crate) fn begin_capture(&self) -> Result<()> {

@@ -311,6 +311,7 @@ fn launches(fake: &Fake, backend: &CudaBackend) {
         (83, 90, 384)
     );
     assert_eq!(backend.occupancy(plain, 128, 5).unwrap(), 21);
+    assert_eq!(backend.clusters(&request(plain, stream, &[])).unwrap(), 5);
 
     let (start, end) = (backend.create_event().unwrap(), backend.create_event().unwrap());
     backend.record(start, stream).unwrap();

@@ -31,11 +31,9 @@ pub const SPREAD_BYTES: u64 = SPREAD_SLOTS as u64 * 16 + 16;
 /// Stages of the ring of `norm_stream_*`: more are slower, with fewer nothing is under way.
 pub const STREAM_STAGES: u64 = 3;
 /// Shared memory before the ring: sums and barriers.
-pub const STREAM_AT: u32 = 1024;
+pub const STREAM_AT: u32 = 1152;
 /// Dynamic shared memory of its blocks, of `SPREAD_THREADS[1]` threads that work on rows.
 pub const STREAM_BYTES: u64 = STREAM_AT as u64 + STREAM_STAGES * SPREAD_THREADS[1] as u64 * SPREAD_HELD as u64 * 16;
-/// Its clusters of eight that find room at a time, a block a multiprocessor: multiprocessors come in groups that eights do not fill.
-pub const STREAM_CLUSTERS: u64 = 14;
 
 pub mod backward;
 #[cfg(target_arch = "nvptx64")]
@@ -44,10 +42,14 @@ mod columns;
 mod deep;
 #[cfg(target_arch = "nvptx64")]
 mod dense;
+#[cfg(tier = "sm_90a")]
+mod held;
 #[cfg(target_arch = "nvptx64")]
 mod kept;
 #[cfg(target_arch = "nvptx64")]
 mod moments;
+#[cfg(tier = "sm_90a")]
+mod queue;
 #[cfg(tier = "sm_90a")]
 mod slices;
 #[cfg(tier = "sm_90a")]
@@ -84,6 +86,8 @@ kernel_params! {
         pub y_stride: u64,
         /// Of `sum`.
         pub sum_stride: u64,
+        /// A counter of 32 bits, 0 before and after, by which clusters of `norm_stream_*` take rows.
+        pub next: u64,
         /// Elements of a row.
         pub columns: u32,
         /// 1 for LayerNorm.
@@ -244,22 +248,9 @@ mod device {
                 }
                 let statistics = Statistics::new::<T, E, N, HELD>(&geometry, &held, &mut turn, load);
                 pass::<T, E, N, HELD>(p.columns, &held, load, |column, _, s| {
-                    let mut out = map(s, |s| statistics.unit(s));
-                    if p.weight != 0 {
-                        let w = weight.load_again::<E>(column);
-                        if p.bias != 0 {
-                            let b = bias.load_again::<E>(column);
-                            let mut i = 0;
-                            while i < 8 {
-                                out[i] = math::fma(out[i], w[i], b[i]);
-                                i += 1;
-                            }
-                        } else {
-                            out = zip(out, w, |out, w| out * w);
-                        }
-                    } else if p.bias != 0 {
-                        out = zip(out, bias.load_again::<E>(column), |out, b| out + b);
-                    }
+                    let given = [p.weight != 0, p.bias != 0];
+                    let of = |shared: Row| move || shared.load_again::<E>(column);
+                    let out = affine(map(s, |s| statistics.unit(s)), given, of(weight), of(bias));
                     y.store::<E>(column, out);
                 });
             }

@@ -12,6 +12,8 @@
 
 use crate::kernel_params;
 
+#[cfg(target_arch = "nvptx64")]
+mod few;
 pub mod greedy;
 
 /// Threads of the block of a row.
@@ -75,12 +77,11 @@ mod device {
         thread, warp,
     };
 
-    type Threads = Block<THREADS>;
+    /// The block of a row.
+    pub type Threads = Block<THREADS>;
 
     /// Where one thread tells the others something.
-    const ANSWER: u32 = 512 + 2 * CANDIDATES * 8;
-    /// Where the probabilities of candidates are.
-    const WEIGHTS: u32 = 512 + CANDIDATES * 8;
+    pub const ANSWER: u32 = 512 + 2 * CANDIDATES * 8;
 
     /// A number that rises with the value; 0 is no value's, and NaN comes last.
     #[inline(always)]
@@ -98,13 +99,13 @@ mod device {
 
     /// The value of a key.
     #[inline(always)]
-    fn value(key: u32) -> f32 {
+    pub fn value(key: u32) -> f32 {
         f32::from_bits(if key >> 31 != 0 { key & 0x7FFF_FFFF } else { !key })
     }
 
     /// A row, and what its probabilities are relative to.
-    struct Logits {
-        row: Row,
+    pub struct Logits {
+        pub row: Row,
         max: f32,
         sharpness: f32,
     }
@@ -112,7 +113,7 @@ mod device {
     impl Logits {
         /// Probability of a logit relative to the largest, times 2³².
         #[inline(always)]
-        fn weight(&self, x: f32) -> u64 {
+        pub fn weight(&self, x: f32) -> u64 {
             (exp((x - self.max) * self.sharpness) * 4_294_967_296.0) as u64
         }
 
@@ -125,7 +126,7 @@ mod device {
 
         /// Calls `visit(column, logits)` for the vectors of this thread, several of whose loads are on the way at once.
         #[inline(always)]
-        unsafe fn all<E: Element>(&self, visit: impl FnMut(u32, Vector)) {
+        pub unsafe fn all<E: Element>(&self, visit: impl FnMut(u32, Vector)) {
             let mut visit = visit;
             let load = #[inline(always)]
             |base| {
@@ -134,119 +135,6 @@ mod device {
             };
             let held = [E::ZEROS; 4];
             pass::<Threads, E, 4, false>(self.row.columns, &held, load, |column, _, x| visit(column, x));
-        }
-
-        /// Gathers in shared memory the logits that reach the `k`-th largest of the threads' maxima, `own` being this
-        /// thread's, as key and complement of the column; their number, which may be more than there is room for.
-        #[inline(always)]
-        unsafe fn gather<E: Element>(&self, k: u32, own: u64) -> u32 {
-            let me = thread::thread_idx_x();
-            let (list, bound) = (Shared::<u64>::dynamic(512), Shared::<u64>::dynamic(ANSWER));
-            let count = Shared::<u32>::dynamic(ANSWER + 8);
-            // SAFETY: the launch gives SHARED_BYTES; all threads of the block take the same way.
-            unsafe {
-                // Pairs of threads have maxima enough.
-                let neighbour = warp::shfl_bfly(own, 1);
-                let own = if neighbour > own { neighbour } else { own };
-                if me % 2 == 0 {
-                    list.add(me / 2).write(own);
-                }
-                if me == 0 {
-                    count.write(0);
-                    bound.write(0);
-                }
-                syncthreads();
-                // Maxima differ by their columns, but for the zeros of threads without any: where fewer than k are left,
-                // the bound stays 0.
-                if me < THREADS / 2 {
-                    let own = list.add(me).read();
-                    let (mut greater, mut other) = (0, 0);
-                    while other < THREADS / 2 {
-                        greater += (list.add(other).read() > own) as u32;
-                        other += 1;
-                    }
-                    if own != 0 && greater == k - 1 {
-                        bound.write(own);
-                    }
-                }
-                syncthreads();
-                let bound = (bound.read() >> 32) as u32;
-                self.all::<E>(|column, x| {
-                    let mut i = 0;
-                    while i < 8 {
-                        let (at, key) = (column + i as u32, key(x[i]));
-                        if at < self.row.columns && key >= bound {
-                            let place = shared_atomic::add_u32::<Relaxed, Cta>(count, 1);
-                            if place < CANDIDATES {
-                                list.add(place).write((key as u64) << 32 | !at as u64);
-                            }
-                        }
-                        i += 1;
-                    }
-                });
-                syncthreads();
-                let count = count.read();
-                syncthreads();
-                count
-            }
-        }
-
-        /// The token of `count` candidates, among which all of the kept are.
-        #[inline(always)]
-        unsafe fn choose_of(&self, p: &SamplingParams, row: u64, count: u32, turn: &mut u32) -> u32 {
-            let me = thread::thread_idx_x();
-            let (list, answer) = (Shared::<u64>::dynamic(512), Shared::<u64>::dynamic(ANSWER));
-            // SAFETY: the launch gives SHARED_BYTES; all threads of the block take the same way.
-            unsafe {
-                let weights = Shared::<u64>::dynamic(WEIGHTS);
-                let own = if me < count { list.add(me).read() } else { 0 };
-                let weight = if me < count {
-                    self.weight(value((own >> 32) as u32))
-                } else {
-                    0
-                };
-                weights.add(me).write(weight);
-                syncthreads();
-                // How many come before this one in descending order, and the sum of their probabilities: of equal
-                // logits the leftmost comes first.
-                let (mut rank, mut before, mut other) = (0u32, 0u64, 0);
-                while other < count {
-                    if list.add(other).read() > own {
-                        rank += 1;
-                        before += weights.add(other).read();
-                    }
-                    other += 1;
-                }
-                let mut kept = me < count && (rank as u64) < p.top_k;
-                let mut total = Threads::join(if kept { weight } else { 0 }, 0, turn, |a, b| a + b);
-                if p.top_p < TOP_P_ONE {
-                    let wanted = share_of(total, p.top_p);
-                    kept = kept && before < wanted;
-                    total = Threads::join(if kept { weight } else { 0 }, 0, turn, |a, b| a + b);
-                }
-                // The same candidates by columns: sums run from the left.
-                let target = draw(p, row, total);
-                syncthreads();
-                if !kept {
-                    weights.add(me).write(0);
-                }
-                syncthreads();
-                let (column, mut left) = (!(own as u32), 0);
-                let mut other = 0;
-                while other < count {
-                    if !(list.add(other).read() as u32) < column {
-                        left += weights.add(other).read();
-                    }
-                    other += 1;
-                }
-                if kept && left <= target && left + weight > target {
-                    answer.write(column as u64);
-                }
-                syncthreads();
-                let column = answer.read() as u32;
-                syncthreads();
-                column
-            }
         }
 
         /// The sum of `of` over the row.
@@ -415,7 +303,7 @@ mod device {
 
     /// ⌈total · share / 2³²⌉, at least 1, without overflow.
     #[inline(always)]
-    fn share_of(total: u64, share: u64) -> u64 {
+    pub fn share_of(total: u64, share: u64) -> u64 {
         let (high, low) = ((total >> 32) * share, (total & 0xFFFF_FFFF) * share);
         let wanted = high + (low >> 32) + (low & 0xFFFF_FFFF != 0) as u64;
         if wanted == 0 { 1 } else { wanted }
@@ -423,7 +311,7 @@ mod device {
 
     /// A number below `total`, this row's.
     #[inline(always)]
-    unsafe fn draw(p: &SamplingParams, row: u64, total: u64) -> u64 {
+    pub unsafe fn draw(p: &SamplingParams, row: u64, total: u64) -> u64 {
         let mut offset = p.offset;
         if p.offset_address != 0 {
             // SAFETY: the host gives the address.

@@ -405,7 +405,7 @@ mod device {
                 ///
                 /// # Safety
                 /// - As for the others; dynamic shared memory of `slices_bytes`.
-                #[launch(threads = crate::row::SLICE_THREADS, min_blocks = crate::row::SLICE_BLOCKS)]
+                #[launch(threads = crate::row::SLICE_THREADS, min_blocks = 5)]
                 pub fn $forward(params: SoftmaxParams) {
                     cuda_std::grid_dependency::wait();
                     super::slices::forward::<$element, { slice_part::<$element>() }>(params)

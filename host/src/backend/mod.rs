@@ -150,6 +150,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Blocks of this kernel that fit a multiprocessor at once.
     fn occupancy(&self, kernel: KernelId, threads: u32, dynamic_shared: u32) -> Result<u32>;
 
+    /// Clusters of this launch that the device runs at once, whatever its grid.
+    fn clusters(&self, request: &LaunchRequest<'_>) -> Result<u32> {
+        let threads = request.block.into_iter().product();
+        let blocks =
+            self.occupancy(request.kernel, threads, request.dynamic_shared)? * self.properties().multiprocessors;
+        Ok(blocks / request.cluster.into_iter().product::<u32>())
+    }
+
     /// Starts a kernel.
     ///
     /// # Safety

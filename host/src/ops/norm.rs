@@ -5,15 +5,12 @@ mod backward;
 pub use backward::NormGradients;
 
 use kernels_gpu::{
-    norm::{
-        NormParams, SPREAD_BYTES, SPREAD_COLUMNS, SPREAD_HELD, SPREAD_THREADS, STREAM_BYTES, STREAM_CLUSTERS,
-        STREAM_STAGES,
-    },
+    norm::{NormParams, SPREAD_BYTES, SPREAD_COLUMNS, SPREAD_HELD, SPREAD_THREADS, STREAM_BYTES, STREAM_STAGES},
     row::{LARGE_COLUMNS, WIDE_COLUMNS},
 };
 
 use super::rows::{Rows, Slices, Width, address, check_float, check_like, column_vector};
-use crate::{AnyTensor, DType, Device, Error, Result, Stream, Tier, launch::Contract};
+use crate::{AnyTensor, DType, Device, Error, Result, Stream, Tier, counter::Counter, launch::Contract};
 
 /// RMSNorm or LayerNorm of rows, to be [run](Norm::run). Made by [`rms_norm`] and [`layer_norm`].
 #[derive(Clone, Copy)]
@@ -135,8 +132,9 @@ impl<'a> Norm<'a> {
             && address(bias.as_ref()).is_multiple_of(16);
         let two = residual.is_some();
         let dense = aligned && x.columns.is_multiple_of(8);
-        let plan = Plan::of(device, dtype, x.rows, x.columns, two, dense);
+        let plan = Plan::of(device, dtype, x.rows, x.columns, two, dense)?;
         let entry = format!("norm_{}_{dtype}", plan.kind);
+        let counter = plan.counted.then(|| device.counter(self.stream)).transpose()?;
         let launch = Contract::new(device, &entry)
             .grid(plan.grid)
             .shared(plan.shared)
@@ -149,6 +147,7 @@ impl<'a> Norm<'a> {
             .reads_if("bias", bias.as_ref())
             .writes("y", &y)
             .writes_if("sum", sum.as_ref())
+            .writes_if("counter", counter.as_ref().and_then(Counter::own))
             .prepare()?;
         let params = NormParams {
             x: x.address(),
@@ -162,6 +161,7 @@ impl<'a> Norm<'a> {
             residual_stride: residual.as_ref().map_or(0, |r| r.stride),
             y_stride: x.columns,
             sum_stride: x.columns,
+            next: counter.as_ref().map_or(0, Counter::address),
             columns: x.columns as u32,
             centered: self.centered as u32,
             epsilon: self.epsilon,
@@ -188,10 +188,12 @@ struct Plan {
     shared: u64,
     /// How many rows ahead a team asks L2 for.
     ahead: u32,
+    /// Whether clusters take rows from a counter.
+    counted: bool,
 }
 
 impl Plan {
-    fn of(device: &Device, dtype: DType, rows: u64, columns: u64, residual: bool, dense: bool) -> Plan {
+    fn of(device: &Device, dtype: DType, rows: u64, columns: u64, residual: bool, dense: bool) -> Result<Plan> {
         let suffix = |kind: &str| match (dense, residual) {
             (true, true) => format!("{kind}_residual"),
             (true, false) => format!("{kind}_dense"),
@@ -205,35 +207,38 @@ impl Plan {
             let each = SPREAD_THREADS[deep] as u64 * SPREAD_HELD as u64 * 8;
             let cluster = columns.div_ceil(each).next_power_of_two();
             if deep == 1 && dense && !residual {
-                // Each cluster one row after the other, all about as many.
-                let each = rows.div_ceil(STREAM_CLUSTERS);
-                return Plan {
+                let clusters =
+                    device.clusters_at_once(&format!("norm_stream_{dtype}"), cluster as u32, STREAM_BYTES)?;
+                return Ok(Plan {
                     kind: "stream".into(),
-                    grid: [rows.div_ceil(each) * cluster, 1, 1],
+                    grid: [rows.min(clusters) * cluster, 1, 1],
                     cluster: cluster as u32,
                     shared: STREAM_BYTES,
                     ahead: 0,
-                };
+                    counted: true,
+                });
             }
             // About as many as run at a time, with a residual; half of that without.
             let ahead = device.properties().multiprocessors as u64 * if deep == 1 { 2 } else { 4 } / cluster;
-            return Plan {
+            return Ok(Plan {
                 kind: suffix(if deep == 1 { "spread_deep" } else { "spread" }),
                 grid: [rows.saturating_mul(cluster), 1, 1],
                 cluster: cluster as u32,
                 shared: SPREAD_BYTES,
                 ahead: ahead.max(1) as u32,
-            };
+                counted: false,
+            });
         }
         // Registers of one block hold shorter rows at less cost: weights stay in L1.
         if let Some(slices) = Slices::of(device, dtype, columns, 1 + residual as u32, WIDE_COLUMNS, 4) {
-            return Plan {
+            return Ok(Plan {
                 kind: "slices".into(),
                 grid: slices.grid(rows),
                 cluster: slices.blocks,
                 shared: slices.shared,
                 ahead: 0,
-            };
+                counted: false,
+            });
         }
         let width = Width::of(columns);
         let hopper = device.tier() == Tier::Sm90a && dtype.size() == 2;
@@ -255,12 +260,13 @@ impl Plan {
             (true, Width::Large) if hopper => device.properties().multiprocessors,
             _ => 0,
         };
-        Plan {
+        Ok(Plan {
             kind,
             grid: width.grid(rows),
             cluster: 1,
             shared: width.shared(),
             ahead,
-        }
+            counted: false,
+        })
     }
 }

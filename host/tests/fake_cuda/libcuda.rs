@@ -265,6 +265,11 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(b: *mut i32
     unsafe { *b = 2048 / t + s as i32 };
     0
 }
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuOccupancyMaxActiveClusters(c: *mut i32, _: usize, config: *const Config) -> u32 {
+    unsafe { *c = (*config).grid[0] as i32 };
+    0
+}
 unsafe fn launched(
     f: *const Function,
     grid: [u32; 3],

@@ -13,6 +13,8 @@ mod general;
 #[cfg(tier = "sm_90a")]
 mod gradient;
 #[cfg(target_arch = "nvptx64")]
+mod one;
+#[cfg(target_arch = "nvptx64")]
 mod parts;
 #[cfg(tier = "sm_90a")]
 mod stream;
@@ -33,10 +35,10 @@ pub const STREAM_AT: u32 = 1280;
 pub const STREAM_BYTES: u64 = STREAM_AT as u64 + STREAM_STAGES * 2 * STREAM_BLOCK * 2;
 
 /// Clusters of so many of those blocks that find room at a time, two blocks a multiprocessor: multiprocessors come in groups that
-/// fours do not fill.
-pub const fn stream_clusters(blocks: u64) -> u64 {
-    match blocks {
-        1 | 2 => 2 * MULTIPROCESSORS / blocks,
+/// fours do not fill. RMSNorm, which waits for nothing but memory, is slower with all multiprocessors full.
+pub const fn stream_clusters(blocks: u64, centered: bool) -> u64 {
+    match (blocks, centered) {
+        (1 | 2, true) => 2 * MULTIPROCESSORS / blocks,
         _ => 240 / blocks,
     }
 }
@@ -79,8 +81,12 @@ pub const WARP_SUMS: u64 = WARP_SUMS_AT + BACKWARD_WARPS as u64 * crate::row::PA
 pub const THREADS: u32 = 256;
 /// Columns that a block of `norm_columns_*` takes.
 pub const COLUMNS: u64 = THREADS as u64 * 8;
-/// Columns that a block of `norm_sum_*` takes.
-pub const SUM_COLUMNS: u64 = 32;
+/// Columns that a thread of `norm_sum_*` takes: with fewer, more blocks wait for less each.
+pub const SUMMED: usize = 4;
+/// Columns that a block of them takes.
+pub const SUM_COLUMNS: u64 = 32 * SUMMED as u64;
+/// Dynamic shared memory of it: a word for each column of each warp.
+pub const SUM_BYTES: u64 = THREADS as u64 * SUMMED as u64 * 4;
 
 kernel_params! {
     /// Arguments of the `norm_*_backward_*` and `norm_columns_*` kernels. Addresses are 0 for what is not wanted.
@@ -369,7 +375,7 @@ mod device {
                     columns::<$element>(params)
                 }
 
-                /// Sums of the columns of an f32 matrix, in this dtype; dynamic shared memory of a word a thread.
+                /// Sums of the columns of an f32 matrix, in this dtype; dynamic shared memory of [`SUM_BYTES`].
                 ///
                 /// # Safety
                 /// - The tensors have the extents that the parameters say.

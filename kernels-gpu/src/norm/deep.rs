@@ -4,6 +4,7 @@
 use super::{
     NormParams, SPREAD_SLOTS,
     device::{Geometry, Statistics},
+    held::Held,
     kept::Kept,
     moments::{self, Count},
 };
@@ -95,10 +96,8 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
     let (x, residual) = (matrix(p.x, p.x_stride), matrix(p.residual, p.residual_stride));
     let (y, stored) = (matrix(p.y, p.y_stride), matrix(p.sum, p.sum_stride));
     let (weight, bias) = (matrix(p.weight, 0), matrix(p.bias, 0));
-    let first = column_of::<T>(0, 0);
-    let from_first = first as u64 * size;
-    let step = (T::lanes() * WIDTH) as u64 * size;
-    let inside = |k: usize| column_of::<T>(0, k) < p.columns;
+    let held = Held::of::<T, E>(p.columns);
+    let inside = |k: usize| held.has::<T>(k);
     // SAFETY: forwarded to the caller; each element is one thread's.
     unsafe {
         if thread::thread_idx_x() == 0 {
@@ -108,20 +107,7 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
         }
         cluster_arrive_relaxed();
         let load = #[inline(always)]
-        |row: Row| {
-            if !WHOLE {
-                return row.part::<T, E, N, CONSTANT>(0, 0.0);
-            }
-            let mut part = [E::ZEROS; N];
-            let mut k = 0;
-            while k < N {
-                if inside(k) {
-                    part[k] = load_in_order::<E>(row.address + from_first + k as u64 * step);
-                }
-                k += 1;
-            }
-            part
-        };
+        |row: Row| held.load::<T, E, N, WHOLE>(row, inside);
         let mut part = load(x);
         if two {
             let other = load(residual);
@@ -135,19 +121,9 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
         let again = #[inline(always)]
         |row: Row, k: usize| {
             if WHOLE {
-                E::unpack8(E::load8_packed_cached(
-                    (row.address + from_first + k as u64 * step) as *const E,
-                ))
+                E::unpack8(E::load8_packed_cached(held.at(row, k) as *const E))
             } else {
                 row.load_again::<E>(column_of::<T>(0, k))
-            }
-        };
-        let store = #[inline(always)]
-        |row: Row, k: usize, values: Vector| {
-            if WHOLE {
-                store_once::<E>(row.address + from_first + k as u64 * step, values)
-            } else {
-                row.store::<E>(column_of::<T>(0, k), values)
             }
         };
         let mut k = 0;
@@ -155,12 +131,12 @@ unsafe fn one<T: Team, E: Kept, const N: usize, const RESIDUAL: bool, const CENT
             if inside(k) {
                 let sum = E::unpack8(E::anew(part[k]));
                 if two && p.sum != 0 {
-                    store(stored, k, sum);
+                    held.store::<T, E, WHOLE>(stored, k, sum);
                 }
                 let unit = map(sum, |s| statistics.unit(s));
                 let given = [p.weight != 0, p.bias != 0];
                 let out = affine(unit, given, || again(weight, k), || again(bias, k));
-                store(y, k, out);
+                held.store::<T, E, WHOLE>(y, k, out);
             }
             k += 1;
         }

@@ -7,7 +7,6 @@ use super::device::Statistics;
 use super::kept::Kept;
 use crate::row::*;
 use crate::tile::element::Element;
-use cuda_std::math;
 
 /// This thread's vectors of a row.
 #[derive(Clone, Copy)]
@@ -147,20 +146,9 @@ unsafe fn write<
                     E::unpack8(row.load_shared_by_rows::<T, E>(k))
                 }
             };
-            let mut out = map(sum, |s| statistics.unit(s));
-            if W && B {
-                let weight = of(&shared.weights, shared.weight, true);
-                let bias = of(&shared.biases, shared.bias, CENTERED);
-                let mut i = 0;
-                while i < 8 {
-                    out[i] = math::fma(out[i], weight[i], bias[i]);
-                    i += 1;
-                }
-            } else if W {
-                out = zip(out, of(&shared.weights, shared.weight, true), |out, w| out * w);
-            } else if B {
-                out = zip(out, of(&shared.biases, shared.bias, CENTERED), |out, b| out + b);
-            }
+            let weight = || of(&shared.weights, shared.weight, true);
+            let bias = || of(&shared.biases, shared.bias, CENTERED);
+            let out = affine(map(sum, |s| statistics.unit(s)), [W, B], weight, bias);
             y.store::<T, E>(k, out);
         }
         k += 1;

@@ -5,7 +5,7 @@
 //! a block has under way, and empty L1, where the weights lie. The first weights are under way with the row: each that is asked
 //! for later is one more wait.
 
-use super::{NormParams, SPREAD_SLOTS, device::Statistics, kept::Kept};
+use super::{NormParams, SPREAD_SLOTS, device::Statistics, held::Held, kept::Kept};
 use crate::row::*;
 use cuda_std::{
     barrier::{cluster_arrive_relaxed, cluster_wait},
@@ -178,10 +178,8 @@ unsafe fn one<
     let (x, residual) = (matrix(p.x, p.x_stride), matrix(p.residual, p.residual_stride));
     let (y, stored) = (matrix(p.y, p.y_stride), matrix(p.sum, p.sum_stride));
     let (weight, bias) = (matrix(p.weight, 0), matrix(p.bias, 0));
-    let first = column_of::<T>(0, 0);
-    let from_first = first as u64 * size;
-    let step = (T::lanes() * WIDTH) as u64 * size;
-    let inside = |k: usize| KIND == FULL || column_of::<T>(0, k) < p.columns;
+    let held = Held::of::<T, E>(p.columns);
+    let inside = |k: usize| KIND == FULL || held.has::<T>(k);
     // SAFETY: forwarded to the caller; each element is one thread's.
     unsafe {
         if thread::thread_idx_x() == 0 {
@@ -191,22 +189,9 @@ unsafe fn one<
         }
         cluster_arrive_relaxed();
         let load = #[inline(always)]
-        |row: Row| {
-            if !WHOLE {
-                return row.part::<T, E, N, CONSTANT>(0, 0.0);
-            }
-            let mut part = [E::ZEROS; N];
-            let mut k = 0;
-            while k < N {
-                if inside(k) {
-                    part[k] = load_in_order::<E>(row.address + from_first + k as u64 * step);
-                }
-                k += 1;
-            }
-            part
-        };
+        |row: Row| held.load::<T, E, N, WHOLE>(row, inside);
         let shared = #[inline(always)]
-        |row: Row, k: usize| load_in_order::<E>(row.address + from_first + k as u64 * step);
+        |row: Row, k: usize| load_in_order::<E>(held.at(row, k));
         let mut part = load(x);
         let (mut weights, mut biases) = ([E::ZEROS; N], [E::ZEROS; N]);
         let mut k = 0;
@@ -228,14 +213,6 @@ unsafe fn one<
             matrix(p.x + p.ahead as u64 * p.x_stride * size, p.x_stride).prefetch::<T, E, N>();
         }
         let statistics = statistics::<T, E, N, CENTERED, WHOLE>(p, &part);
-        let store = #[inline(always)]
-        |row: Row, k: usize, values: Vector| {
-            if WHOLE {
-                store_once::<E>(row.address + from_first + k as u64 * step, values)
-            } else {
-                row.store::<E>(column_of::<T>(0, k), values)
-            }
-        };
         // The mean of most rows is in `rest`: the difference from 0 is the element.
         if KIND != ANY && statistics.mean == 0.0 {
             let mut k = 0;
@@ -243,7 +220,7 @@ unsafe fn one<
                 if inside(k) {
                     let sum = E::unpack8(E::anew(part[k]));
                     if two && p.sum != 0 {
-                        store(stored, k, sum);
+                        held.store::<T, E, WHOLE>(stored, k, sum);
                     }
                     if k >= EARLY {
                         weights[k] = shared(weight, k);
@@ -263,7 +240,7 @@ unsafe fn one<
                     } else {
                         out = zip(sum, out, |s, w| s * statistics.scale * w);
                     }
-                    store(y, k, out);
+                    held.store::<T, E, WHOLE>(y, k, out);
                 }
                 k += 1;
             }
@@ -286,12 +263,12 @@ unsafe fn one<
                     E::apart(part[k], p.reserved)
                 });
                 if two && p.sum != 0 {
-                    store(stored, k, sum);
+                    held.store::<T, E, WHOLE>(stored, k, sum);
                 }
                 let unit = map(sum, |s| statistics.unit(s));
                 let given = [p.weight != 0, p.bias != 0];
                 let out = affine(unit, given, || again(weight, k), || again(bias, k));
-                store(y, k, out);
+                held.store::<T, E, WHOLE>(y, k, out);
             }
             k += 1;
         }

@@ -10,6 +10,7 @@ use super::{
     device::Statistics,
     kept::Kept,
     moments::{self, Count},
+    queue::{QUEUE_BYTES, Queue},
     turns::{BARRIER_BYTES, Barriers, Rows, parity, set, vectors},
 };
 use crate::row::*;
@@ -35,8 +36,17 @@ fn of_row(turn: u32) -> u32 {
 
 #[inline(always)]
 fn barriers() -> Barriers {
-    const { assert!(800 + BARRIER_BYTES <= STREAM_AT) };
     Barriers(shared::dynamic_base() + 800)
+}
+
+#[inline(always)]
+fn queue(p: &NormParams) -> Queue {
+    const { assert!(800 + BARRIER_BYTES + QUEUE_BYTES <= STREAM_AT) };
+    Queue {
+        at: shared::dynamic_base() + 800 + BARRIER_BYTES,
+        counter: p.next,
+        rows: p.rows as u32,
+    }
 }
 
 /// Shared address of the ring.
@@ -55,6 +65,9 @@ pub unsafe fn forward<T: Team, E: Kept, const N: usize>(p: NormParams) {
     let warps = T::LANES / 32;
     // SAFETY: forwarded to the caller.
     unsafe {
+        if thread::thread_idx_x() == 0 {
+            queue(&p).begin();
+        }
         barriers().begin::<T>(p.stages);
         grid_dependency::launch_dependents();
         let warp = thread::warp_idx();
@@ -67,7 +80,7 @@ pub unsafe fn forward<T: Team, E: Kept, const N: usize>(p: NormParams) {
                     stages: p.stages,
                     ring: ring(),
                 };
-                rows.ask::<T, E, N>(barriers());
+                rows.ask_queued::<T, E, N>(barriers(), queue(&p));
             }
         } else if p.centered != 0 {
             if warp == warps {
@@ -91,10 +104,15 @@ unsafe fn join<T: Team, const N: usize, const CENTERED: bool>(p: &NormParams) {
     let lane = thread::lane_id();
     let (of_warp, of_block) = (Count::of_warp::<T, N>(p.columns), Count::of_block::<T, N>(p.columns));
     let mut turn = 0;
-    let mut row = T::first();
+    let mut stage = Stage::FIRST;
     // SAFETY: forwarded to the caller; sets of places are used in turn, and a row is begun when the one before is known.
     unsafe {
-        while row < p.rows {
+        loop {
+            mbarrier::wait_parity(barriers().filled(stage), stage.phase);
+            if queue(p).row(stage) >= p.rows as u32 {
+                break;
+            }
+            stage = stage.next(p.stages);
             let several = T::blocks() > 1;
             let joined = barriers().joined(turn);
             mbarrier::arrive_expect_tx_if(joined, T::blocks() * 16, several && lane == 0);
@@ -119,7 +137,6 @@ unsafe fn join<T: Team, const N: usize, const CENTERED: bool>(p: &NormParams) {
             }
             mbarrier::arrive_if(barriers().known(turn), lane == 0);
             turn += 1;
-            row += T::step();
         }
     }
 }
@@ -146,13 +163,14 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormP
     let lane = thread::lane_id();
     let (mut stage, mut behind) = (Stage::FIRST, Stage::FIRST);
     let mut turn = 0;
-    let mut row = T::first();
+    let mut last = 0;
     // SAFETY: forwarded to the caller; each element is one thread's.
     unsafe {
         loop {
-            let more = row < p.rows;
+            mbarrier::wait_parity(barriers().filled(stage), stage.phase);
+            let row = queue(p).row(stage);
+            let more = row < p.rows as u32;
             if more {
-                mbarrier::wait_parity(barriers().filled(stage), stage.phase);
                 let part = vectors::<T, E, N, 1>(ring(), p.columns, stage, 0);
                 let sums = moments::of_warp::<T, E, N, CENTERED, true>(p.columns, &part);
                 if lane == 0 {
@@ -175,7 +193,7 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormP
                 syncwarp(warp::FULL);
                 mbarrier::arrive_if(barriers().emptied(behind), lane == 0);
                 behind = behind.next(p.stages);
-                let y = p.y + (row - T::step()) * p.y_stride * size;
+                let y = p.y + last as u64 * p.y_stride * size;
                 let mut k = 0;
                 while k < N {
                     if inside(k) {
@@ -191,7 +209,7 @@ unsafe fn work<T: Team, E: Kept, const N: usize, const CENTERED: bool>(p: &NormP
                 break;
             }
             turn += 1;
-            row += T::step();
+            last = row;
         }
     }
 }

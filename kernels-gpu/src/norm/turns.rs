@@ -1,7 +1,10 @@
 //! What the kernels share that take one row after the other, each warp its own part of the work (sm_90): a ring of rows in shared
 //! memory, and barriers by which warps pass a row's sums on. Places of sums come in two sets, which rows use in turn.
 
-use super::kept::Kept;
+use super::{
+    kept::Kept,
+    queue::{FIXED, Queue},
+};
 use crate::row::*;
 use cuda_std::{
     barrier::{cluster_sync, syncthreads},
@@ -147,6 +150,40 @@ pub unsafe fn vectors<T: Team, E: Kept, const N: usize, const M: usize>(
 }
 
 impl<const M: usize> Rows<M> {
+    /// Starts the copies of this block's `N` pieces of a row into a stage.
+    ///
+    /// # Safety
+    /// - One thread of the block calls this; the barriers have begun, and the stage is free.
+    /// - The matrices have these extents; rows are whole vectors at multiples of 16 bytes.
+    #[inline(always)]
+    unsafe fn ask_one<T: Team, E: Kept, const N: usize>(self, barriers: Barriers, stage: Stage, row: u64) {
+        let columns = T::LANES * WIDTH;
+        let size = size_of::<E>() as u32;
+        let mut bytes = 0;
+        let mut k = 0;
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            while k < N {
+                let column = (k as u32 * T::blocks() + T::rank()) * columns;
+                if column < self.columns {
+                    let rest = self.columns - column;
+                    let part = (if rest < columns { rest } else { columns }) * size;
+                    let mut matrix = 0;
+                    while matrix < M {
+                        let (address, stride) = self.matrices[matrix];
+                        let source = address + (row * stride + column as u64) * size as u64;
+                        let to = piece::<T, N, M>(self.ring, stage, matrix as u32, k);
+                        bulk::load(to, source as *const u8, part, barriers.filled(stage));
+                        matrix += 1;
+                    }
+                    bytes += M as u32 * part;
+                }
+                k += 1;
+            }
+            mbarrier::arrive_expect_tx(barriers.filled(stage), bytes);
+        }
+    }
+
     /// Asks for one row of a team after the other, `N` pieces each.
     ///
     /// # Safety
@@ -154,37 +191,49 @@ impl<const M: usize> Rows<M> {
     /// - The matrices have these extents; rows are whole vectors at multiples of 16 bytes.
     #[inline(always)]
     pub unsafe fn ask<T: Team, E: Kept, const N: usize>(self, barriers: Barriers) {
-        let columns = T::LANES * WIDTH;
-        let size = size_of::<E>() as u32;
         let mut stage = Stage::FIRST;
         let mut row = T::first();
         while row < self.rows {
-            let mut bytes = 0;
-            let mut k = 0;
-            // SAFETY: forwarded to the caller; the stage is free.
+            // SAFETY: forwarded to the caller.
             unsafe {
                 mbarrier::wait_parity(barriers.emptied(stage), stage.phase ^ 1);
-                while k < N {
-                    let column = (k as u32 * T::blocks() + T::rank()) * columns;
-                    if column < self.columns {
-                        let rest = self.columns - column;
-                        let part = (if rest < columns { rest } else { columns }) * size;
-                        let mut matrix = 0;
-                        while matrix < M {
-                            let (address, stride) = self.matrices[matrix];
-                            let source = address + (row * stride + column as u64) * size as u64;
-                            let to = piece::<T, N, M>(self.ring, stage, matrix as u32, k);
-                            bulk::load(to, source as *const u8, part, barriers.filled(stage));
-                            matrix += 1;
-                        }
-                        bytes += M as u32 * part;
-                    }
-                    k += 1;
-                }
-                mbarrier::arrive_expect_tx(barriers.filled(stage), bytes);
+                self.ask_one::<T, E, N>(barriers, stage, row);
             }
             stage = stage.next(self.stages);
             row += T::step();
+        }
+    }
+
+    /// As [`ask`](Self::ask), of rows that come from a queue; the stage behind the last one is left without a row.
+    ///
+    /// # Safety
+    /// - As for [`ask`](Self::ask); the queue has begun, and has as many rows.
+    #[inline(always)]
+    pub unsafe fn ask_queued<T: Team, E: Kept, const N: usize>(self, barriers: Barriers, queue: Queue) {
+        let mut stage = Stage::FIRST;
+        let mut row = T::first() as u32;
+        let mut turn = 0;
+        loop {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                if turn >= FIXED {
+                    row = queue.taken(turn);
+                }
+                let more = row < queue.rows;
+                if more && turn + 1 >= FIXED && T::rank() == 0 {
+                    queue.take::<T>(turn + 1);
+                }
+                mbarrier::wait_parity(barriers.emptied(stage), stage.phase ^ 1);
+                queue.leave(stage, row);
+                if !more {
+                    mbarrier::arrive(barriers.filled(stage));
+                    break;
+                }
+                self.ask_one::<T, E, N>(barriers, stage, row as u64);
+            }
+            stage = stage.next(self.stages);
+            row += T::step() as u32;
+            turn += 1;
         }
     }
 }

@@ -60,21 +60,21 @@ pub fn affine(
     weight: impl FnOnce() -> Vector,
     bias: impl FnOnce() -> Vector,
 ) -> Vector {
-    if weighted && biased {
-        let (w, b) = (weight(), bias());
+    if weighted {
+        let w = weight();
+        if !biased {
+            return zip(x, w, |x, w| x * w);
+        }
+        let b = bias();
         let mut i = 0;
         while i < 8 {
             x[i] = math::fma(x[i], w[i], b[i]);
             i += 1;
         }
-        x
-    } else if weighted {
-        zip(x, weight(), |x, w| x * w)
     } else if biased {
-        zip(x, bias(), |x, b| x + b)
-    } else {
-        x
+        x = zip(x, bias(), |x, b| x + b);
     }
+    x
 }
 
 /// The values with those beyond the row replaced by `fill`.

@@ -142,6 +142,10 @@ calls! {
     [6 . 5] occupancy_max_active_blocks_per_multiprocessor = cuOccupancyMaxActiveBlocksPerMultiprocessor(
         blocks: *mut i32, function: handle::Function, threads: i32, dynamic_shared: usize,
     );
+    /// Clusters of a launch that the device runs at once.
+    [11 . 8] occupancy_max_active_clusters = cuOccupancyMaxActiveClusters(
+        clusters: *mut i32, function: handle::Function, config: *const LaunchConfig,
+    );
 
     /// Starts a kernel.
     [4 . 0] launch_kernel = cuLaunchKernel(

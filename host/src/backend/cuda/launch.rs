@@ -74,6 +74,25 @@ impl CudaBackend {
             Err(error) => Err(self.error(error, Some(&stream))),
         }
     }
+
+    pub(super) fn clusters_at_once(&self, request: &LaunchRequest) -> Result<u32> {
+        self.bind()?;
+        let kernel = self.kernel(request.kernel)?;
+        let stream = self.streams.get(request.stream.0)?;
+        let attributes = Attributes::of(request);
+        let config = LaunchConfig {
+            grid: request.grid,
+            block: request.block,
+            dynamic_shared: request.dynamic_shared,
+            stream: stream.raw,
+            attributes: attributes.list.as_ptr(),
+            attribute_count: attributes.count,
+        };
+        let mut clusters = 0;
+        // SAFETY: kernel and stream are alive; the attributes outlive the call, which writes one int to a live local.
+        self.check(unsafe { calls::occupancy_max_active_clusters(&mut clusters, kernel.function, &config) })?;
+        Ok(clusters.max(0) as u32)
+    }
 }
 
 /// Launch attributes, of which the first `count` count.

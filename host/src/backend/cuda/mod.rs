@@ -266,6 +266,10 @@ impl Backend for CudaBackend {
         self.blocks_per_multiprocessor(kernel, threads, dynamic_shared)
     }
 
+    fn clusters(&self, request: &LaunchRequest<'_>) -> Result<u32> {
+        self.clusters_at_once(request)
+    }
+
     unsafe fn launch(&self, request: &LaunchRequest<'_>) -> Result<()> {
         // SAFETY: by contract.
         unsafe { self.start_kernel(request) }

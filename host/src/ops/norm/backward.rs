@@ -2,8 +2,8 @@
 
 use kernels_gpu::norm::backward::{
     BACKWARD_WARPS, BLOCKS, COLUMNS, MULTIPROCESSORS, NormBackwardParams, NormSumParams, ROWS, STAGES, STREAM_BLOCK,
-    STREAM_BYTES, STREAM_CLUSTER, STREAM_STAGES, SUM_COLUMNS, SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_BLOCK,
-    SUMS_CLUSTER_COLUMNS, SUMS_CLUSTER_THREADS, SUMS_LARGE_COLUMNS, THREADS, WARP_SUMS, stream_clusters,
+    STREAM_BYTES, STREAM_CLUSTER, STREAM_STAGES, SUM_BYTES, SUM_COLUMNS, SUMS_BLOCK_COLUMNS, SUMS_CLUSTER_BLOCK,
+    SUMS_CLUSTER_COLUMNS, SUMS_CLUSTER_THREADS, SUMS_LARGE_COLUMNS, WARP_SUMS, stream_clusters,
 };
 use kernels_gpu::row::{
     EXCHANGE_BYTES, PAIR_WARP_COLUMNS, cluster_exchange_bytes, cluster_ring_bytes, ring_bytes, ring_columns,
@@ -50,7 +50,7 @@ fn sum_columns(
     let entry = format!("norm_sum_{dtype}");
     let launch = Contract::new(device, &entry)
         .grid([columns.div_ceil(SUM_COLUMNS), given.len() as u64, 1])
-        .shared(THREADS as u64 * 4)
+        .shared(SUM_BYTES)
         .programmatic()
         .on(stream)
         .reads("partial", given[0].0)
@@ -148,7 +148,7 @@ impl Norm<'_> {
         };
         // Rows of partial sums.
         let most = match cluster {
-            _ if stream => stream_clusters(cluster),
+            _ if stream => stream_clusters(cluster, self.centered),
             1 => MULTIPROCESSORS * blocks,
             2 => MULTIPROCESSORS / 2,
             // As many as find room at a time: multiprocessors come in groups that fours do not fill.

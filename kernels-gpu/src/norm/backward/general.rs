@@ -1,7 +1,10 @@
 //! Gradients of rows that registers hold the sums of: through a ring where there is one, else loaded as often as needed.
 
 use super::super::device::Statistics;
-use super::{NormBackwardParams, SUMS_LARGE_THREADS};
+use super::{
+    NormBackwardParams, SUMS_LARGE_THREADS,
+    one::{One, leave_statistics},
+};
 use crate::row::*;
 use crate::tile::element::Element;
 use cuda_std::{global, math};
@@ -27,36 +30,33 @@ pub unsafe fn backward<E: Element, T: Team, const N: usize, const WHOLE: bool>(
     };
     let mut row = T::first();
     while row < p.rows {
-        let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
-        let (x, dy) = (matrix(p.x, p.x_stride), matrix(p.dy, p.dy_stride));
-        let (dsum, dx) = (matrix(p.dsum, p.dsum_stride), matrix(p.dx, p.dx_stride));
-        let weight = matrix(p.weight, 0);
+        let One {
+            x,
+            dy,
+            dsum,
+            dx,
+            weight,
+        } = One::of::<E>(&p, row);
         // SAFETY: the host gives the extents of all tensors; each element is one thread's.
         unsafe {
             if let Some((ring, stage)) = &ring {
                 ring.wait(*stage);
             }
-            // Vector `k` of x, and of dy.
+            // Vector `k` of one of both, the matrices of the ring.
+            let vector = #[inline(always)]
+            |matrix: u32, of: Row, k: usize| {
+                if let Some((ring, stage)) = &ring {
+                    ring.vector::<T, E>(*stage, matrix, k)
+                } else if column_of::<T>(0, k) < p.columns {
+                    E::pack8(of.load::<E>(column_of::<T>(0, k), 0.0))
+                } else {
+                    E::ZEROS
+                }
+            };
             let x_of = #[inline(always)]
-            |k: usize| {
-                if let Some((ring, stage)) = &ring {
-                    ring.vector::<T, E>(*stage, 0, k)
-                } else if column_of::<T>(0, k) < p.columns {
-                    E::pack8(x.load::<E>(column_of::<T>(0, k), 0.0))
-                } else {
-                    E::ZEROS
-                }
-            };
+            |k: usize| vector(0, x, k);
             let dy_of = #[inline(always)]
-            |k: usize| {
-                if let Some((ring, stage)) = &ring {
-                    ring.vector::<T, E>(*stage, 1, k)
-                } else if column_of::<T>(0, k) < p.columns {
-                    E::pack8(dy.load::<E>(column_of::<T>(0, k), 0.0))
-                } else {
-                    E::ZEROS
-                }
-            };
+            |k: usize| vector(1, dy, k);
             let through = #[inline(always)]
             |dy: Vector, column| {
                 if p.weight == 0 {
@@ -157,12 +157,7 @@ pub unsafe fn backward<E: Element, T: Team, const N: usize, const WHOLE: bool>(
                 along = (product * statistics.scale + total * statistics.offset) * p.reciprocal;
                 mean = total * p.reciprocal;
             }
-            if p.statistics != 0 && T::lane() == 0 {
-                let at = (p.statistics as *mut f32).add(row as usize * 3);
-                global::st(at, statistics.mean);
-                global::st(at.add(1), statistics.rest);
-                global::st(at.add(2), statistics.scale);
-            }
+            leave_statistics::<T>(&p, row, &statistics);
             // dx = ((g - mean) - x̂·along)·scale with x̂ = (s - μ)·scale + offset. Differences first: what cancels does so exactly.
             let slope = -along * statistics.scale * statistics.scale;
             let shift = -statistics.offset * along * statistics.scale;

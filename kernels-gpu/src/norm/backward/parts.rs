@@ -1,10 +1,12 @@
 //! Gradients of rows of any length, part by part.
 
 use super::super::device::{Geometry, Statistics};
-use super::NormBackwardParams;
+use super::{
+    NormBackwardParams,
+    one::{One, leave_statistics},
+};
 use crate::row::*;
 use crate::tile::element::Element;
-use cuda_std::global;
 
 /// Gradient of `x` and statistics of rows that are read three times, part by part.
 ///
@@ -21,10 +23,13 @@ pub unsafe fn by_parts<E: Element, T: Team, const N: usize>(p: NormBackwardParam
     let mut turn = 0;
     let mut row = T::first();
     while row < p.rows {
-        let matrix = |address, stride| Row::new::<E>(address, row, stride, p.columns, p.aligned);
-        let (x, dy) = (matrix(p.x, p.x_stride), matrix(p.dy, p.dy_stride));
-        let (dsum, dx) = (matrix(p.dsum, p.dsum_stride), matrix(p.dx, p.dx_stride));
-        let weight = matrix(p.weight, 0);
+        let One {
+            x,
+            dy,
+            dsum,
+            dx,
+            weight,
+        } = One::of::<E>(&p, row);
         // SAFETY: the host gives the extents of all tensors; each element is one thread's.
         unsafe {
             let load = #[inline(always)]
@@ -41,12 +46,7 @@ pub unsafe fn by_parts<E: Element, T: Team, const N: usize>(p: NormBackwardParam
             };
             let none = [E::ZEROS; N];
             let statistics = Statistics::new::<T, E, N, false>(&geometry, &none, &mut turn, load);
-            if p.statistics != 0 && T::lane() == 0 {
-                let at = (p.statistics as *mut f32).add(row as usize * 3);
-                global::st(at, statistics.mean);
-                global::st(at.add(1), statistics.rest);
-                global::st(at.add(2), statistics.scale);
-            }
+            leave_statistics::<T>(&p, row, &statistics);
             let (mut along, mut mean) = (0.0, 0.0);
             pair_pass::<T, E, N, false>(p.columns, [&none, &none], load, load_dy, |column, _, s, dy| {
                 let unit = map(s, |s| statistics.unit(s));
