@@ -1,4 +1,4 @@
-//! Few sequences, for which Hopper has kernels of their own, have the bits that the general kernels give them.
+//! Plain attention, for which Hopper has kernels of their own, has the bits that the general kernels give it.
 
 use ferroflash::{
     CacheView, DecodeOptions, Decoded, Device, Float, RopeAngles, RopeFrequencies, RopePairing, Tensor, Tier, bf16,
@@ -192,6 +192,89 @@ fn few_sequences_have_the_bits_of_many() {
         plain.check::<f16>(device);
         if !device.is_emulator() {
             long.check::<bf16>(device);
+        }
+    }
+}
+
+#[test]
+fn many_sequences_have_the_bits_of_the_general_kernels() {
+    let base = Few {
+        heads: (8, 2),
+        dim: 128,
+        seq: 1,
+        before: vec![1023, 300],
+        capacity: 1024,
+        page: None,
+        append: None,
+        causal: true,
+    };
+    let mut cases = Vec::new();
+    // On the emulator's four multiprocessors: a tile for each, then parts of the line of pieces, more of them than tiles or fewer.
+    for before in [
+        vec![1023, 300],
+        vec![0, 1024],
+        vec![-3, 17],
+        vec![700, 0, 1024],
+        vec![1, 64, 65],
+        vec![0, 0, 0],
+        vec![16, 900, 1, 250, 1024, 0, 33],
+    ] {
+        for page in [None, Some(16), Some(64)] {
+            cases.push(Few {
+                before: before.clone(),
+                page,
+                ..base.clone()
+            });
+        }
+    }
+    cases.extend([
+        Few {
+            seq: 2,
+            before: vec![513, 2],
+            ..base.clone()
+        },
+        Few {
+            seq: 4,
+            heads: (4, 2),
+            causal: false,
+            before: vec![500, 777, 4],
+            page: Some(32),
+            ..base.clone()
+        },
+        Few {
+            heads: (16, 2),
+            before: vec![513, 2, 1024],
+            ..base.clone()
+        },
+        Few {
+            heads: (3, 3),
+            before: vec![90, 1000, 600],
+            ..base.clone()
+        },
+        // More steps than pages are looked up at a time, and pieces in two parts.
+        Few {
+            heads: (4, 1),
+            before: vec![3000, 5, 4096],
+            capacity: 40_960,
+            page: Some(16),
+            ..base.clone()
+        },
+    ]);
+    // As many on a GPU: a tile for each multiprocessor, and four.
+    let large = [(16, 4112), (64, 1040)].map(|(batch, capacity)| Few {
+        heads: (32, 8),
+        before: (0..batch).map(|i| capacity - i * i % 1000).collect(),
+        capacity: capacity as usize,
+        page: Some(16),
+        ..base.clone()
+    });
+    for device in common::devices().iter().filter(|device| device.tier() == Tier::Sm90a) {
+        for case in &cases {
+            case.check::<bf16>(device);
+        }
+        base.check::<f16>(device);
+        if !device.is_emulator() {
+            large.iter().for_each(|case| case.check::<bf16>(device));
         }
     }
 }

@@ -305,7 +305,7 @@ impl<'a> Decode<'a> {
         let right = if options.causal { Some(0) } else { options.window_right };
         let slopes = options.alibi_slopes;
         let [k_scale, v_scale] = self.cache.factors();
-        let params = DecodeParams {
+        let mut params = DecodeParams {
             paging: cache.paging,
             q: q.address(),
             k: self.cache.k().address(),
@@ -376,7 +376,17 @@ impl<'a> Decode<'a> {
         } else {
             None
         };
-        let apart = apart && direct.is_none();
+        let direct = direct.or_else(|| {
+            let suits = few && cache_size == 2 && division.cluster == 1 && work.together();
+            suits
+                .then(|| direct::line(&params, padded, &division, &q, multiprocessors))
+                .flatten()
+        });
+        let apart = direct.as_ref().map_or(apart, |direct| direct.apart);
+        if apart && direct.is_some() {
+            // Its blocks fold what they have all of.
+            params.whole = 1;
+        }
         let (grid, shared, cluster) = direct
             .as_ref()
             .map_or(([blocks, 1, 1], division.shared, division.cluster as u32), |direct| {
@@ -386,7 +396,7 @@ impl<'a> Decode<'a> {
         let entry = format!(
             "decode_{}{}{dtype}_d{padded}",
             match (few, wide) {
-                (true, _) if direct.is_some() => "direct_",
+                _ if direct.is_some() => direct.as_ref().map_or("", |direct| direct.kernel),
                 (true, _) if division.alone => "alone_",
                 (true, _) if shape.mapped => "mapped_",
                 (true, _) => "few_",

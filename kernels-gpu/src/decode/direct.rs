@@ -5,11 +5,15 @@
 //! to be executed once. So these are the general kernels without what plain attention does not need: no plan, no division,
 //! nothing that the host can know. Each warp sends its part of a row to the block that owns the row, which joins warps to
 //! pieces and pieces to the row, in the order of `finish`: the same operations, so the same bits.
+//!
+//! `decode_tiles_*` and `decode_line_*` do the same for many sequences and long ones, whole tiles or parts of the line of pieces.
 
 use crate::kernel_params;
 
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod kernel;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod line;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod rows;
 
@@ -49,6 +53,10 @@ kernel_params! {
         pub v_new: u64,
         /// Radians a position of rotated pairs, f32.
         pub frequencies: u64,
+        /// Partial outputs, as [`DecodeParams`](super::DecodeParams) has them.
+        pub partial: u64,
+        /// Their statistics.
+        pub statistics: u64,
         /// Strides of Q: batch, row, head.
         pub q_strides: [u32; 3],
         /// Strides of the new keys: batch, token, head.
@@ -93,6 +101,14 @@ kernel_params! {
         pub scale: f32,
         /// Where the stages begin in shared memory.
         pub stages_at: u32,
+        /// KV heads.
+        pub heads_kv: u32,
+        /// Sequences.
+        pub batch: u32,
+        /// Blocks of a KV head.
+        pub parts: u32,
+        /// Pieces of a tile that the workspace has room for.
+        pub splits: u32,
     }
 }
 
@@ -157,6 +173,52 @@ impl DirectShape {
     pub const fn shared_bytes(self, pieces: u32, steps: u32) -> u32 {
         let stages = if steps < DIRECT_STAGES { steps } else { DIRECT_STAGES };
         self.stages_at(pieces) + stages * DIRECT_WARPS * self.stage_bytes()
+    }
+}
+
+/// Stages of a warp's ring where a block has many steps.
+pub const LINE_STAGES: u32 = 2;
+
+/// Shared memory of a block that has whole tiles or a part of the line.
+#[derive(Clone, Copy, Debug)]
+pub struct LineShape {
+    dim: u32,
+}
+
+impl LineShape {
+    /// For heads of `dim` 16-bit elements.
+    pub const fn new(dim: u32) -> LineShape {
+        LineShape { dim }
+    }
+
+    /// Bytes of a key.
+    pub const fn row_bytes(self) -> u32 {
+        self.dim * 2
+    }
+
+    /// Bytes of a warp's stage: keys, then values.
+    pub const fn stage_bytes(self) -> u32 {
+        2 * super::KEYS * self.row_bytes()
+    }
+
+    /// Where stages are.
+    pub const fn stages_at(self) -> u32 {
+        DIRECT_WARPS * DIRECT_ROWS * 8
+    }
+
+    /// Where maximum and sum of a warp's part of a row are.
+    pub const fn statistics_at(self, warp: u32, row: u32) -> u32 {
+        (row * DIRECT_WARPS + warp) * 8
+    }
+
+    /// Where the elements of that part are.
+    pub const fn parts_at(self, warp: u32, row: u32) -> u32 {
+        self.stages_at() + DIRECT_WARPS * LINE_STAGES * self.stage_bytes() + (row * DIRECT_WARPS + warp) * self.dim * 4
+    }
+
+    /// Dynamic shared memory of a block for tiles of so many rows.
+    pub const fn shared_bytes(self, rows: u32) -> u32 {
+        self.parts_at(0, rows)
     }
 }
 

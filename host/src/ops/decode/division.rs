@@ -18,7 +18,7 @@ const FEW_RESIDENT: u64 = 3;
 /// time of narrower rows is their instructions, which three blocks share.
 const WIDE_ROW: u32 = 256;
 /// Tiles for each block that the GPU holds from which on they need not be cut up to keep all busy.
-const ENOUGH_TILES: u64 = 6;
+pub(super) const ENOUGH_TILES: u64 = 6;
 /// Share of the rounds that whole tiles of equal lengths fill from which on that holds for fewer too, in percent.
 const FULL_ROUNDS: u64 = 95;
 
@@ -28,7 +28,7 @@ const LONE_CAPACITY: u64 = 8192;
 
 /// Tokens up to which a tile may be one multiprocessor's: lengths are not known here, and the longest of unequal ones must not
 /// take much longer than all of them cut up.
-const ALONE_CAPACITY: u64 = 32_768;
+pub(super) const ALONE_CAPACITY: u64 = 32_768;
 
 /// Rounds that tiles of 8-bit floats may take so: the warps of the general kernels wait for each other at each piece, but many
 /// short sequences would pay for the beginning of a block in each round.
@@ -53,6 +53,11 @@ const fn least_tokens(shape: Shape) -> u32 {
 /// Rounds up to which tiles of many rows have a block for each piece that the longest sequence could have: shorter ones leave
 /// blocks that only find out that there is nothing to do.
 const MOST_ROUNDS: u64 = 2;
+
+/// Whether whole tiles of equal lengths leave few of so many places idle.
+pub(super) const fn fills(tiles: u64, slots: u64) -> bool {
+    tiles * 100 >= tiles.div_ceil(slots) * slots * FULL_ROUNDS
+}
 
 /// What a launch has to do.
 pub(super) struct Work<'a> {
@@ -126,7 +131,7 @@ impl Work<'_> {
         let shared = u64::from(shape.shared_bytes(rows as u32) + shape.fresh_bytes(fresh_tokens));
         let resident = (SHARED_MEMORY / (shared + 1024)).clamp(1, if few { FEW_RESIDENT } else { MAX_RESIDENT });
         let slots = resident * multiprocessors;
-        let fills = |slots: u64| all_tiles * 100 >= all_tiles.div_ceil(slots) * slots * FULL_ROUNDS;
+        let fills = |slots: u64| fills(all_tiles, slots);
         // Measured: where two blocks of few rows on each multiprocessor have a tile each, a third would only cut them up.
         let two = MAX_RESIDENT.min(resident) * multiprocessors;
         let pairs = few && self.cache_size == 2 && all_tiles <= two && fills(two);

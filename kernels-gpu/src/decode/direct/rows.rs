@@ -17,6 +17,7 @@ pub struct Fetched<B> {
 }
 
 /// What a block knows of its tile before it knows a length.
+#[derive(Clone, Copy)]
 pub struct Tile<'a, const DIM: u32> {
     pub params: &'a DirectParams,
     pub batch: u32,

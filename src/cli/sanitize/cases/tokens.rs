@@ -348,6 +348,30 @@ fn decodes() -> Vec<Case> {
             },
         ));
     }
+    for dtype in [F16, BF16] {
+        // Whole tiles, one for each multiprocessor, and parts of the line of all pieces, in pages that all sequences share.
+        for quarters in [2, 3] {
+            cases.push(case(
+                "decode",
+                format!("plain attention, {quarters} tiles for 4 multiprocessors twice, {dtype}"),
+                move |bed| {
+                    let batch = u64::from(bed.device().properties().multiprocessors) * quarters / 4;
+                    let shape = [65, 16, 2, 128];
+                    let (k, v) = (bed.floats(dtype, &shape)?, bed.floats(dtype, &shape)?);
+                    let pages: Vec<i32> = (0..batch).flat_map(|_| (0..65).rev()).collect();
+                    let table = bed.integers(&pages, &[batch, 65])?;
+                    let tokens: Vec<i32> = (0..batch).map(|i| [700, 5, 1040, 0][i as usize % 4]).collect();
+                    let (q, lengths) = (
+                        bed.floats(dtype, &[batch, 2, 4, 128])?,
+                        bed.integers(&tokens, &[batch])?,
+                    );
+                    let view = CacheView::paged(&k, &v, &table);
+                    let result = decode(&q, view, &lengths).causal().run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+        }
+    }
     for (dtype, cache) in [(F16, F16), (BF16, BF16), (F16, DType::E4M3), (BF16, DType::E4M3)] {
         // A tile for each multiprocessor has kernels of its own.
         for tokens in [1, 2] {
