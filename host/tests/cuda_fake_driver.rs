@@ -85,6 +85,7 @@ fn request(kernel: KernelId, stream: StreamId, params: &[u8]) -> LaunchRequest<'
         params,
         stream,
         programmatic: false,
+        beside: false,
     }
 }
 
