@@ -152,11 +152,15 @@ pub(super) fn line(
 ) -> Option<Direct> {
     let (batch, heads) = (u64::from(params.batch), u64::from(params.heads_kv));
     let slots = MAX_RESIDENT * multiprocessors;
+    // A pool with room for much less than all sequences may have says that most are short, and a long one waits for nobody
+    // only in parts.
+    let paging = params.paging;
+    let roomy = 4 * u64::from(paging.pages) * u64::from(paging.page_size) >= 3 * batch * u64::from(params.capacity);
     // Whole tiles, where they are as many as blocks, or fill their rounds.
     let whole = division.splits == 1
         || division.alone
         || division.fold && batch * heads >= ENOUGH_TILES * slots
-        || fills(batch * heads, slots) && u64::from(params.capacity) <= ALONE_CAPACITY;
+        || roomy && fills(batch * heads, slots) && u64::from(params.capacity) <= ALONE_CAPACITY;
     let parts = if whole {
         batch
     } else {
