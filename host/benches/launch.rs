@@ -181,7 +181,6 @@ fn launches(criterion: &mut Criterion) {
             params: params.as_bytes(),
             stream: StreamId(device.stream().id().0),
             programmatic: false,
-            beside: false,
         };
         group.bench_function("bare backend", |b| {
             b.iter_custom(|count| {

@@ -95,7 +95,6 @@ fn request(kernel: KernelId, stream: StreamId, params: &[u8]) -> LaunchRequest<'
         params,
         stream,
         programmatic: false,
-        beside: false,
     }
 }
 

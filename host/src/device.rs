@@ -299,7 +299,6 @@ impl Device {
             params: &[],
             stream: self.stream().id(),
             programmatic: false,
-            beside: false,
         };
         let clusters = self.guard(self.inner.backend.clusters(&request))?;
         Ok(clusters.max(1) as u64)

@@ -25,7 +25,6 @@ pub struct Contract<'a> {
     dynamic_shared: u64,
     cluster: u32,
     programmatic: bool,
-    beside: bool,
     reads: SmallVec<[(&'static str, &'a AnyTensor); 8]>,
     writes: SmallVec<[(&'static str, &'a AnyTensor); 4]>,
 }
@@ -39,7 +38,6 @@ pub struct Prepared<'a> {
     cluster: [u32; 3],
     dynamic_shared: u32,
     programmatic: bool,
-    beside: bool,
     buffers: SmallVec<[&'a Arc<Buffer>; 12]>,
 }
 
@@ -54,7 +52,6 @@ impl<'a> Contract<'a> {
             dynamic_shared: 0,
             cluster: 1,
             programmatic: false,
-            beside: false,
             reads: SmallVec::new(),
             writes: SmallVec::new(),
         }
@@ -88,12 +85,6 @@ impl<'a> Contract<'a> {
     /// knows this.
     pub fn programmatic(mut self) -> Self {
         self.programmatic = self.device.tier() == Tier::Sm90a;
-        self
-    }
-
-    /// Blocks of the next launch have room beside those of this one.
-    pub fn beside(mut self) -> Self {
-        self.beside = true;
         self
     }
 
@@ -211,7 +202,6 @@ impl<'a> Contract<'a> {
             cluster: clusters,
             dynamic_shared: self.dynamic_shared as u32,
             programmatic: self.programmatic,
-            beside: self.beside,
             buffers,
         })
     }
@@ -254,7 +244,6 @@ impl Prepared<'_> {
             params: bytes,
             stream: self.stream.id(),
             programmatic: self.programmatic,
-            beside: self.beside,
         };
         // SAFETY: the caller vouches for `params`; the contract's checks cover the rest.
         self.device.guard(unsafe { inner.backend.launch(&request) })?;

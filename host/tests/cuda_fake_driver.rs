@@ -85,7 +85,6 @@ fn request(kernel: KernelId, stream: StreamId, params: &[u8]) -> LaunchRequest<'
         params,
         stream,
         programmatic: false,
-        beside: false,
     }
 }
 

@@ -160,8 +160,6 @@ fn many_tiles_of_few_rows() {
             (1, 1040, 2600),
             (9, 40, 3592),
             (11, 48 * blocks, 1608),
-            (12, 24 * blocks + 8, 1608),
-            (1, 24 * blocks, 5000),
             (16, 32 * blocks + 8, 3600),
         ] {
             let case = Case {

@@ -64,8 +64,6 @@ pub struct LaunchRequest<'a> {
     /// Programmatic dependent launch: may start before the previous kernel of the stream has ended; the kernel itself
     /// waits with `griddepcontrol.wait`.
     pub programmatic: bool,
-    /// Blocks of several kernels share a multiprocessor, so all that L1 can spare is shared memory.
-    pub beside: bool,
 }
 
 /// Free and total memory of a device, bytes.

@@ -5,9 +5,6 @@ use super::params::*;
 use crate::tile::element::{Bf16, Element, F16};
 use cuda_std::{barrier, cp_async, global, grid_dependency, math, shared, thread, warp};
 
-/// The barrier of the threads that compute; a block may have others.
-pub const MEETING: u32 = 1;
-
 /// What rows are normalised by.
 #[derive(Clone, Copy)]
 pub struct Norm {
@@ -182,7 +179,7 @@ fn add_up(v: [f32; 8]) -> f32 {
 /// The block's sums of two values: of lanes by butterflies, of warps in their order.
 ///
 /// # Safety
-/// - [`ROWS8_THREADS`] threads call this together; `exchange` has [`NORM_EXCHANGE`] bytes, of which every other call uses the other half.
+/// - All threads call this together; `exchange` has [`NORM_EXCHANGE`] bytes, of which every other call uses the other half.
 #[inline(always)]
 unsafe fn both(values: [f32; 2], exchange: u32, turn: &mut u32) -> [f32; 2] {
     // SAFETY: forwarded to the caller. A warp that writes a half again has passed the barrier of the turn between, which
@@ -195,7 +192,7 @@ unsafe fn both(values: [f32; 2], exchange: u32, turn: &mut u32) -> [f32; 2] {
             shared::st(slots + thread::warp_idx() * 4, totals[0]);
             shared::st(slots + 32 + thread::warp_idx() * 4, totals[1]);
         }
-        barrier::sync(MEETING, ROWS8_THREADS);
+        barrier::syncthreads();
         let of = |at: u32| {
             let [a, b]: [[f32; 4]; 2] = [shared::ld(at), shared::ld(at + 16)];
             (((a[0] + a[1]) + a[2]) + a[3]) + (((b[0] + b[1]) + b[2]) + b[3])

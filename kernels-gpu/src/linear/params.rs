@@ -63,9 +63,6 @@ pub const fn streaming_shared(rows: u32, columns: u32, warps: u32) -> u32 {
 
 /// Threads of a block of `linear_rows8_*`: eight warps, of which each takes a slice of k.
 pub const ROWS8_THREADS: u32 = 256;
-/// Threads of a block of an odd launch of kernels that take turns: the last four warps do nothing, but two such blocks have
-/// more registers than a multiprocessor, as two of an even launch have more shared memory.
-pub const ODD_THREADS: u32 = 384;
 /// Depth of a load of `linear_rows*`, elements.
 pub const ROWS_DEPTH: u32 = 64;
 /// Slices that `linear_rows*` cut k into, at most: each is a sum of its own, and the sums are added in their order.
@@ -119,18 +116,6 @@ pub const STAYING_SUMS: u32 = 16 * STREAMING_NK_COLUMNS * 4;
 pub const fn staying16_shared(stages: u32, k: u32) -> u32 {
     let warps = ROWS8_THREADS / 32;
     warps * (stages * (ROWS8_STAGE + 8) + 2 * STAYING_SUMS) + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2 + 16
-}
-
-/// Columns of a tile of `linear_passing16_*`.
-pub const PASSING_COLUMNS: u32 = 32;
-/// Bytes of a stage of `linear_passing16_*`, of which each warp has its own: weights, and half as much of x.
-pub const PASSING_STAGE: u32 = (PASSING_COLUMNS + 16) * ROWS_DEPTH * 2;
-/// Their stages: two blocks have room side by side.
-pub const PASSING_STAGES: u32 = 2;
-
-/// Dynamic shared memory of `linear_passing16_*`: rings and their barriers.
-pub const fn passing16_shared() -> u32 {
-    ROWS8_THREADS / 32 * PASSING_STAGES * (PASSING_STAGE + 8)
 }
 
 /// Threads of a block of `linear_hopper*`: one warpgroup loads, two compute.
@@ -268,8 +253,8 @@ kernel_params! {
         pub reciprocal: f32,
         /// Stages that are asked for before x is; the others follow it.
         pub ahead: u32,
-        /// 1: blocks of the next kernel have room beside this one's; they come when the last weights have been asked for.
-        pub late: u32,
+        /// Fills the struct to a multiple of 8 bytes.
+        pub reserved: u32,
     }
 
     /// Arguments of `linear_norm_*`.

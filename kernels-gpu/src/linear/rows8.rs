@@ -6,15 +6,13 @@
 //! B is x, which lies in shared memory, normalised there if a norm is in front.
 //!
 //! A multiprocessor holds one such block. That of the next kernel comes when this one leaves, asks for weights, which depend
-//! on nothing, and waits for the last of this kernel: so the memory hardly rests between kernels. Where x is small, launches
-//! take turns in two forms that have room beside each other, never beside their own: the next kernel's block comes when
-//! this one has asked for its last weights.
+//! on nothing, and waits for the last of this kernel: so the memory hardly rests between kernels.
 //!
 //! The order of a sum: k in steps of 16 within a slice, then the slices as the host groups them. It depends on the weight
 //! alone.
 
 use super::epilogue::Words;
-use super::norm_rows::{MEETING, Norm, copy_row, normalise};
+use super::norm_rows::{Norm, copy_row, normalise};
 use super::params::*;
 use super::slice_loads::SliceLoads;
 use crate::tile::element::{Bf16, F16};
@@ -41,9 +39,6 @@ pub fn column_of(group: u32) -> u32 {
 unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
-    if warp_idx >= WARPS {
-        return;
-    }
     let (group, pair) = (lane / 4, lane % 4);
     let (stages, tiles, rows) = (params.stages, linear.tiles_n, linear.m as u32);
     let chunks = (linear.k as u32).div_ceil(ROWS_DEPTH);
@@ -66,9 +61,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
         }
         barrier::syncwarp(warp::FULL);
         // The blocks of the next kernel come as those of this one leave.
-        if params.late == 0 {
-            grid_dependency::launch_dependents();
-        }
+        grid_dependency::launch_dependents();
         if params.early == 0 {
             grid_dependency::wait();
         }
@@ -119,7 +112,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
                 row += 1;
             }
         }
-        barrier::sync(MEETING, ROWS8_THREADS);
+        barrier::syncthreads();
 
         // Rows that do not exist are the last one: their products are not stored.
         let row = if group < rows { group } else { rows - 1 };
@@ -141,7 +134,6 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
         };
         let (mut stage, mut phase) = (0, 0);
         let (mut tile, mut turn) = (thread::block_idx_x(), 0);
-        let mut launches = params.late != 0;
         while tile < tiles {
             let mut d = [0.0f32; 4];
             let mut next = ([[0; 4]; 4], [[0; 4]; 2]);
@@ -155,11 +147,6 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
                 let (low, high) = ([low0, low1], [high0, high1]);
                 barrier::syncwarp(warp::FULL);
                 loads.next(tiles, lane == 0, 0);
-                if launches && loads.tile >= tiles {
-                    // What the next kernel asks for comes behind the last of these weights, before memory rests.
-                    grid_dependency::launch_dependents();
-                    launches = false;
-                }
                 stage += 1;
                 if stage == stages {
                     stage = 0;
@@ -195,7 +182,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
             }
             // The stores were some lanes' only.
             barrier::syncwarp(warp::FULL);
-            barrier::sync(MEETING, ROWS8_THREADS);
+            barrier::syncthreads();
             // Other warps finish each tile, while the rest go on.
             if tile == own.tile {
                 own.finish(params, set);
@@ -345,13 +332,13 @@ fn by<const TOGETHER: usize>(of: [f32; WARPS as usize]) -> f32 {
 
 /// Entries, by element type.
 macro_rules! entries {
-    ($($name:ident: $type:ty, $threads:ident, $blocks:literal;)*) => {
+    ($($name:ident: $type:ty;)*) => {
         cuda_std::kernel! {$(
             /// A linear layer of few rows. Blocks along x share the tiles of columns; problems along z.
             ///
             /// # Safety
             /// - `params` describes tensors of this element type, the weight `[n, k]` and its map, rows of x aligned to 16 bytes.
-            #[launch(threads = $threads, min_blocks = $blocks, param_align = 64)]
+            #[launch(threads = ROWS8_THREADS, min_blocks = 2, param_align = 64)]
             pub fn $name(params: StreamParams, address: ParamAddress) {
                 rows8::<$type>(&params, address)
             }
@@ -360,8 +347,6 @@ macro_rules! entries {
 }
 
 entries! {
-    linear_rows8_nk_f16: F16, ROWS8_THREADS, 2;
-    linear_rows8_nk_bf16: Bf16, ROWS8_THREADS, 2;
-    linear_rows8_odd_nk_f16: F16, ODD_THREADS, 1;
-    linear_rows8_odd_nk_bf16: Bf16, ODD_THREADS, 1;
+    linear_rows8_nk_f16: F16;
+    linear_rows8_nk_bf16: Bf16;
 }

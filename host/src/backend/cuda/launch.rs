@@ -35,9 +35,6 @@ impl CudaBackend {
         let mut argument = request.params.as_ptr().cast_mut().cast::<c_void>();
         let arguments = &raw mut argument;
         stream.note_kernel(request.kernel.0);
-        if request.beside {
-            self.carve(&kernel)?;
-        }
         let attributes = Attributes::of(request);
         let started = if attributes.count == 0 {
             let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (request.grid, request.block);

@@ -2,10 +2,7 @@
 
 use std::{
     ffi::CString,
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError},
 };
 
 use cust::module::Module;
@@ -31,7 +28,6 @@ mod attribute {
     pub const PTX_VERSION: u32 = 5;
     pub const BINARY_VERSION: u32 = 6;
     pub const MAX_DYNAMIC_SHARED_SIZE_BYTES: u32 = 8;
-    pub const PREFERRED_SHARED_MEMORY_CARVEOUT: u32 = 9;
     pub const NON_PORTABLE_CLUSTER_SIZE_ALLOWED: u32 = 14;
 }
 
@@ -44,8 +40,6 @@ pub(super) struct LoadedKernel {
     /// Bytes of the argument.
     pub(super) param_bytes: usize,
     pub(super) function: handle::Function,
-    /// Whether all that L1 can spare is shared memory.
-    carved: AtomicBool,
     /// Keeps the code loaded.
     _module: Module,
 }
@@ -99,7 +93,6 @@ impl CudaBackend {
             info: info.clone(),
             param_bytes,
             function,
-            carved: AtomicBool::new(false),
             _module: module,
         }));
         Ok(KernelId(kernels.len() as u64 - 1))
@@ -114,18 +107,6 @@ impl CudaBackend {
         self.check(unsafe {
             calls::func_set_attribute(function, attribute::MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic as i32)
         })
-    }
-
-    /// Turns all that L1 can spare into shared memory while this kernel runs: the driver would leave room for one of its
-    /// blocks.
-    pub(super) fn carve(&self, kernel: &LoadedKernel) -> Result<()> {
-        if !kernel.carved.swap(true, Ordering::Relaxed) {
-            // SAFETY: the function is alive: its module is.
-            self.check(unsafe {
-                calls::func_set_attribute(kernel.function, attribute::PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
-            })?;
-        }
-        Ok(())
     }
 
     /// Size of a kernel's only argument as its PTX declares it; `None` where the driver is too old to say.

@@ -6,7 +6,6 @@ mod norm;
 mod plan;
 mod problem;
 mod rows;
-mod turns;
 
 pub use backward::LinearGradients;
 pub use plan::LinearMode;

@@ -308,9 +308,6 @@ impl<'a> Problem<'a> {
         }
         if let Some(rows) = &plan.rows {
             launch = launch.programmatic().cluster(rows.cluster());
-            if rows.turn.is_some() {
-                launch = launch.beside();
-            }
         }
         let launch = launch
             .on(layer.stream)
@@ -345,7 +342,7 @@ impl<'a> Problem<'a> {
                 early: layer.constant_weight as u32,
                 reciprocal: (1.0 / geometry.k as f64) as f32,
                 ahead: rows.ahead,
-                late: rows.turn.is_some() as u32,
+                reserved: 0,
             };
             // SAFETY: StreamParams is the argument of the kernels of few rows on Hopper; the map describes the weight, and
             // shapes, strides and alignment are as below.

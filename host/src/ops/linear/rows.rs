@@ -1,14 +1,13 @@
 //! Few rows on Hopper: which kernel, and in which order k is added up.
 
 use kernels_gpu::linear::{
-    PASSING_COLUMNS, PASSING_STAGES, ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE, ROWS8_STAGES,
-    STREAMING_NK_COLUMNS, passing16_shared, rows_shared, rows8_shared, staying16_shared,
+    ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE, ROWS8_STAGES, STREAMING_NK_COLUMNS, rows_shared, rows8_shared,
+    staying16_shared,
 };
 
 use super::{
     plan::{Lay, Plan},
     problem::Geometry,
-    turns::{MOST_ODD, Turn},
 };
 use crate::{DType, Device, Result, Tier, tensor_map::TensorMapRequest};
 
@@ -29,11 +28,6 @@ const MOST_SHARED: u32 = 158 << 10;
 const ENOUGH_STAGES: u32 = 4;
 /// Bytes of a weight that are asked for at once, before x.
 const LITTLE: u64 = 5 << 20;
-/// Bytes of a weight below which launches take turns, unless it is little: what one gains is a microsecond, what a shorter
-/// ring costs grows.
-const SHORT: u64 = 80 << 20;
-/// Stages below which they do not.
-const TURN_STAGES: u32 = 5;
 /// Stages of which half a weight's loads may be asked for before x, unless a slice is deep.
 const AHEAD: u64 = 4;
 /// Shared memory of a block of `linear_staying16_*`, unless x needs more: further stages gained nothing.
@@ -52,8 +46,6 @@ enum Kind {
     Rows8,
     /// `linear_staying16_*`: the same without a norm.
     Staying16,
-    /// `linear_passing16_*`: a tile a block, without a norm.
-    Passing16,
     /// `linear_rows16_*` and `linear_rows64_*`: so many rows at a time, the parts of k a cluster.
     Clusters(u32),
 }
@@ -71,8 +63,6 @@ pub(super) struct RowsPlan {
     pub(super) ahead: u32,
     pub(super) order: Order,
     shared: u32,
-    /// Of launches that take turns.
-    pub(super) turn: Option<Turn>,
 }
 
 /// The order in which k is added up: it follows from the weight alone.
@@ -137,31 +127,8 @@ impl RowsPlan {
                 ahead,
                 order,
                 shared: shared.max(LEAST_SHARED),
-                turn: None,
             }
         };
-        if let Some((stages, shared)) = stages_in_turns(geometry) {
-            let turn = Turn::next();
-            return Some(RowsPlan {
-                shared: turn.shared(shared),
-                turn: Some(turn),
-                ..stays(Kind::Rows8, stages, shared)
-            });
-        }
-        if passes(geometry, device) {
-            let [x_map, w_map] = geometry.maps(lay, STAYING as u32, PASSING_COLUMNS);
-            let turn = Turn::next();
-            return Some(RowsPlan {
-                kind: Kind::Passing16,
-                w_map,
-                x_map: Some(x_map),
-                stages: PASSING_STAGES,
-                ahead: PASSING_STAGES,
-                order,
-                shared: turn.shared(passing16_shared()),
-                turn: Some(turn),
-            });
-        }
         if geometry.m <= ROWS8
             && let Some((stages, shared)) = stages_of_rows8(geometry, device)
         {
@@ -183,7 +150,6 @@ impl RowsPlan {
             ahead: 0,
             order,
             shared: rows_shared(rows),
-            turn: None,
         })
     }
 
@@ -201,10 +167,8 @@ impl RowsPlan {
     }
 
     pub(super) fn plan(self, geometry: &Geometry, device: &Device) -> Result<Plan> {
-        let suffix = self.turn.map_or("", Turn::suffix);
         let (kernel, rows, columns) = match self.kind {
-            Kind::Rows8 => (format!("rows8{suffix}"), ROWS8 as u32, STREAMING_NK_COLUMNS),
-            Kind::Passing16 => (format!("passing16{suffix}"), STAYING as u32, PASSING_COLUMNS),
+            Kind::Rows8 => ("rows8".to_owned(), ROWS8 as u32, STREAMING_NK_COLUMNS),
             Kind::Staying16 => ("staying16".to_owned(), STAYING as u32, STREAMING_NK_COLUMNS),
             Kind::Clusters(rows) => (format!("rows{rows}"), rows, ROWS_COLUMNS),
         };
@@ -213,7 +177,6 @@ impl RowsPlan {
         let [tiles, ..] = plan.grid;
         let blocks = match self.kind {
             Kind::Clusters(_) => tiles * u64::from(self.cluster()),
-            Kind::Passing16 => tiles,
             _ => tiles.min(device.properties().multiprocessors.into()),
         };
         Ok(Plan {
@@ -236,29 +199,6 @@ fn stages_of_rows8(geometry: &Geometry, device: &Device) -> Option<(u32, u32)> {
         .filter(|&stages| stages >= ENOUGH_STAGES)
         .or_else(|| most(device.properties().shared_per_block))?;
     Some((stages, shared(stages)))
-}
-
-/// Whether `linear_passing16_*` take this: each block has one tile, and few multiprocessors have none.
-fn passes(geometry: &Geometry, device: &Device) -> bool {
-    let tiles = geometry.columns().div_ceil(PASSING_COLUMNS.into()) * geometry.batch;
-    let multiprocessors = u64::from(device.properties().multiprocessors);
-    (ROWS8 + 1..=STAYING).contains(&geometry.m)
-        && !geometry.gated
-        && (multiprocessors / 2 + 1..=multiprocessors).contains(&tiles)
-}
-
-/// Stages and shared memory of `linear_rows8_*` whose launches take turns, where that pays: x is a single row, and a launch is
-/// short.
-fn stages_in_turns(geometry: &Geometry) -> Option<(u32, u32)> {
-    let bytes = geometry.columns() * geometry.k * geometry.dtype.size();
-    if geometry.m > 1 || !(LITTLE..SHORT).contains(&bytes) {
-        return None;
-    }
-    let shared = |stages: u32| rows8_shared(stages, 1, geometry.k as u32);
-    (TURN_STAGES..=ROWS8_STAGES)
-        .rev()
-        .map(|stages| (stages, shared(stages)))
-        .find(|&(_, bytes)| bytes <= MOST_ODD)
 }
 
 /// Stages and shared memory of `linear_staying16_*`, if x leaves room for enough.

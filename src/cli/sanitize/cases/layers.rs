@@ -75,18 +75,6 @@ fn fma_and_streaming() -> Vec<Case> {
                 Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])
             }));
         }
-        // Blocks of the second launch come while the first one's still run.
-        for (m, n, k) in [(1, 2200, 2560), (12, 3200, 264)] {
-            cases.push(case(
-                "linear",
-                format!("launches by turns, {m}×{n}×{k} {dtype}"),
-                move |bed| {
-                    let (x, w) = (bed.floats(dtype, &[m, k])?, bed.floats(dtype, &[n, k])?);
-                    let call = linear(&x, &w).constant_weight().mode(LinearMode::Streaming);
-                    Ok(vec![call.run()?, call.run()?])
-                },
-            ));
-        }
     }
     cases
 }
