@@ -1,6 +1,7 @@
 //! What the tests of every family share.
 
-use host::{Device, DeviceKind, DeviceOptions, Element, EmulatorOptions, Error, Tensor, Tier};
+use host::reference::data::poison;
+use host::{Device, DeviceKind, DeviceOptions, Element, EmulatorOptions, Error, Float, Tensor, Tier};
 use proptest::test_runner::{Config, RngSeed};
 
 /// Every device that is there, once for each tier it can run: the emulator always, the first GPU when there is one.
@@ -83,4 +84,17 @@ pub fn problems(cases: u32) -> Config {
 pub fn dense<T: Element>(device: &Device, data: &[T], shape: &[usize]) -> Tensor<T> {
     let shape: Vec<u64> = shape.iter().map(|&extent| extent as u64).collect();
     Tensor::from_slice(device, data, &shape).unwrap()
+}
+
+/// `rows × columns` of a matrix whose rows have `before` and `after` elements of NaN around them.
+#[allow(dead_code, reason = "not every family of tests asks for it")]
+pub fn strided<T: Float>(device: &Device, data: &[T], rows: usize, before: usize, after: usize) -> Tensor<T> {
+    let columns = data.len().checked_div(rows).unwrap_or(0);
+    let pitch = before + columns + after;
+    let mut all = poison::<T>(rows * pitch);
+    for row in 0..rows {
+        all[row * pitch + before..][..columns].copy_from_slice(&data[row * columns..][..columns]);
+    }
+    let whole = Tensor::from_slice(device, &all, &[rows as u64, pitch as u64]).unwrap();
+    whole.slice(1, before as u64..(before + columns) as u64).unwrap()
 }

@@ -1,7 +1,8 @@
 //! NaN, infinities, zeros of both signs, and which of equal elements an argmax is.
 
 use crate::common;
-use crate::support::{Output, embedded, run, widened};
+use crate::common::strided;
+use crate::support::{Output, run, widened};
 use host::{
     Tensor, bf16, f16,
     ops::{ReduceAxis, ReduceKind},
@@ -180,7 +181,7 @@ proptest! {
         data.resize(rows * columns, -1.0);
         let wide = widened(&data);
         for device in common::devices() {
-            let x = embedded(&device, &data, rows, before, 1);
+            let x = strided(&device, &data, rows, before, 1);
             let indices: Vec<i64> = wide.chunks(columns).map(|row| argmax(row).unwrap() as i64).collect();
             prop_assert_eq!(run(&x, ReduceKind::Argmax, ReduceAxis::Last), Output::Indices(indices));
             for (kind, reduction) in [(ReduceKind::Max, Reduction::Max), (ReduceKind::Min, Reduction::Min)] {

@@ -1,11 +1,11 @@
 //! Running a reduction, and checking it.
 
 use host::{
-    AnyTensor, Device, Float, Tensor,
+    AnyTensor, Float,
     ops::{ReduceAxis, ReduceKind, reduce},
     reference::{
         Exact,
-        data::{Generator, poison},
+        data::Generator,
         reduce::{Reduction, argmax, reduce as reference},
     },
 };
@@ -86,16 +86,4 @@ pub fn integers<T: Float>(seed: u64, len: usize) -> Vec<T> {
 
 pub fn widened<T: Float>(data: &[T]) -> Vec<f64> {
     data.iter().map(|&x| x.to_f64()).collect()
-}
-
-/// A matrix whose rows have NaN on both sides, cut out of the larger one.
-pub fn embedded<T: Float>(device: &Device, data: &[T], rows: usize, before: usize, after: usize) -> Tensor<T> {
-    let columns = data.len() / rows;
-    let pitch = before + columns + after;
-    let mut all = poison::<T>(rows * pitch);
-    for row in 0..rows {
-        all[row * pitch + before..][..columns].copy_from_slice(&data[row * columns..][..columns]);
-    }
-    let whole = Tensor::from_slice(device, &all, &[rows as u64, pitch as u64]).unwrap();
-    whole.slice(1, before as u64..(before + columns) as u64).unwrap()
 }

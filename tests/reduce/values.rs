@@ -1,7 +1,8 @@
 //! Sums and extremes of every length, of rows, and of views; the same bits every time.
 
 use crate::common;
-use crate::support::{Output, check, embedded, integers, run, widened};
+use crate::common::strided;
+use crate::support::{Output, check, integers, run, widened};
 use host::{
     Device, DeviceKind, DeviceOptions, EmulatorOptions, Float, Tensor, bf16, f16,
     ops::{ReduceAxis, ReduceKind, reduce},
@@ -93,7 +94,7 @@ fn strides<T: Float>() {
             let data = normal::<T>(columns as u64 + 7, count * columns);
             let dense = Tensor::from_slice(&device, &data, &[count as u64, columns as u64]).unwrap();
             for (before, after) in [(0, 8), (1, 0), (3, 4), (8, 8), (7, 2)] {
-                let view = embedded(&device, &data, count, before, after);
+                let view = strided(&device, &data, count, before, after);
                 for kind in ReduceKind::ALL {
                     let what = format!(
                         "{kind:?} of {columns} {} between {before} and {after} on {device}",

@@ -1,25 +1,13 @@
 //! Inputs and comparisons of the row ops' tests.
 
 use host::compare::{Rule, compare};
-use host::reference::data::{Distribution, poison};
-use host::{AnyTensor, Device, Float, Tensor};
+use host::reference::data::Distribution;
+use host::{AnyTensor, Device, Float};
 
-pub use crate::common::dense;
+pub use crate::common::{dense, strided};
 
 /// Row lengths around vectors, warps, blocks and the limits between kernels.
 pub const COLUMNS: [usize; 11] = [1, 7, 33, 256, 1024, 1030, 5000, 8200, 33_000, 33_001, 120_008];
-
-/// `rows × columns` of a matrix whose rows have `before` and `after` elements of NaN around them.
-pub fn strided<T: Float>(device: &Device, data: &[T], rows: usize, before: usize, after: usize) -> Tensor<T> {
-    let columns = data.len().checked_div(rows).unwrap_or(0);
-    let pitch = before + columns + after;
-    let mut all = poison::<T>(rows * pitch);
-    for row in 0..rows {
-        all[row * pitch + before..][..columns].copy_from_slice(&data[row * columns..][..columns]);
-    }
-    let whole = Tensor::from_slice(device, &all, &[rows as u64, pitch as u64]).unwrap();
-    whole.slice(1, before as u64..(before + columns) as u64).unwrap()
-}
 
 /// N(0, 1).
 pub fn normal<T: Float>(seed: u64, rows: usize, columns: usize) -> Vec<T> {

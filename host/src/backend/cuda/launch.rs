@@ -2,7 +2,7 @@
 
 use std::{ffi::c_void, ptr::null_mut};
 
-use driver::{DriverError, LaunchAttribute, LaunchConfig, calls};
+use driver::{DriverError, LaunchAttribute, LaunchConfig, calls, handle};
 
 use super::{
     CudaBackend,
@@ -55,14 +55,7 @@ impl CudaBackend {
                 )
             }
         } else {
-            let config = LaunchConfig {
-                grid: request.grid,
-                block: request.block,
-                dynamic_shared: request.dynamic_shared,
-                stream: stream.raw,
-                attributes: attributes.list.as_ptr(),
-                attribute_count: attributes.count,
-            };
+            let config = attributes.config(request, stream.raw);
             // SAFETY: as above; the attributes outlive the call.
             unsafe { calls::launch_kernel_ex(&config, kernel.function, arguments, null_mut()) }
         };
@@ -80,14 +73,7 @@ impl CudaBackend {
         let kernel = self.kernel(request.kernel)?;
         let stream = self.streams.get(request.stream.0)?;
         let attributes = Attributes::of(request);
-        let config = LaunchConfig {
-            grid: request.grid,
-            block: request.block,
-            dynamic_shared: request.dynamic_shared,
-            stream: stream.raw,
-            attributes: attributes.list.as_ptr(),
-            attribute_count: attributes.count,
-        };
+        let config = attributes.config(request, stream.raw);
         let mut clusters = 0;
         // SAFETY: kernel and stream are alive; the attributes outlive the call, which writes one int to a live local.
         self.check(unsafe { calls::occupancy_max_active_clusters(&mut clusters, kernel.function, &config) })?;
@@ -115,6 +101,18 @@ impl Attributes {
             attributes.push(LaunchAttribute::programmatic());
         }
         attributes
+    }
+
+    /// The launch that `request` asks for with these, which must outlive the call it is given to.
+    fn config(&self, request: &LaunchRequest<'_>, stream: handle::Stream) -> LaunchConfig {
+        LaunchConfig {
+            grid: request.grid,
+            block: request.block,
+            dynamic_shared: request.dynamic_shared,
+            stream,
+            attributes: self.list.as_ptr(),
+            attribute_count: self.count,
+        }
     }
 
     fn push(&mut self, attribute: LaunchAttribute) {
