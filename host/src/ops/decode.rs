@@ -395,14 +395,14 @@ impl<'a> Decode<'a> {
         let dtype = q.dtype().name();
         let entry = format!(
             "decode_{}{}{dtype}_d{padded}",
-            match (few, wide) {
-                _ if direct.is_some() => direct.as_ref().map_or("", |direct| direct.kernel),
-                (true, _) if division.alone => "alone_",
-                (true, _) if shape.mapped => "mapped_",
-                (true, _) => "few_",
+            match (&direct, few, wide) {
+                (Some(direct), ..) => direct.kernel,
+                (_, true, _) if division.alone => "alone_",
+                (_, true, _) if shape.mapped => "mapped_",
+                (_, true, _) => "few_",
                 _ if boxes.is_some() && packed::tall(tile_rows) => "packed_tall_",
                 _ if boxes.is_some() => "packed_",
-                (_, true) => "wide_",
+                (.., true) => "wide_",
                 _ => "",
             },
             if e4m3 { "e4m3_" } else { "" }

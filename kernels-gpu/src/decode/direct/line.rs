@@ -396,11 +396,14 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: 
         let ring = base + shape.stages_at() + own_warp * shape.stage_bytes();
         let part = quotient(thread::block_idx_x(), params.heads_kv);
         let head = thread::block_idx_x() - part * params.heads_kv;
-        prefetch::<DIM>(&Tile {
-            params,
-            batch: part,
-            head,
-        });
+        if FOLD {
+            // Of the line, which sequences a part has follows from lengths that are not there yet.
+            prefetch::<DIM>(&Tile {
+                params,
+                batch: part,
+                head,
+            });
+        }
         grid_dependency::wait();
         grid_dependency::launch_dependents();
         let mut line = Line::<FOLD>::new(params, part);
@@ -598,7 +601,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: 
 /// queries, wherever they are now. Nothing is taken from it.
 ///
 /// # Safety
-/// - `params` are those of the launch.
+/// - `params` are those of the launch, the sequence is one of its.
 #[inline(always)]
 unsafe fn prefetch<const DIM: u32>(tile: &Tile<'_, DIM>) {
     let params = tile.params;
