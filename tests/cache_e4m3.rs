@@ -311,45 +311,71 @@ fn attention_over_codes() {
     });
 }
 
-/// A multiprocessor's tile, or one of two, whose warps take pieces in turns, has the bits that it has alone.
+/// A tile that a block has for itself has the bits that it has alone.
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     on_hopper(|device| {
-        const CAPACITY: usize = 2100;
+        const CAPACITY: usize = 2112;
         const HEADS: usize = 2;
         const DIM: usize = 128;
+        const PAGE: usize = 16;
+        const PAGES: usize = CAPACITY / PAGE;
         let multiprocessors = device.properties().multiprocessors as usize;
         let lengths: Vec<i32> = (0..multiprocessors).map(|i| [2100, 0, 300, 1025, 5][i % 5]).collect();
-        for (rows, batch) in [(4, multiprocessors / HEADS), (8, multiprocessors)] {
+        let factors = [[0.5f32, 3.0], [0.25, 1.5]].map(|factors| dense(device, &factors, &[HEADS]));
+        // Windows of all tokens are none, but only the general kernels have windows.
+        for (rows, batch, paged, window_left) in [
+            (4, multiprocessors / HEADS, false, None),
+            (4, multiprocessors / HEADS, false, Some(CAPACITY as u32)),
+            (4, multiprocessors / HEADS, true, None),
+            (8, multiprocessors, false, None),
+            (8, multiprocessors, true, None),
+        ] {
             let q = normal::<bf16>(1, batch * HEADS * rows * DIM);
             let codes = |seed| -> Vec<u8> {
                 let numbers = normal::<f16>(seed, batch * CAPACITY * HEADS * DIM);
                 numbers.iter().map(|x| f64_to_e4m3(x.to_f64())).collect()
             };
             let (k, v) = (codes(2), codes(3));
-            let run = |of: std::ops::Range<usize>| {
+            let run = |of: std::ops::Range<usize>, window_left| {
                 let (count, row) = (of.len(), HEADS * rows * DIM);
                 let q = dense(device, &q[of.start * row..of.end * row], &[count, 1, HEADS * rows, DIM]);
                 let slots = CAPACITY * HEADS * DIM;
-                let [k, v] = [&k, &v].map(|codes| {
-                    pool(
-                        device,
-                        &codes[of.start * slots..of.end * slots],
-                        [count, CAPACITY, HEADS, DIM],
-                    )
-                });
+                let shape = if paged {
+                    [count * PAGES, PAGE, HEADS, DIM]
+                } else {
+                    [count, CAPACITY, HEADS, DIM]
+                };
+                let [k, v] = [&k, &v].map(|codes| pool(device, &codes[of.start * slots..of.end * slots], shape));
+                // The pages of a sequence from its last one on.
+                let pages: Vec<i32> = (0..count * PAGES)
+                    .map(|page| (page + PAGES - 1 - 2 * (page % PAGES)) as i32)
+                    .collect();
+                let table = dense(device, &pages, &[count, PAGES]);
+                let view = if paged {
+                    CacheView::paged(&k, &v, &table)
+                } else {
+                    CacheView::contiguous(&k, &v)
+                };
                 let lengths = dense(device, &lengths[of], &[count]);
-                bytes(
-                    &decode(q.any(), CacheView::contiguous(&k, &v), lengths.any())
-                        .run()
-                        .unwrap()
-                        .out,
-                )
+                let step = decode(
+                    q.any(),
+                    view.scales(Some(&factors[0]), Some(&factors[1])),
+                    lengths.any(),
+                );
+                let options = DecodeOptions {
+                    window_left,
+                    ..DecodeOptions::default()
+                };
+                bytes(&step.options(options).run().unwrap().out)
             };
-            let all = run(0..batch);
+            let all = run(0..batch, window_left);
             for i in (0..batch).take(5) {
                 let own = all.len() / batch;
-                assert_eq!(run(i..i + 1), all[i * own..][..own], "sequence {i}, {rows} rows");
+                for window_left in [None, Some(CAPACITY as u32)] {
+                    same_bits(&run(i..i + 1, window_left), &all[i * own..][..own])
+                        .unwrap_or_else(|e| panic!("sequence {i}, {rows} rows, {paged}: {e}"));
+                }
             }
         }
     });

@@ -260,6 +260,16 @@ fn many_sequences_have_the_bits_of_the_general_kernels() {
             ..base.clone()
         },
     ]);
+    // Parts begin anywhere: between tiles, between pieces, inside the last piece of a tile.
+    for seed in 0..24 {
+        let lengths = permutation(seed, 600);
+        cases.push(Few {
+            dim: [64, 128][seed as usize % 2],
+            before: lengths[..3 + seed as usize % 5].iter().map(|n| *n as i32).collect(),
+            page: [None, Some(16)][seed as usize / 2 % 2],
+            ..base.clone()
+        });
+    }
     // As many on a GPU: a tile for each multiprocessor, and four.
     let large = [(16, 4112), (64, 1040)].map(|(batch, capacity)| Few {
         heads: (32, 8),

@@ -377,9 +377,8 @@ impl<'a> Decode<'a> {
             None
         };
         let direct = direct.or_else(|| {
-            let suits = few && cache_size == 2 && division.cluster == 1 && work.together();
-            suits
-                .then(|| direct::line(&params, padded, &division, &q, multiprocessors))
+            (few && padded <= 128 && division.cluster == 1 && work.together())
+                .then(|| direct::line(&params, padded, &division, &q, multiprocessors, e4m3))
                 .flatten()
         });
         let apart = direct.as_ref().map_or(apart, |direct| direct.apart);

@@ -11,11 +11,19 @@
 use crate::kernel_params;
 
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod feed;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod kernel;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod line;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod narrow;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod owned;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod rows;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod segments;
 
 /// Rows of a tile.
 pub const DIRECT_ROWS: u32 = 8;
@@ -57,6 +65,10 @@ kernel_params! {
         pub partial: u64,
         /// Their statistics.
         pub statistics: u64,
+        /// Factor of the keys of each KV head, f32, where they are 8-bit floats; or 0 for 1.
+        pub k_scale: u64,
+        /// Factor of the values.
+        pub v_scale: u64,
         /// Strides of Q: batch, row, head.
         pub q_strides: [u32; 3],
         /// Strides of the new keys: batch, token, head.
@@ -97,7 +109,7 @@ kernel_params! {
         pub pairs: u32,
         /// Factor of cosines and sines.
         pub magnitude: f32,
-        /// Factor of the scores, in units of log₂.
+        /// Factor of the scores, in units of log₂; over 8-bit floats not in units of log₂, and times the factor of the keys.
         pub scale: f32,
         /// Where the stages begin in shared memory.
         pub stages_at: u32,
@@ -176,9 +188,6 @@ impl DirectShape {
     }
 }
 
-/// Stages of a warp's ring where a block has many steps.
-pub const LINE_STAGES: u32 = 2;
-
 /// Shared memory of a block that has whole tiles or a part of the line.
 #[derive(Clone, Copy, Debug)]
 pub struct LineShape {
@@ -201,24 +210,65 @@ impl LineShape {
         2 * super::KEYS * self.row_bytes()
     }
 
-    /// Where stages are.
+    /// Stages of a warp's ring: measured.
+    pub const fn stages(self) -> u32 {
+        256 / self.dim
+    }
+
+    /// Where stages are, behind maxima and sums of the warps' parts of rows.
     pub const fn stages_at(self) -> u32 {
         DIRECT_WARPS * DIRECT_ROWS * 8
     }
 
-    /// Where maximum and sum of a warp's part of a row are.
-    pub const fn statistics_at(self, warp: u32, row: u32) -> u32 {
-        (row * DIRECT_WARPS + warp) * 8
-    }
-
-    /// Where the elements of that part are.
-    pub const fn parts_at(self, warp: u32, row: u32) -> u32 {
-        self.stages_at() + DIRECT_WARPS * LINE_STAGES * self.stage_bytes() + (row * DIRECT_WARPS + warp) * self.dim * 4
+    /// Where the elements of those parts are.
+    pub const fn parts_at(self) -> u32 {
+        self.stages_at() + DIRECT_WARPS * self.stages() * self.stage_bytes()
     }
 
     /// Dynamic shared memory of a block for tiles of so many rows.
     pub const fn shared_bytes(self, rows: u32) -> u32 {
-        self.parts_at(0, rows)
+        self.parts_at() + rows * DIRECT_WARPS * self.dim * 4
+    }
+}
+
+/// Keys that a group of warps takes at a time from a cache of 8-bit floats.
+pub const NARROW_KEYS: u32 = 2 * DIRECT_KEYS;
+/// Steps whose pages are looked up at a time there, each by two lanes.
+pub const NARROW_LOOKUPS: u32 = 16;
+
+/// Stages of a warp's ring there.
+pub const NARROW_STAGES: u32 = 3;
+
+/// Shared memory of a block that has a whole tile over 8-bit floats.
+#[derive(Clone, Copy, Debug)]
+pub struct NarrowShape {
+    dim: u32,
+}
+
+impl NarrowShape {
+    /// For heads of `dim` elements.
+    pub const fn new(dim: u32) -> NarrowShape {
+        NarrowShape { dim }
+    }
+
+    /// Bytes of a warp's stage: keys, then values.
+    pub const fn stage_bytes(self) -> u32 {
+        2 * NARROW_KEYS / DIRECT_WARPS * self.dim
+    }
+
+    /// Where stages are, behind maxima and sums of the warps' parts of rows.
+    pub const fn stages_at(self) -> u32 {
+        DIRECT_WARPS * DIRECT_ROWS * 8
+    }
+
+    /// Where the elements of those parts are.
+    pub const fn parts_at(self) -> u32 {
+        self.stages_at() + DIRECT_WARPS * NARROW_STAGES * self.stage_bytes()
+    }
+
+    /// Dynamic shared memory of a block for tiles of so many rows.
+    pub const fn shared_bytes(self, rows: u32) -> u32 {
+        self.parts_at() + rows * DIRECT_WARPS * self.dim * 4
     }
 }
 

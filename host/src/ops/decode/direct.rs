@@ -4,7 +4,9 @@ use kernels_gpu::{
     angles::INTERLEAVED,
     decode::{
         DecodeParams, UNBOUNDED,
-        direct::{DIRECT_PIECES, DIRECT_ROWS, DirectParams, DirectShape, LineShape, most_pieces_and_steps},
+        direct::{
+            DIRECT_PIECES, DIRECT_ROWS, DirectParams, DirectShape, LineShape, NarrowShape, most_pieces_and_steps,
+        },
     },
 };
 
@@ -40,10 +42,8 @@ fn suits(params: &DecodeParams, padded: u64, q: &AnyTensor, new: Option<[&AnyTen
         params.left_padding,
         params.alibi_slopes,
         params.sinks,
-        params.k_scale,
-        params.v_scale,
         params.rotation.cos,
-    ] == [0; 6]
+    ] == [0; 4]
         && params.softcap == 0.0
         && params.rotation.flags & INTERLEAVED == 0
         && params.window_left == UNBOUNDED
@@ -77,6 +77,8 @@ fn arguments(params: &DecodeParams) -> DirectParams {
         frequencies: params.rotation.frequencies,
         partial: params.partial,
         statistics: params.statistics,
+        k_scale: params.k_scale,
+        v_scale: params.v_scale,
         q_strides: narrow(params.q_strides),
         k_new_strides: narrow(params.k_new_strides),
         v_new_strides: narrow(params.v_new_strides),
@@ -142,13 +144,15 @@ pub(super) fn direct(
     })
 }
 
-/// The launch of many sequences, or long ones, that does what `params` ask for in the same way; the bits are the same.
+/// The launch of many sequences, or long ones, that does what `params` ask for in the same way; the bits are the same. Of caches of
+/// 8-bit floats (`narrow`), and of heads of 64, there are whole tiles only.
 pub(super) fn line(
     params: &DecodeParams,
     padded: u64,
     division: &Division,
     q: &AnyTensor,
     multiprocessors: u64,
+    narrow: bool,
 ) -> Option<Direct> {
     let (batch, heads) = (u64::from(params.batch), u64::from(params.heads_kv));
     let slots = MAX_RESIDENT * multiprocessors;
@@ -167,22 +171,37 @@ pub(super) fn line(
         division.blocks.min(slots) / heads
     };
     if params.k_new != 0
-        || padded != 128
-        || !whole && (!division.apart || u64::from(params.side) != heads)
+        || ![64, 128].contains(&padded)
+        || narrow && padded != 128
+        || !whole && (narrow || padded != 128 || !division.apart || u64::from(params.side) != heads)
         || batch * u64::from(params.capacity) > MOST_TOKENS
         || !suits(params, padded, q, None)
     {
         return None;
     }
+    let arguments = DirectParams {
+        parts: parts as u32,
+        ..arguments(params)
+    };
+    let shared = if narrow {
+        NarrowShape::new(padded as u32).shared_bytes(params.rows)
+    } else {
+        LineShape::new(padded as u32).shared_bytes(params.rows)
+    };
     Some(Direct {
-        params: DirectParams {
-            parts: parts as u32,
-            ..arguments(params)
+        params: if narrow {
+            // A factor of the keys comes between.
+            DirectParams {
+                scale: params.scale,
+                ..arguments
+            }
+        } else {
+            arguments
         },
         kernel: if whole { "tiles_" } else { "line_" },
         grid: [parts * heads, 1, 1],
         cluster: 1,
-        shared: LineShape::new(padded as u32).shared_bytes(params.rows).into(),
+        shared: shared.into(),
         apart: !whole,
     })
 }

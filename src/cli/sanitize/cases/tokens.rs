@@ -350,14 +350,18 @@ fn decodes() -> Vec<Case> {
     }
     for dtype in [F16, BF16] {
         // Whole tiles, one for each multiprocessor, and parts of the line of all pieces, in pages that all sequences share.
-        for quarters in [2, 3] {
+        for (quarters, cache) in [(2, dtype), (3, dtype), (2, DType::E4M3)] {
             cases.push(case(
                 "decode",
-                format!("plain attention, {quarters} tiles for 4 multiprocessors twice, {dtype}"),
+                format!("plain attention, {quarters} tiles for 4 multiprocessors twice, {dtype} over {cache}"),
                 move |bed| {
                     let batch = u64::from(bed.device().properties().multiprocessors) * quarters / 4;
                     let shape = [65, 16, 2, 128];
-                    let (k, v) = (bed.floats(dtype, &shape)?, bed.floats(dtype, &shape)?);
+                    let floats = |dtype| match dtype {
+                        DType::E4M3 => bed.bits(dtype, &shape),
+                        _ => bed.floats(dtype, &shape),
+                    };
+                    let (k, v) = (floats(cache)?, floats(cache)?);
                     let pages: Vec<i32> = (0..batch).flat_map(|_| (0..65).rev()).collect();
                     let table = bed.integers(&pages, &[batch, 65])?;
                     let tokens: Vec<i32> = (0..batch).map(|i| [700, 5, 1040, 0][i as usize % 4]).collect();
@@ -371,6 +375,22 @@ fn decodes() -> Vec<Case> {
                 },
             ));
         }
+    }
+    for dtype in [F16, BF16] {
+        // Two whole tiles of narrow heads for each multiprocessor.
+        cases.push(case(
+            "decode",
+            format!("plain attention, 2 tiles of heads of 64 for each multiprocessor, {dtype}"),
+            move |bed| {
+                let batch = u64::from(bed.device().properties().multiprocessors);
+                let shape = [batch, 320, 2, 64];
+                let (k, v) = (bed.floats(dtype, &shape)?, bed.floats(dtype, &shape)?);
+                let tokens: Vec<i32> = (0..batch).map(|i| [300, 5, 129, 0][i as usize % 4]).collect();
+                let (q, lengths) = (bed.floats(dtype, &[batch, 2, 4, 64])?, bed.integers(&tokens, &[batch])?);
+                let result = decode(&q, CacheView::contiguous(&k, &v), &lengths).causal().run()?;
+                Ok(vec![result.out, result.lse])
+            },
+        ));
     }
     for (dtype, cache) in [(F16, F16), (BF16, BF16), (F16, DType::E4M3), (BF16, DType::E4M3)] {
         // A tile for each multiprocessor has kernels of its own.
