@@ -270,6 +270,26 @@ fn many_sequences_have_the_bits_of_the_general_kernels() {
             ..base.clone()
         });
     }
+    // Whole tiles that rotate and append: new tokens in one piece, in two, in the last slots.
+    for seed in 0..16 {
+        let lengths = permutation(100 + seed, 600);
+        let seq = 1 + seed as usize % 2;
+        let dim = [64, 128][seed as usize / 2 % 2];
+        let full = 1024 - seq as i32;
+        cases.push(Few {
+            dim,
+            seq,
+            before: lengths[..2]
+                .iter()
+                .map(|n| *n as i32)
+                .chain([[63, 511, 0, full][seed as usize / 4], full])
+                .collect(),
+            page: [None, Some(16), Some(64)][seed as usize % 3],
+            append: Some([dim / 2, 0, 8][seed as usize / 3 % 3]),
+            causal: seed % 5 != 0,
+            ..base.clone()
+        });
+    }
     // As many on a GPU: a tile for each multiprocessor, and four.
     let large = [(16, 4112), (64, 1040)].map(|(batch, capacity)| Few {
         heads: (32, 8),

@@ -378,7 +378,7 @@ impl<'a> Decode<'a> {
         };
         let direct = direct.or_else(|| {
             (few && padded <= 128 && division.cluster == 1 && work.together())
-                .then(|| direct::line(&params, padded, &division, &q, multiprocessors, e4m3))
+                .then(|| direct::line(&params, padded, &division, &q, new, multiprocessors, e4m3))
                 .flatten()
         });
         let apart = direct.as_ref().map_or(apart, |direct| direct.apart);

@@ -6,7 +6,8 @@
 //! nothing that the host can know. Each warp sends its part of a row to the block that owns the row, which joins warps to
 //! pieces and pieces to the row, in the order of `finish`: the same operations, so the same bits.
 //!
-//! `decode_tiles_*` and `decode_line_*` do the same for many sequences and long ones, whole tiles or parts of the line of pieces.
+//! `decode_tiles_*` and `decode_line_*` do the same for many sequences and long ones, whole tiles or parts of the line of pieces;
+//! tiles over 8-bit floats too.
 
 use crate::kernel_params;
 
@@ -17,13 +18,13 @@ mod kernel;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod line;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
-mod narrow;
-#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod owned;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod rows;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod segments;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod tiles;
 
 /// Rows of a tile.
 pub const DIRECT_ROWS: u32 = 8;
@@ -39,7 +40,7 @@ pub const DIRECT_KEYS: u32 = DIRECT_WARPS * super::KEYS;
 pub const DIRECT_WARPS: u32 = 4;
 
 kernel_params! {
-    /// Arguments of `decode_direct_*`. Strides count elements.
+    /// Arguments of `decode_direct_*`, `decode_tiles_*` and `decode_line_*`. Strides count elements.
     pub struct DirectParams {
         /// Tokens of each sequence, i32.
         pub lengths: u64,
@@ -188,7 +189,7 @@ impl DirectShape {
     }
 }
 
-/// Shared memory of a block that has whole tiles or a part of the line.
+/// Shared memory of a block that has a part of the line.
 #[derive(Clone, Copy, Debug)]
 pub struct LineShape {
     dim: u32,
@@ -212,7 +213,7 @@ impl LineShape {
 
     /// Stages of a warp's ring: measured.
     pub const fn stages(self) -> u32 {
-        256 / self.dim
+        2
     }
 
     /// Where stages are, behind maxima and sums of the warps' parts of rows.
@@ -231,29 +232,42 @@ impl LineShape {
     }
 }
 
-/// Keys that a group of warps takes at a time from a cache of 8-bit floats.
-pub const NARROW_KEYS: u32 = 2 * DIRECT_KEYS;
-/// Steps whose pages are looked up at a time there, each by two lanes.
-pub const NARROW_LOOKUPS: u32 = 16;
-
-/// Stages of a warp's ring there.
-pub const NARROW_STAGES: u32 = 3;
-
-/// Shared memory of a block that has a whole tile over 8-bit floats.
+/// Shared memory of a block that has a whole tile.
 #[derive(Clone, Copy, Debug)]
-pub struct NarrowShape {
+pub struct TilesShape {
     dim: u32,
+    bytes: u32,
 }
 
-impl NarrowShape {
-    /// For heads of `dim` elements.
-    pub const fn new(dim: u32) -> NarrowShape {
-        NarrowShape { dim }
+impl TilesShape {
+    /// For heads of `dim` elements, of `bytes` in the cache.
+    pub const fn new(dim: u32, bytes: u32) -> TilesShape {
+        TilesShape { dim, bytes }
+    }
+
+    /// Keys that a warp takes at a time.
+    pub const fn keys(self) -> u32 {
+        super::KEYS * 2 / self.bytes
+    }
+
+    /// Keys that a block takes at a time.
+    pub const fn block_keys(self) -> u32 {
+        DIRECT_WARPS * self.keys()
     }
 
     /// Bytes of a warp's stage: keys, then values.
     pub const fn stage_bytes(self) -> u32 {
-        2 * NARROW_KEYS / DIRECT_WARPS * self.dim
+        2 * self.keys() * self.dim * self.bytes
+    }
+
+    /// Bytes from a warp's stage to its next one.
+    pub const fn ring_bytes(self) -> u32 {
+        DIRECT_WARPS * self.stage_bytes()
+    }
+
+    /// Stages of a warp's ring: measured.
+    pub const fn stages(self) -> u32 {
+        if self.bytes == 1 { 3 } else { 256 / self.dim }
     }
 
     /// Where stages are, behind maxima and sums of the warps' parts of rows.
@@ -263,12 +277,22 @@ impl NarrowShape {
 
     /// Where the elements of those parts are.
     pub const fn parts_at(self) -> u32 {
-        self.stages_at() + DIRECT_WARPS * NARROW_STAGES * self.stage_bytes()
+        self.stages_at() + self.stages() * self.ring_bytes()
     }
 
-    /// Dynamic shared memory of a block for tiles of so many rows.
-    pub const fn shared_bytes(self, rows: u32) -> u32 {
+    /// Where rotated queries, and keys and values of this step are, as [`DirectShape`] has them.
+    pub const fn rows_at(self, rows: u32) -> u32 {
         self.parts_at() + rows * DIRECT_WARPS * self.dim * 4
+    }
+
+    /// Dynamic shared memory of a block for tiles of so many rows, which `appends` or not.
+    pub const fn shared_bytes(self, rows: u32, appends: bool) -> u32 {
+        self.rows_at(rows)
+            + if appends {
+                DirectShape::new(self.dim).factors_at()
+            } else {
+                0
+            }
     }
 }
 

@@ -4,9 +4,7 @@ use kernels_gpu::{
     angles::INTERLEAVED,
     decode::{
         DecodeParams, UNBOUNDED,
-        direct::{
-            DIRECT_PIECES, DIRECT_ROWS, DirectParams, DirectShape, LineShape, NarrowShape, most_pieces_and_steps,
-        },
+        direct::{DIRECT_PIECES, DIRECT_ROWS, DirectParams, DirectShape, LineShape, TilesShape, most_pieces_and_steps},
     },
 };
 
@@ -151,31 +149,34 @@ pub(super) fn line(
     padded: u64,
     division: &Division,
     q: &AnyTensor,
+    new: Option<[&AnyTensor; 2]>,
     multiprocessors: u64,
     narrow: bool,
 ) -> Option<Direct> {
     let (batch, heads) = (u64::from(params.batch), u64::from(params.heads_kv));
     let slots = MAX_RESIDENT * multiprocessors;
-    // A pool with room for much less than all sequences may have says that most are short, and a long one waits for nobody
-    // only in parts.
+    // A pool with room for less than half of what all sequences may have says that most are short, and a long one waits for
+    // nobody only in parts. (Where a block has twice the mean, it reads faster behind the end of the others.)
     let paging = params.paging;
-    let roomy = 4 * u64::from(paging.pages) * u64::from(paging.page_size) >= 3 * batch * u64::from(params.capacity);
+    let roomy = 2 * u64::from(paging.pages) * u64::from(paging.page_size) >= batch * u64::from(params.capacity);
     // Whole tiles, where they are as many as blocks, or fill their rounds.
     let whole = division.splits == 1
         || division.alone
         || division.fold && batch * heads >= ENOUGH_TILES * slots
-        || roomy && fills(batch * heads, slots) && u64::from(params.capacity) <= ALONE_CAPACITY;
+        || roomy
+            && (fills(batch * heads, slots) || fills(batch * heads, multiprocessors))
+            && u64::from(params.capacity) <= ALONE_CAPACITY;
     let parts = if whole {
         batch
     } else {
         division.blocks.min(slots) / heads
     };
-    if params.k_new != 0
-        || ![64, 128].contains(&padded)
-        || narrow && padded != 128
-        || !whole && (narrow || padded != 128 || !division.apart || u64::from(params.side) != heads)
+    let appends = params.k_new != 0;
+    if ![64, 128].contains(&padded)
+        || narrow && (padded != 128 || appends)
+        || !whole && (narrow || appends || padded != 128 || !division.apart || u64::from(params.side) != heads)
         || batch * u64::from(params.capacity) > MOST_TOKENS
-        || !suits(params, padded, q, None)
+        || !suits(params, padded, q, new)
     {
         return None;
     }
@@ -183,8 +184,8 @@ pub(super) fn line(
         parts: parts as u32,
         ..arguments(params)
     };
-    let shared = if narrow {
-        NarrowShape::new(padded as u32).shared_bytes(params.rows)
+    let shared = if whole {
+        TilesShape::new(padded as u32, if narrow { 1 } else { 2 }).shared_bytes(params.rows, appends)
     } else {
         LineShape::new(padded as u32).shared_bytes(params.rows)
     };
@@ -198,7 +199,11 @@ pub(super) fn line(
         } else {
             arguments
         },
-        kernel: if whole { "tiles_" } else { "line_" },
+        kernel: match (whole, appends) {
+            (true, false) => "tiles_",
+            (true, true) => "tiles_append_",
+            (false, _) => "line_",
+        },
         grid: [parts * heads, 1, 1],
         cluster: 1,
         shared: shared.into(),

@@ -8,9 +8,9 @@ use super::{
 use cuda_std::{cp_async, thread, warp};
 
 /// A warp's supply of keys and values: the steps of all segments of the block.
-pub struct Feed<'a, const DIM: u32, const FOLD: bool> {
+pub struct Feed<'a, const DIM: u32> {
     tile: Tile<'a, DIM>,
-    line: Line<FOLD>,
+    line: Line,
     /// One past the segment's last token.
     end: u32,
     /// This warp's first token of the next step.
@@ -25,14 +25,14 @@ pub struct Feed<'a, const DIM: u32, const FOLD: bool> {
     fill: u32,
 }
 
-impl<'a, const DIM: u32, const FOLD: bool> Feed<'a, DIM, FOLD> {
+impl<'a, const DIM: u32> Feed<'a, DIM> {
     /// What a block has from `line` on, of KV head `head`.
     ///
     /// # Safety
     /// - The warp calls this together; `params` are those of the launch.
     #[inline(always)]
-    pub unsafe fn new(params: &'a DirectParams, head: u32, line: Line<FOLD>, own_warp: u32) -> Self {
-        let mut feed = Feed::<DIM, FOLD> {
+    pub unsafe fn new(params: &'a DirectParams, head: u32, line: Line, own_warp: u32) -> Self {
+        let mut feed = Feed::<DIM> {
             tile: Tile { params, batch: 0, head },
             line,
             end: 0,

@@ -1,6 +1,6 @@
-//! Many sequences, or long ones: a block has whole tiles, or, of heads of 128, a part of the line of all pieces of a head.
+//! Many sequences, or long ones: a block has a part of the line of all pieces of a head.
 //!
-//! What is left out is what a launch of the general kernels begins and ends with: here copies start behind one or two loads (length,
+//! As for [`tiles`](super::tiles), what is left out is what a launch of the general kernels begins and ends with: here copies start behind one or two loads (length,
 //! page), whatever computes comes later, and where a part begins each warp finds for itself.
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     },
     DIRECT_KEYS, DIRECT_ROWS, DIRECT_WARPS, DirectParams, LineShape,
     feed::Feed,
-    owned::{Owned, Slots, column, has_columns},
+    owned::{Owned, Slots, column},
     rows::Tile,
     segments::{Line, Segment},
 };
@@ -60,9 +60,7 @@ unsafe fn queries<const DIM: u32, const S: usize>(params: &DirectParams, batch: 
 /// # Safety
 /// - The parameters describe the tensors; shared memory is [`LineShape::shared_bytes`].
 #[inline(always)]
-unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: bool, const WAIT: u32>(
-    params: &DirectParams,
-) {
+unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const WAIT: u32>(params: &DirectParams) {
     unsafe {
         let shape = const { LineShape::new(DIM) };
         let base = shared::dynamic_base();
@@ -74,18 +72,10 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: 
         };
         let part = quotient(thread::block_idx_x(), params.heads_kv);
         let head = thread::block_idx_x() - part * params.heads_kv;
-        if FOLD {
-            // Of the line, which sequences a part has follows from lengths that are not there yet.
-            prefetch::<DIM>(&Tile {
-                params,
-                batch: part,
-                head,
-            });
-        }
         grid_dependency::wait();
         grid_dependency::launch_dependents();
-        let mut line = Line::<FOLD>::new(params, part);
-        let mut feed = Feed::<DIM, FOLD>::new(params, head, line, own_warp);
+        let mut line = Line::new(params, part);
+        let mut feed = Feed::<DIM>::new(params, head, line, own_warp);
         const { assert!(WAIT + 1 == LineShape::new(DIM).stages()) };
         let mut ahead = opaque(shape.stages());
         while ahead > 0 {
@@ -107,7 +97,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: 
             let tile = Tile::<DIM> { params, batch, head };
             let size = 1 << segment.shift;
             let mut piece = segment.begin >> segment.shift;
-            let whole = FOLD || segment.begin == 0 && segment.end == length;
+            let whole = segment.begin == 0 && segment.end == length;
             engine.queries = words;
             words = queries::<DIM, S>(params, line.batch, head);
             // One past the last key that a row sees; rows that are none see nothing.
@@ -171,7 +161,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: 
                                 (number * params.splits as u64 + piece as u64) * params.rows as u64 + row as u64;
                             let to = params.partial + place * const { DIM as u64 * 4 };
                             let mut c = 0;
-                            while has_columns(DIM) && c < 4 {
+                            while c < 4 {
                                 global::st((to + column::<2>(c) as u64 * 4) as *mut f32, part[c as usize]);
                                 c += 1;
                             }
@@ -180,7 +170,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: 
                             }
                         }
                         // Of a tile that is nobody's whole, the block with its first piece says so.
-                        if !FOLD && pieces > 1 && row == 0 && lane == 0 && (piece == 0 || whole) {
+                        if pieces > 1 && row == 0 && lane == 0 && (piece == 0 || whole) {
                             let at = params.batch as u64
                                 * params.heads_kv as u64
                                 * params.splits as u64
@@ -204,39 +194,10 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const FOLD: 
     }
 }
 
-/// Brings what a tile begins with into L2 while the kernel before this one still runs: the length, the first pages' entries and
-/// queries, wherever they are now. Nothing is taken from it.
-///
-/// # Safety
-/// - `params` are those of the launch, the sequence is one of its.
-#[inline(always)]
-pub unsafe fn prefetch<const DIM: u32>(tile: &Tile<'_, DIM>) {
-    let params = tile.params;
-    let thread = thread::thread_idx_x();
-    // SAFETY: only places of these tensors are touched.
-    unsafe {
-        if thread < params.rows * const { DIM * 2 / 128 } {
-            let (query, head) = tile.query(thread / const { DIM * 2 / 128 });
-            let strides = &params.q_strides;
-            let offset = tile.batch * strides[0] + query * strides[1] + head * strides[2];
-            let column = thread % const { DIM * 2 / 128 } * 128;
-            global::prefetch_l2((params.q + offset as u64 * 2 + column as u64) as *const u8);
-        }
-        let token = thread * DIRECT_KEYS;
-        if params.table != 0 && token < params.capacity {
-            let at = tile.batch * params.table_stride + (token >> params.page_shift);
-            global::prefetch_l2((params.table + at as u64 * 4) as *const u8);
-        }
-        if thread == 0 {
-            global::prefetch_l2((params.lengths + tile.batch as u64 * 4) as *const u8);
-        }
-    }
-}
-
 macro_rules! kernels {
-    ($($name:ident $element:ident $dim:literal $fold:literal)*) => {
+    ($($name:ident $element:ident $dim:literal)*) => {
         cuda_std::kernel! {$(
-            /// Plain decode attention of at most eight rows, of whole tiles or parts of the line of pieces; see [`crate::decode::direct`].
+            /// Plain decode attention of at most eight rows, of parts of the line of pieces; see [`crate::decode::direct`].
             ///
             /// # Safety
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
@@ -244,17 +205,13 @@ macro_rules! kernels {
             #[launch(threads = DIRECT_WARPS * 32, min_blocks = 2, tensor_core = 1)]
             pub fn $name(params: DirectParams) {
                 const { assert!(DIRECT_ROWS == 2 * DIRECT_WARPS) };
-                run::<$element, $dim, { $dim / 16 }, $fold, { LineShape::new($dim).stages() - 1 }>(&params)
+                run::<$element, $dim, { $dim / 16 }, { LineShape::new($dim).stages() - 1 }>(&params)
             }
         )*}
     };
 }
 
 kernels! {
-    decode_line_f16_d128 F16 128 false
-    decode_line_bf16_d128 Bf16 128 false
-    decode_tiles_f16_d128 F16 128 true
-    decode_tiles_bf16_d128 Bf16 128 true
-    decode_tiles_f16_d64 F16 64 true
-    decode_tiles_bf16_d64 Bf16 64 true
+    decode_line_f16_d128 F16 128
+    decode_line_bf16_d128 Bf16 128
 }

@@ -1,4 +1,4 @@
-//! The line of all pieces of a head, and the part of it, or the whole tiles, that a block has.
+//! The line of all pieces of a head, and the part of it that a block has.
 //!
 //! The parts, pieces and folds are those of [`plan`](super::super::plan) and `finish`; where a part begins each warp finds for itself.
 
@@ -49,7 +49,7 @@ const fn unit(shift: u32) -> u32 {
 
 /// Where a block is in the line of the pieces of one head.
 #[derive(Clone, Copy)]
-pub struct Line<const FOLD: bool> {
+pub struct Line {
     pub batch: u32,
     piece: u32,
     /// Cost from here to the end of the block's part.
@@ -72,7 +72,7 @@ pub struct Segment {
     pub end: u32,
 }
 
-impl<const FOLD: bool> Line<FOLD> {
+impl Line {
     /// Where this block's part begins; each warp finds it for itself.
     ///
     /// # Safety
@@ -81,14 +81,6 @@ impl<const FOLD: bool> Line<FOLD> {
     pub unsafe fn new(params: &DirectParams, part: u32) -> Self {
         // SAFETY: forwarded to the caller.
         unsafe {
-            if FOLD {
-                return Line {
-                    batch: part,
-                    piece: 0,
-                    left: 1,
-                    length: length_of(params, part),
-                };
-            }
             let lane = thread::lane_id();
             // Each lane has a stretch of the sequences.
             let each = (params.batch + 31) / 32;
@@ -163,21 +155,17 @@ impl<const FOLD: bool> Line<FOLD> {
         let length = whole_length(params, self.length);
         let (pieces, shift) = pieces_of(params, length);
         let mut count = pieces - piece;
-        if FOLD {
-            self.batch += params.parts;
-        } else {
-            let unit = unit(shift);
-            if (count * unit) as i32 > self.left {
-                // SAFETY: at least 1.
-                unsafe { core::hint::assert_unchecked(unit != 0) };
-                count = (self.left as u32 + unit - 1) / unit;
-            }
-            self.left -= (count * unit) as i32;
-            self.piece += count;
-            if self.piece == pieces {
-                self.piece = 0;
-                self.batch += 1;
-            }
+        let unit = unit(shift);
+        if (count * unit) as i32 > self.left {
+            // SAFETY: at least 1.
+            unsafe { core::hint::assert_unchecked(unit != 0) };
+            count = (self.left as u32 + unit - 1) / unit;
+        }
+        self.left -= (count * unit) as i32;
+        self.piece += count;
+        if self.piece == pieces {
+            self.piece = 0;
+            self.batch += 1;
         }
         // SAFETY: forwarded to the caller.
         self.length = unsafe { length_of(params, self.batch) };

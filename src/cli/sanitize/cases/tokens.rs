@@ -376,21 +376,31 @@ fn decodes() -> Vec<Case> {
             ));
         }
     }
-    for dtype in [F16, BF16] {
-        // Two whole tiles of narrow heads for each multiprocessor.
-        cases.push(case(
-            "decode",
-            format!("plain attention, 2 tiles of heads of 64 for each multiprocessor, {dtype}"),
-            move |bed| {
-                let batch = u64::from(bed.device().properties().multiprocessors);
-                let shape = [batch, 320, 2, 64];
-                let (k, v) = (bed.floats(dtype, &shape)?, bed.floats(dtype, &shape)?);
-                let tokens: Vec<i32> = (0..batch).map(|i| [300, 5, 129, 0][i as usize % 4]).collect();
-                let (q, lengths) = (bed.floats(dtype, &[batch, 2, 4, 64])?, bed.integers(&tokens, &[batch])?);
-                let result = decode(&q, CacheView::contiguous(&k, &v), &lengths).causal().run()?;
-                Ok(vec![result.out, result.lse])
-            },
-        ));
+    for (dtype, dim) in [(F16, 64), (F16, 128), (BF16, 64), (BF16, 128)] {
+        // Two whole tiles for each multiprocessor; a block may rotate and append the tokens of its own.
+        for appends in [false, true] {
+            let what = if appends { "rotation, append and " } else { "" };
+            cases.push(case(
+                "decode",
+                format!("{what}plain attention, 2 tiles of heads of {dim} for each multiprocessor, {dtype}"),
+                move |bed| {
+                    let batch = u64::from(bed.device().properties().multiprocessors);
+                    let shape = [batch * 20, 16, 2, dim];
+                    let (k, v) = (bed.floats(dtype, &shape)?, bed.floats(dtype, &shape)?);
+                    let pages: Vec<i32> = (0..batch as i32 * 20).rev().collect();
+                    let table = bed.integers(&pages, &[batch, 20])?;
+                    let tokens: Vec<i32> = (0..batch).map(|i| [300, 5, 127, 0][i as usize % 4]).collect();
+                    let lengths = bed.integers(&tokens, &[batch])?;
+                    let q = bed.floats(dtype, &[batch, 2, 4, dim])?;
+                    if appends {
+                        let new = bed.floats(dtype, &[batch, 2, 2, dim])?;
+                        return rotate_append_attend(bed, [&q, &new], [k, v], [&table, &lengths]);
+                    }
+                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths).causal().run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+        }
     }
     for (dtype, cache) in [(F16, F16), (BF16, BF16), (F16, DType::E4M3), (BF16, DType::E4M3)] {
         // A tile for each multiprocessor has kernels of its own.
