@@ -24,6 +24,8 @@ mod rows;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod segments;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod steps;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod tiles;
 
 /// Rows of a tile.

@@ -4,8 +4,9 @@
 
 use super::{
     super::KEYS, DIRECT_KEYS, DIRECT_LOOKUPS, DIRECT_WARPS, DirectParams, LineShape, rows::Tile, segments::Line,
+    steps::copy,
 };
-use cuda_std::{cp_async, thread, warp};
+use cuda_std::{cp_async, thread};
 
 /// A warp's supply of keys and values: the steps of all segments of the block.
 pub struct Feed<'a, const DIM: u32> {
@@ -125,33 +126,8 @@ impl<'a, const DIM: u32> Feed<'a, DIM> {
         // SAFETY: forwarded to the caller.
         unsafe {
             if self.left != 0 {
-                let chunks = const { DIM / 8 };
-                let lane = thread::lane_id();
-                let (chunk, key) = (lane % chunks, lane / chunks);
-                let to = ring + self.fill + key * shape.row_bytes() + (chunk ^ key) * 16;
-                let k_units = warp::shfl_idx(self.units[0], self.lane) + key * params.k_steps[1];
-                let v_units = warp::shfl_idx(self.units[1], self.lane) + key * params.v_steps[1];
-                let k_from = params.k + chunk as u64 * 16 + k_units as u64 * 16;
-                let v_from = params.v + chunk as u64 * 16 + v_units as u64 * 16;
-                let left = self.end as i32 - (self.first + key) as i32;
-                let mut turn = 0;
-                while turn < const { KEYS * DIM * 2 / 512 } {
-                    let first = turn * 32 / chunks;
-                    let bytes = if left > first as i32 { 16 } else { 0 };
-                    let to = (to ^ (first % 8 * 16)) + first * shape.row_bytes();
-                    let k_from = k_from + (first * params.k_steps[1]) as u64 * 16;
-                    cp_async::copy_16(to, k_from as *const u8, bytes);
-                    turn += 1;
-                }
-                turn = 0;
-                while turn < const { KEYS * DIM * 2 / 512 } {
-                    let first = turn * 32 / chunks;
-                    let bytes = if left > first as i32 { 16 } else { 0 };
-                    let to = (to ^ (first % 8 * 16)) + first * shape.row_bytes();
-                    let v_from = v_from + (first * params.v_steps[1]) as u64 * 16;
-                    cp_async::copy_16(to + KEYS * shape.row_bytes(), v_from as *const u8, bytes);
-                    turn += 1;
-                }
+                let left = self.end as i32 - self.first as i32;
+                copy::<DIM, 2, 1>(params, ring + self.fill, self.units, self.lane, left);
                 self.first += DIRECT_KEYS;
                 self.left -= 1;
                 self.lane += 1;

@@ -10,8 +10,9 @@ use super::{
         stream::opaque,
         tensor::Scoring,
     },
-    DIRECT_KEYS, DIRECT_LOOKUPS, DIRECT_PIECES, DIRECT_ROWS, DIRECT_STAGES, DIRECT_WARPS, DirectParams, DirectShape,
+    DIRECT_KEYS, DIRECT_LOOKUPS, DIRECT_PIECES, DIRECT_STAGES, DIRECT_WARPS, DirectParams, DirectShape,
     rows::{Fresh, Tile},
+    steps::{hide, lay, queries_at},
 };
 use crate::tile::element::{Bf16, F16};
 use cuda_std::{
@@ -152,14 +153,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
                     index += DIRECT_WARPS * 32;
                 }
                 syncthreads();
-                let row = lane / 4;
-                let row = if row < params.rows { row } else { params.rows - 1 };
-                let at = base + shape.queries_at() + row * shape.query_bytes() + lane % 4 * 4;
-                let mut s = 0;
-                while s < S {
-                    engine.queries[s] = [shared::ld(at + s as u32 * 32), shared::ld(at + s as u32 * 32 + 16)];
-                    s += 1;
-                }
+                engine.queries = queries_at::<DIM, S>(base, params.rows);
             }
 
             step = 0;
@@ -172,20 +166,8 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
                 // Tokens of this step are laid among those that arrived.
                 let until = if first + KEYS < end { first + KEYS } else { end };
                 let from = if first > first_new { first } else { first_new };
-                if appends && from < until {
-                    let mut index = lane;
-                    while index < (until - from) * chunks {
-                        let (token, chunk) = (from + index / chunks, index % chunks);
-                        let at = base + shape.fresh_at() + (token - fresh) * shape.row_bytes() + chunk * 16;
-                        let key = token - first;
-                        let to = key * shape.row_bytes() + (chunk ^ key % 8) * 16;
-                        let k: [u32; 4] = shared::ld(at);
-                        shared::st(keys + to, k);
-                        let v: [u32; 4] = shared::ld(at + DIRECT_ROWS * shape.row_bytes());
-                        shared::st(values + to, v);
-                        index += 32;
-                    }
-                    syncwarp(warp::FULL);
+                if appends {
+                    lay::<DIM>(base, [keys, values], first, fresh, [from, until]);
                 }
                 let mut x = engine.products(keys, thread::lane_id());
                 let mut i = 0;
@@ -194,13 +176,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
                     i += 1;
                 }
                 if (first + KEYS) as i32 > inner {
-                    i = 0;
-                    while i < 4 {
-                        if (first + lane / 4 + i as u32 / 2 * 8) as i32 >= ends[i % 2] {
-                            x[i] = f32::NEG_INFINITY;
-                        }
-                        i += 1;
-                    }
+                    hide(&mut x, first, ends);
                 }
                 engine.attend([x], values, thread::lane_id());
                 syncwarp(warp::FULL);

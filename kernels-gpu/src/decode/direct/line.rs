@@ -17,6 +17,7 @@ use super::{
     owned::{Owned, Slots, column},
     rows::Tile,
     segments::{Line, Segment},
+    steps::hide,
 };
 use crate::tile::element::{Bf16, F16};
 use cuda_std::{
@@ -125,13 +126,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const WAIT: 
                         i += 1;
                     }
                     if (first + KEYS) as i32 > inner {
-                        i = 0;
-                        while i < 4 {
-                            if (first + lane / 4 + i as u32 / 2 * 8) as i32 >= ends[i % 2] {
-                                x[i] = f32::NEG_INFINITY;
-                            }
-                            i += 1;
-                        }
+                        hide(&mut x, first, ends);
                     }
                     engine.attend([x], values, lane);
                     syncwarp(warp::FULL);

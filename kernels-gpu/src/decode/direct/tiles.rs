@@ -14,10 +14,11 @@ use super::{
         stream::opaque,
         tensor::Scoring,
     },
-    DIRECT_KEYS, DIRECT_ROWS, DIRECT_WARPS, DirectParams, DirectShape, TilesShape,
+    DIRECT_KEYS, DIRECT_ROWS, DIRECT_WARPS, DirectParams, TilesShape,
     owned::{Owned, Slots},
     rows::{Fresh, Tile},
     segments::{length_of, whole_length},
+    steps::{copy, hide, lay, queries_at},
 };
 use crate::tile::element::{Bf16, F16};
 use cuda_std::{
@@ -25,8 +26,8 @@ use cuda_std::{
     cp_async, global, grid_dependency, shared, thread, warp,
 };
 
-/// A warp's supply of keys and values.
-struct Feed<'a, const DIM: u32, const BYTES: u32> {
+/// A warp's supply of keys and values, of which a step has `LOOKUPS` times 16.
+struct Feed<'a, const DIM: u32, const BYTES: u32, const LOOKUPS: u32> {
     tile: Tile<'a, DIM>,
     /// Tokens in the cache.
     length: u32,
@@ -42,11 +43,10 @@ struct Feed<'a, const DIM: u32, const BYTES: u32> {
     fill: u32,
 }
 
-impl<const DIM: u32, const BYTES: u32> Feed<'_, DIM, BYTES> {
+impl<const DIM: u32, const BYTES: u32, const LOOKUPS: u32> Feed<'_, DIM, BYTES, LOOKUPS> {
     const SHAPE: TilesShape = TilesShape::new(DIM, BYTES);
-    /// Lookups of a step, and steps that are looked up at a time.
-    const LOOKUPS: u32 = Self::SHAPE.keys() / KEYS;
-    const STEPS: u32 = 32 / Self::LOOKUPS;
+    /// Steps that are looked up at a time.
+    const STEPS: u32 = 32 / LOOKUPS;
 
     /// Places of the steps from token `first` on: of 16 keys each lane.
     ///
@@ -55,7 +55,7 @@ impl<const DIM: u32, const BYTES: u32> Feed<'_, DIM, BYTES> {
     #[inline(always)]
     unsafe fn look_up(&self, first: u32) -> [u32; 2] {
         let lane = thread::lane_id();
-        let token = first + lane / Self::LOOKUPS * Self::SHAPE.block_keys() + lane % Self::LOOKUPS * KEYS;
+        let token = first + lane / LOOKUPS * Self::SHAPE.block_keys() + lane % LOOKUPS * KEYS;
         if token < self.length {
             // SAFETY: the sequence has the token.
             unsafe { self.tile.place(token) }
@@ -84,39 +84,15 @@ impl<const DIM: u32, const BYTES: u32> Feed<'_, DIM, BYTES> {
     #[inline(always)]
     unsafe fn load(&mut self, ring: u32) {
         let params = self.tile.params;
-        let (shape, row_bytes) = const { (Self::SHAPE, DIM * BYTES) };
+        let shape = const { Self::SHAPE };
         // SAFETY: forwarded to the caller.
         unsafe {
             if self.left != 0 {
-                let chunks = const { DIM * BYTES / 16 };
-                let lane = thread::lane_id();
-                let (chunk, key) = (lane % chunks, lane / chunks);
-                let to = ring + self.fill + key * row_bytes + (chunk ^ key) * 16;
-                let left = self.length as i32 - (self.first + key) as i32;
-                let pools = [(params.k, params.k_steps[1]), (params.v, params.v_steps[1])];
-                let mut pool = 0;
-                while pool < 2 {
-                    let (base, slot) = pools[pool];
-                    let mut half = 0;
-                    while half < Self::LOOKUPS {
-                        let units = warp::shfl_idx(self.units[pool], self.lane + half) + key * slot;
-                        let base = base + chunk as u64 * 16 + units as u64 * 16;
-                        let mut turn = 0;
-                        while turn < const { KEYS * DIM * BYTES / 512 } {
-                            let first = turn * 32 / chunks;
-                            let row = half * KEYS + first;
-                            let bytes = if left > row as i32 { 16 } else { 0 };
-                            let to = (to ^ (first % 8 * 16)) + (pool as u32 * shape.keys() + row) * row_bytes;
-                            cp_async::copy_16(to, (base + (first * slot) as u64 * 16) as *const u8, bytes);
-                            turn += 1;
-                        }
-                        half += 1;
-                    }
-                    pool += 1;
-                }
+                let left = self.length as i32 - self.first as i32;
+                copy::<DIM, BYTES, LOOKUPS>(params, ring + self.fill, self.units, self.lane, left);
                 self.first += shape.block_keys();
                 self.left -= 1;
-                self.lane += Self::LOOKUPS;
+                self.lane += LOOKUPS;
                 if self.lane == 32 {
                     self.lane = 0;
                     self.units = self.ahead;
@@ -196,6 +172,7 @@ unsafe fn run<
     const BYTES: u32,
     const WAIT: u32,
     const H: usize,
+    const LOOKUPS: u32,
     const APPEND: bool,
 >(
     params: &DirectParams,
@@ -204,7 +181,12 @@ unsafe fn run<
         let shape = const { TilesShape::new(DIM, BYTES) };
         const {
             let shape = TilesShape::new(DIM, BYTES);
-            assert!(WAIT + 1 == shape.stages() && H as u32 * KEYS == shape.keys() && !(APPEND && BYTES == 1));
+            assert!(
+                WAIT + 1 == shape.stages()
+                    && H as u32 == LOOKUPS
+                    && LOOKUPS * KEYS == shape.keys()
+                    && !(APPEND && BYTES == 1)
+            );
         };
         let base = shared::dynamic_base();
         let (thread, lane, own_warp) = (thread::thread_idx_x(), thread::lane_id(), thread::uniform_warp_idx());
@@ -227,7 +209,7 @@ unsafe fn run<
         let length = whole_length(params, before);
         let fresh = if before < 0 { 0 } else { before as u32 };
         let mut steps = (length + shape.block_keys() - 1) / shape.block_keys();
-        let mut feed = Feed::<DIM, BYTES> {
+        let mut feed = Feed::<DIM, BYTES, LOOKUPS> {
             tile,
             // What this step appends is not read from the cache.
             length: if APPEND && fresh < length { fresh } else { length },
@@ -246,8 +228,8 @@ unsafe fn run<
         }
         let size = split_tokens(0, length, params.most, params.least, const { (BYTES == 1) as u32 });
         let rows_base = base + shape.rows_at(params.rows);
-        let direct = const { DirectShape::new(DIM) };
-        let (mut words, mut scales) = ([[0; 2]; S], [params.scale; 2]);
+        let words;
+        let mut scales = [params.scale; 2];
         if let Some(fetched) = fetched {
             let of_step = Fresh {
                 first: fresh,
@@ -262,14 +244,7 @@ unsafe fn run<
                 index += DIRECT_WARPS * 32;
             }
             syncthreads();
-            let row = lane / 4;
-            let row = if row < params.rows { row } else { params.rows - 1 };
-            let at = rows_base + direct.queries_at() + row * direct.query_bytes() + lane % 4 * 4;
-            let mut s = 0;
-            while s < S {
-                words[s] = [shared::ld(at + s as u32 * 32), shared::ld(at + s as u32 * 32 + 16)];
-                s += 1;
-            }
+            words = queries_at::<DIM, S>(rows_base, params.rows);
         } else {
             let factors;
             (words, factors) = queries::<E, DIM, S, BYTES>(&tile);
@@ -302,22 +277,7 @@ unsafe fn run<
                 let until = first + shape.keys();
                 let until = if until < length { until } else { length };
                 let from = if first > fresh { first } else { fresh };
-                if from < until {
-                    let chunks = const { DIM / 8 };
-                    let mut index = lane;
-                    while index < (until - from) * chunks {
-                        let (token, chunk) = (from + index / chunks, index % chunks);
-                        let at = rows_base + direct.fresh_at() + (token - fresh) * direct.row_bytes() + chunk * 16;
-                        let key = token - first;
-                        let to = key * direct.row_bytes() + (chunk ^ key % 8) * 16;
-                        let k: [u32; 4] = shared::ld(at);
-                        shared::st(keys + to, k);
-                        let v: [u32; 4] = shared::ld(at + DIRECT_ROWS * direct.row_bytes());
-                        shared::st(values + to, v);
-                        index += 32;
-                    }
-                    syncwarp(warp::FULL);
-                }
+                lay::<DIM>(rows_base, [keys, values], first, fresh, [from, until]);
             }
             let mut x = [[0.0; 4]; H];
             let mut h = 0;
@@ -333,14 +293,7 @@ unsafe fn run<
             if (first + shape.keys()) as i32 > inner {
                 h = 0;
                 while h < H {
-                    let mut i = 0;
-                    while i < 4 {
-                        let key = first + h as u32 * KEYS + lane / 4 + i as u32 / 2 * 8;
-                        if key as i32 >= ends[i % 2] {
-                            x[h][i] = f32::NEG_INFINITY;
-                        }
-                        i += 1;
-                    }
+                    hide(&mut x[h], first + h as u32 * KEYS, ends);
                     h += 1;
                 }
             }
@@ -435,6 +388,7 @@ macro_rules! kernels {
                     $bytes,
                     { SHAPE.stages() - 1 },
                     { (SHAPE.keys() / KEYS) as usize },
+                    { SHAPE.keys() / KEYS },
                     $append,
                 >(&params)
             }
