@@ -68,12 +68,13 @@ pub(super) fn divide(
     let bundled = all_tiles * bundles * 100 >= slots * MOST_BLOCKS;
     let dealt = if bundled { bundles } else { splits };
     // A cluster for each tile, two teams a block, where all fit the GPU at once: neither workspace nor merging kernel.
+    // At least two blocks: one, so a launch without clusters, hung on an H200.
     let cluster = dealt.next_power_of_two();
     let blocks = cluster / u64::from(PAIR);
     let shared_by_pair = PackedShape::new(work.padded, false, PAIR).shared_bytes().into();
     let clustered = bundled
         && !tall(work.tile_rows)
-        && (2..=CLUSTER_MOST.into()).contains(&cluster)
+        && (2 * u64::from(PAIR)..=CLUSTER_MOST.into()).contains(&cluster)
         && all_tiles * blocks <= multiprocessors
         && all_tiles <= at_once(blocks as u32, shared_by_pair)?;
     let cluster = if clustered { cluster } else { 1 };

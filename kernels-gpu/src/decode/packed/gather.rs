@@ -8,12 +8,12 @@ use super::{
         stream::opaque,
     },
     PackedShape,
-    kernel::{COMPUTING, TOGETHER},
+    kernel::COMPUTING,
     produce::Item,
 };
 use crate::{attention::hopper::Half, tile::element::Element};
 use cuda_std::{
-    barrier, global, mbarrier,
+    global, mbarrier,
     shared::{self, dynamic_base, mapa, st_async_2},
     thread,
 };
@@ -62,16 +62,6 @@ pub unsafe fn give<const DIM: u32, const Q: usize, const P: u32>(
     // SAFETY: each place is one thread's, and its block expects it.
     unsafe {
         let mut i = 0;
-        if shift == 0 {
-            if lane % 4 == 0 {
-                shared::st(statistics_at, statistics);
-            }
-            while i < Q {
-                shared::st(output_at + lane % 4 * 8 + i as u32 * 32, pair(i));
-                i += 1;
-            }
-            return;
-        }
         let barrier = mapa(given_barrier::<DIM, P>(), rank);
         if lane % 4 == 0 {
             st_async_2(mapa(statistics_at, rank), statistics, barrier);
@@ -146,11 +136,7 @@ impl Share {
     pub unsafe fn expect<const DIM: u32, const P: u32>(&self, params: &DecodeParams) {
         let (blocks, rank) = (params.cluster / P, thread::cluster_block_rank());
         let rows = (self.rows + blocks - 1 - rank) >> blocks.trailing_zeros();
-        let bytes = if blocks > 1 {
-            self.count * rows * (DIM * 4 + 8)
-        } else {
-            0
-        };
+        let bytes = self.count * rows * (DIM * 4 + 8);
         // SAFETY: forwarded to the caller.
         unsafe { mbarrier::arrive_expect_tx_if(given_barrier::<DIM, P>(), bytes, thread::thread_idx_x() == 0) };
     }
@@ -166,11 +152,7 @@ pub unsafe fn gather<E: Half, T: Element, const DIM: u32, const P: u32>(params: 
     // SAFETY: forwarded to the caller.
     unsafe {
         let shift = blocks_shift::<P>(params);
-        if shift == 0 {
-            barrier::sync(TOGETHER + P, P * COMPUTING);
-        } else {
-            mbarrier::wait_parity_cluster(given_barrier::<DIM, P>(), 0);
-        }
+        mbarrier::wait_parity_cluster(given_barrier::<DIM, P>(), 0);
         loop {
             let Share { own, column, .. } = share;
             if share.to != 0 && column < params.value_dim {

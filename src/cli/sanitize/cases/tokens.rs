@@ -300,9 +300,9 @@ fn decodes() -> Vec<Case> {
         }
     }
     for (dtype, dim) in [(F16, 64), (F16, 128), (BF16, 64), (BF16, 128)] {
-        // As many sequences as it takes for bundles of pieces to be dealt out: to a block for each tile, to two, and merged by
+        // As many sequences as it takes for bundles of pieces to be dealt out: to clusters for each tile, and merged by
         // another kernel. All sequences have the same pages.
-        for (halves, pages) in [(2, 66), (1, 210), (4, 66)] {
+        for (halves, pages) in [(1, 210), (2, 66)] {
             cases.push(case(
                 "decode",
                 format!("12 heads of {halves} sequences for two multiprocessors, head dim {dim}, {dtype}"),
