@@ -16,15 +16,16 @@ use crate::support::{Case, Data, on_every_device};
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     on_every_device(|device| {
-        // Eight rows at most; more, whose pieces are folded in bundles, dealt out one by one or in bundles, from
-        // pages that boxes fit and others; a tile
-        // for each multiprocessor.
+        // Eight rows at most; more, whose pieces are folded in bundles, dealt out one by one or in bundles, to clusters
+        // or apart, from pages that boxes fit and others; a tile for each multiprocessor.
         let tiles = device.properties().multiprocessors as usize;
         for (heads, dim, longest, sequences, page) in [
             ((2, 2), 64, 300, 9, 32),
             ((24, 1), 64, 300, 9, 32),
             ((10, 1), 64, 2100, 9, 32),
             ((24, 1), 64, 2100, 2, 32),
+            ((24, 1), 64, 2100, 4, 32),
+            ((10, 1), 64, 6700, 2, 32),
             ((24, 1), 64, 2100, 9, 32),
             ((40, 1), 64, 2100, 9, 64),
             ((24, 1), 64, 2100, 2, 24),

@@ -279,7 +279,10 @@ impl<'a> Decode<'a> {
         let multiprocessors = u64::from(device.properties().multiprocessors);
         let block_shared = u64::from(device.properties().shared_per_block);
         let division = if boxes.is_some() {
-            packed::divide(&work, multiprocessors)
+            let entry = format!("decode_packed_pair_{}_d{padded}", q.dtype().name());
+            packed::divide(&work, multiprocessors, |cluster, shared| {
+                device.clusters_at_once(&entry, cluster, shared)
+            })?
         } else {
             work.divide(multiprocessors, block_shared)
         };
@@ -386,9 +389,13 @@ impl<'a> Decode<'a> {
             // Its blocks fold what they have all of.
             params.whole = 1;
         }
+        let blocks_of_cluster = match boxes {
+            Some(_) => packed::blocks_of_cluster(&division),
+            None => division.cluster as u32,
+        };
         let (grid, shared, cluster) = direct
             .as_ref()
-            .map_or(([blocks, 1, 1], division.shared, division.cluster as u32), |direct| {
+            .map_or(([blocks, 1, 1], division.shared, blocks_of_cluster), |direct| {
                 (direct.grid, direct.shared, direct.cluster)
             });
         let dtype = q.dtype().name();
@@ -399,8 +406,7 @@ impl<'a> Decode<'a> {
                 (_, true, _) if division.alone => "alone_",
                 (_, true, _) if shape.mapped => "mapped_",
                 (_, true, _) => "few_",
-                _ if boxes.is_some() && packed::tall(tile_rows) => "packed_tall_",
-                _ if boxes.is_some() => "packed_",
+                _ if boxes.is_some() => packed::kind(tile_rows, &division),
                 (.., true) => "wide_",
                 _ => "",
             },

@@ -277,10 +277,17 @@ pub unsafe fn write_quad<O: Quad>(row: u64, column: u32, [a, b, c, d]: [f32; 4],
 /// - As for [`write_output`].
 #[inline(always)]
 pub unsafe fn write_lse(params: &DecodeParams, work: &Work, row: u32, lse: f32) {
+    // SAFETY: forwarded to the caller.
+    unsafe { global::st(lse_address(params, work, row) as *mut f32, lse) }
+}
+
+/// Address of a row's log-sum-exp.
+#[inline(always)]
+pub fn lse_address(params: &DecodeParams, work: &Work, row: u32) -> u64 {
     let (query, head) = (work.query(params, row) as u64, work.query_head(params, row) as u64);
     let heads = params.heads_kv as u64 * params.group as u64;
     let at = (work.batch as u64 * heads + head) * params.seq_q as u64 + query;
-    unsafe { global::st((params.lse + at * 4) as *mut f32, lse) }
+    params.lse + at * 4
 }
 
 /// Number of a tile among all.

@@ -5,7 +5,7 @@ use kernels_gpu::{
     decode::{
         DecodeParams, KEYS, WIDE_ROWS,
         direct::most_pieces_and_steps,
-        packed::{PACKED_KEYS, PACKED_ROWS, PackedParams, PackedShape},
+        packed::{CLUSTER_MOST, PACKED_KEYS, PACKED_ROWS, PAIR, PackedParams, PackedShape},
     },
 };
 
@@ -35,20 +35,50 @@ pub(super) fn tall(tile_rows: u64) -> bool {
     tile_rows > WIDE_ROWS.into()
 }
 
-/// How the work of a launch is divided, for a GPU of so many multiprocessors.
-pub(super) fn divide(work: &Work, multiprocessors: u64) -> Division {
+/// Which kernel it is, before dtype and head dim.
+pub(super) fn kind(tile_rows: u64, division: &Division) -> &'static str {
+    match tall(tile_rows) {
+        true => "packed_tall_",
+        false if division.cluster > 1 => "packed_pair_",
+        false => "packed_",
+    }
+}
+
+/// Blocks of a cluster, each of which has two of the teams that share a tile.
+pub(super) fn blocks_of_cluster(division: &Division) -> u32 {
+    (division.cluster as u32 / PAIR).max(1)
+}
+
+/// How the work of a launch is divided, for a GPU of so many multiprocessors which runs `at_once` clusters of so many blocks, with so
+/// many bytes of shared memory, at once.
+pub(super) fn divide(
+    work: &Work,
+    multiprocessors: u64,
+    at_once: impl FnOnce(u32, u64) -> Result<u64>,
+) -> Result<Division> {
     let tiles = work.tile_rows.div_ceil(PACKED_ROWS.into());
     // These follow from the sequence's own problem, never from the batch: they decide how its sums are ordered.
     let most = (WANTED_BLOCKS / (work.cache.heads * tiles)).clamp(1, MAX_SPLITS);
     let splits = u64::from(most_pieces_and_steps(work.cache.capacity as u32, most as u32, LEAST).0);
     // This may follow from the batch: both ways give the same bits.
     let all_tiles = work.batch * work.cache.heads * tiles;
-    let shape = PackedShape::new(work.padded, tall(work.tile_rows));
+    let shape = PackedShape::new(work.padded, tall(work.tile_rows), 1);
     let slots = u64::from(shape.blocks()) * multiprocessors;
     let bundles = splits.div_ceil(1 << work.shape.bundle);
     let bundled = all_tiles * bundles * 100 >= slots * MOST_BLOCKS;
     let dealt = if bundled { bundles } else { splits };
-    Division {
+    // A cluster for each tile, two teams a block, where all fit the GPU at once: neither workspace nor merging kernel.
+    // At least two blocks: teams give each other parts by `st.async`, and a launch without clusters hung on an H200.
+    let cluster = dealt.next_power_of_two();
+    let blocks = cluster / u64::from(PAIR);
+    let shared_by_pair = PackedShape::new(work.padded, false, PAIR).shared_bytes().into();
+    let clustered = bundled
+        && !tall(work.tile_rows)
+        && (2 * u64::from(PAIR)..=CLUSTER_MOST.into()).contains(&cluster)
+        && all_tiles * blocks <= multiprocessors
+        && all_tiles <= at_once(blocks as u32, shared_by_pair)?;
+    let cluster = if clustered { cluster } else { 1 };
+    Ok(Division {
         tiles,
         rows: work.tile_rows.min(PACKED_ROWS.into()),
         all_tiles,
@@ -57,14 +87,22 @@ pub(super) fn divide(work: &Work, multiprocessors: u64) -> Division {
         splits: dealt,
         fold: false,
         alone: false,
-        cluster: 1,
-        apart: dealt > 1,
+        cluster,
+        apart: dealt > 1 && cluster == 1,
         bundled,
         each: 0,
-        blocks: (all_tiles * dealt).min(slots),
+        blocks: if clustered {
+            all_tiles * blocks
+        } else {
+            (all_tiles * dealt).min(slots)
+        },
         side: 1,
-        shared: shape.shared_bytes().into(),
-    }
+        shared: if clustered {
+            shared_by_pair
+        } else {
+            shape.shared_bytes().into()
+        },
+    })
 }
 
 /// The arguments of a launch over so many pieces or bundles.

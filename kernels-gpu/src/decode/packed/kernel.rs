@@ -9,9 +9,10 @@ use super::{
         stream::{Row, opaque},
         tensor::{Scoring, finished},
     },
-    PACKED_KEYS, PACKED_PANEL_BYTES, PACKED_THREADS, PackedParams, PackedShape,
-    operands::{mend, operand_row, place_in, stage_queries},
-    produce::{Feed, Item, ring},
+    PACKED_KEYS, PACKED_PANEL_BYTES, PACKED_THREADS, PAIR, PackedParams, PackedShape,
+    gather::{Share, gather, give, given_barrier},
+    operands::{meet, mend, operand_row, place_in, prefetch_queries, stage_queries, stage_rotated},
+    produce::{Feed, Item, base, first_item, ring, tile_of},
 };
 use crate::{
     attention::hopper::{Half, issue_scores, issue_weighted},
@@ -19,27 +20,37 @@ use crate::{
     tile::element,
 };
 use cuda_std::{
-    barrier, global, grid_dependency, kernel,
+    barrier::{self, cluster_arrive_relaxed, cluster_wait},
+    global, grid_dependency, kernel,
     launch::ParamAddress,
     math::{ex2, fma, fmax},
-    mbarrier,
-    shared::{self, dynamic_base},
-    thread, warp,
+    mbarrier, register, shared, thread, warp,
     wgmma::{Acc, Bf16, F16, InFlight, MmaShape},
 };
 
 /// Registers of the scores of a step.
 const S: usize = PACKED_KEYS as usize / 2;
-/// Threads that compute, and their barrier.
+/// Teams of most blocks.
+const ONE: u32 = 1;
+/// Threads of a team that compute, and the barrier of the first team's.
 pub const COMPUTING: u32 = 128;
 pub const TOGETHER: u32 = 1;
 
 /// Pieces whose loads a merging thread has under way at a time: one of these blocks fits beside two that compute.
 const AHEAD: usize = 6;
 
-/// The whole kernel: `O` registers of output, `K` stages; `H` rows of a thread: 1 where a tile has at most 32.
+/// The whole kernel: `O` registers of output, `K` stages; `H` rows of a thread: 1 where a tile has at most 32; `P` teams.
 #[inline(always)]
-unsafe fn run<E: Half, T: Quad, const DIM: u32, const O: usize, const Q: usize, const K: u32, const H: usize>(
+unsafe fn run<
+    E: Half,
+    T: Quad,
+    const DIM: u32,
+    const O: usize,
+    const Q: usize,
+    const K: u32,
+    const H: usize,
+    const P: u32,
+>(
     params: &PackedParams,
     address: ParamAddress,
 ) where
@@ -47,14 +58,18 @@ unsafe fn run<E: Half, T: Quad, const DIM: u32, const O: usize, const Q: usize, 
 {
     // SAFETY: one thread initialises before all meet.
     unsafe {
-        if thread::thread_idx_x() == 0 {
-            ring::<DIM, K, H>().init();
+        let computes = P * COMPUTING;
+        if thread::thread_idx_x() < computes && own_thread::<P>() == 0 {
+            ring::<DIM, K, H, P>().init();
+            if P > 1 && thread::thread_idx_x() == 0 {
+                mbarrier::init(given_barrier::<DIM, P>(), 1);
+            }
             mbarrier::fence_init();
         }
-        if H == 1 && thread::thread_idx_x() < COMPUTING {
+        if H == 1 && thread::thread_idx_x() < computes {
             // Rows that do not exist are never read, but multiplied.
-            let queries = dynamic_base() + const { PackedShape::new(DIM, false).queries_at() };
-            let mut chunk = thread::thread_idx_x();
+            let queries = base::<DIM, H, P>() + const { PackedShape::new(DIM, false, P).queries_at() };
+            let mut chunk = own_thread::<P>();
             while chunk < 32 * (DIM / 8) {
                 let at = place_in(queries, operand_row(32 + chunk % 32), chunk / 32 * 8);
                 shared::st(at, [0u32; 4]);
@@ -62,30 +77,55 @@ unsafe fn run<E: Half, T: Quad, const DIM: u32, const O: usize, const Q: usize, 
             }
         }
         barrier::syncthreads();
+        if P > 1 {
+            cluster_arrive_relaxed();
+        }
         let warp = thread::uniform_warp_idx();
-        let loads = warp >= COMPUTING / 32;
-        let values = warp > COMPUTING / 32;
+        let loads = warp >= computes / 32;
+        let values = warp % 2 == 1;
+        if !loads && first_item::<P>(&params.decode) < params.items {
+            prefetch_queries::<DIM, P>(
+                &params.decode,
+                &tile_of(&params.decode, first_item::<P>(&params.decode)),
+            );
+        }
         if loads {
-            Feed::<DIM, K, H>::prefetch(params, address, values);
+            Feed::<DIM, K, H, P>::prefetch(params, address, values);
         }
         grid_dependency::wait();
         grid_dependency::launch_dependents();
         if loads {
-            let mut feed = Feed::<DIM, K, H>::new(params, address, values);
+            if P > 1 {
+                register::setmaxnreg_dec::<56>();
+            }
+            let mut feed = Feed::<DIM, K, H, P>::new(params, address, values);
             while feed.more() {
                 feed.load(params);
             }
+            if P > 1 {
+                cluster_wait();
+            }
         } else {
-            consume::<E, T, DIM, O, Q, K, H>(&params.decode, params.items);
+            if P > 1 {
+                register::setmaxnreg_inc::<224>();
+            }
+            consume::<E, T, DIM, O, Q, K, H, P>(&params.decode, params.items);
         }
     }
 }
 
+/// A computing thread's number in its team.
+#[inline(always)]
+pub fn own_thread<const P: u32>() -> u32 {
+    // Nobody has a register for it.
+    let thread = opaque(thread::thread_idx_x());
+    if P > 1 { thread % COMPUTING } else { thread }
+}
+
 /// The first of a thread's rows; the other is 32 further.
 #[inline(always)]
-fn own_row() -> u32 {
-    // Nobody has a register for it.
-    opaque(thread::thread_idx_x()) / 4
+fn own_row<const P: u32>() -> u32 {
+    own_thread::<P>() / 4
 }
 
 /// A thread's rows: maximum and own part of the sum, in units of log₂.
@@ -183,26 +223,53 @@ fn round<E: Half, const H: usize>(x: &[f32; S]) -> [u32; S] {
 /// # Safety
 /// - The warpgroup calls this together.
 #[inline(always)]
-unsafe fn consume<E: Half, T: Quad, const DIM: u32, const O: usize, const Q: usize, const K: u32, const H: usize>(
+unsafe fn consume<
+    E: Half,
+    T: Quad,
+    const DIM: u32,
+    const O: usize,
+    const Q: usize,
+    const K: u32,
+    const H: usize,
+    const P: u32,
+>(
     params: &DecodeParams,
     items: u32,
 ) where
     InFlight<O>: MmaShape,
 {
-    let shape = const { PackedShape::new(DIM, H == 2) };
-    let ring = ring::<DIM, K, H>();
+    let shape = const { PackedShape::new(DIM, H == 2, P) };
+    let ring = ring::<DIM, K, H, P>();
     let mut at = Cursor::<K>::start();
-    let mut index = thread::block_idx_x();
+    let mut index = first_item::<P>(params);
     // SAFETY: forwarded to the caller.
     unsafe {
-        while index < items {
-            if let Some(item) = Item::new(params, index) {
+        // Of several teams each has one item at most.
+        while P > 1 || index < items {
+            if params.k_new == 0 {
+                stage_queries::<DIM, H, P>(params, &tile_of(params, index));
+            }
+            let item = Item::new(params, index);
+            if let Some(item) = &item {
+                if params.k_new != 0 {
+                    stage_rotated::<T, DIM, H, P>(params, item);
+                }
+                meet::<P>();
+            }
+            let mut share = None;
+            if P > 1 {
+                let own = Share::new::<T, DIM, P>(params, 0);
+                own.expect::<DIM, P>(params);
+                share = Some(own);
+                // The other blocks have begun: their memory may be written.
+                cluster_wait();
+            }
+            if let Some(item) = item {
                 let work = item.work;
-                stage_queries::<T, DIM, H>(params, &item);
-                let live = thread::uniform_warp_idx() * 8 < work.rows;
+                let live = thread::uniform_warp_idx() % 4 * 8 < work.rows;
                 let scale = Scoring::new(params, work.head).scale;
                 let mut rows = Rows::<H> {
-                    row: core::array::from_fn(|h| work.row(params, own_row() + 32 * h as u32)),
+                    row: core::array::from_fn(|h| work.row(params, own_row::<P>() + 32 * h as u32)),
                     maximum: [f32::NEG_INFINITY; H],
                     sum: [0.0; H],
                 };
@@ -210,15 +277,15 @@ unsafe fn consume<E: Half, T: Quad, const DIM: u32, const O: usize, const Q: usi
                 // Of rows that exist: pairs of neighbours.
                 let mut total = [[[0.0f32; 2]; H]; Q];
                 let mut out = Acc::<O>::ZERO;
-                let queries = dynamic_base() + shape.queries_at();
+                let queries = base::<DIM, H, P>() + shape.queries_at();
                 let mut first = item.begin & !(PACKED_KEYS - 1);
                 while first < item.end {
-                    let keys = dynamic_base() + at.stage() * shape.stage_bytes();
+                    let keys = base::<DIM, H, P>() + at.stage() * shape.stage_bytes();
                     let values = keys + shape.tile_bytes();
                     ring.wait_full(at);
                     let edge = first < work.low || first + PACKED_KEYS > work.high;
                     if edge || params.k_new != 0 && first + PACKED_KEYS > work.fresh {
-                        mend::<DIM, H>(params, &work, [keys, values], first);
+                        mend::<DIM, H, P>(params, &work, [keys, values], first);
                     }
                     let mut x = issue_scores::<E, S>(DIM, (queries, PACKED_PANEL_BYTES), (keys, PACKED_PANEL_BYTES))
                         .wait::<0>();
@@ -257,10 +324,18 @@ unsafe fn consume<E: Half, T: Quad, const DIM: u32, const O: usize, const Q: usi
                         out = Acc::<O>::ZERO;
                     }
                 }
-                // Found again rather than kept.
-                if live && let Some(item) = Item::new(params, opaque(index)) {
-                    write::<E, T, Q, H>(params, &item, &totals, &total);
+                if P > 1 {
+                    if live {
+                        write::<E, T, DIM, Q, H, P>(params, &item, &totals, &total);
+                    }
+                } else if live && let Some(item) = Item::new(params, opaque(index)) {
+                    // Found again rather than kept.
+                    write::<E, T, DIM, Q, H, P>(params, &item, &totals, &total);
                 }
+            }
+            if let Some(share) = share {
+                gather::<E, T, DIM, P>(params, share);
+                break;
             }
             index += thread::grid_dim_x();
         }
@@ -272,7 +347,7 @@ unsafe fn consume<E: Half, T: Quad, const DIM: u32, const O: usize, const Q: usi
 /// # Safety
 /// - The warp calls this together.
 #[inline(always)]
-unsafe fn write<E: Half, T: Quad, const Q: usize, const H: usize>(
+unsafe fn write<E: Half, T: Quad, const DIM: u32, const Q: usize, const H: usize, const P: u32>(
     params: &DecodeParams,
     item: &Item,
     totals: &[[f32; 2]; H],
@@ -285,7 +360,7 @@ unsafe fn write<E: Half, T: Quad, const Q: usize, const H: usize>(
     // SAFETY: rows that exist.
     unsafe {
         while h < H {
-            let row = own_row() + 32 * h as u32;
+            let row = own_row::<P>() + 32 * h as u32;
             if row < work.rows && item.count == 1 {
                 let (factor, lse) = finish_row(params, work, row, totals[h]);
                 if lane % 4 == 0 {
@@ -301,6 +376,8 @@ unsafe fn write<E: Half, T: Quad, const Q: usize, const H: usize>(
                     }
                     i += 1;
                 }
+            } else if row < work.rows && P > 1 {
+                give::<DIM, Q, P>(params, item.number, row, totals[h], |i| total[i][h]);
             } else if row < work.rows {
                 let place = (tile_number(params, work) * params.splits as u64 + item.number as u64)
                     * params.rows as u64
@@ -324,31 +401,36 @@ unsafe fn write<E: Half, T: Quad, const Q: usize, const H: usize>(
 }
 
 macro_rules! kernels {
-    ($($name:ident $element:ident $dim:literal $rows:literal;)*) => {
+    ($($name:ident $element:ident $dim:literal $rows:literal $teams:ident;)*) => {
         kernel! {$(
             /// Decode attention of up to 64 rows; see [`crate::decode`].
             ///
             /// # Safety
             /// - The tensors have the extents and strides that the parameters say; table entries in use are pages of the
             ///   pool; outputs and workspace overlap nothing.
-            #[launch(threads = PACKED_THREADS, min_blocks = PackedShape::new($dim, $rows == 2).blocks(), tensor_core = 1, param_align = 64)]
+            /// - Of `decode_packed_pair_*` a cluster has a tile, and no team more than one item.
+            #[launch(threads = PACKED_THREADS * $teams, min_blocks = PackedShape::new($dim, $rows == 2, $teams).blocks(), tensor_core = 1, param_align = 64)]
             pub fn $name(params: PackedParams, address: ParamAddress) {
-                const STAGES: u32 = PackedShape::new($dim, $rows == 2).stages();
-                run::<$element, element::$element, $dim, { $dim / 2 }, { $dim / 8 }, STAGES, $rows>(&params, address)
+                const STAGES: u32 = PackedShape::new($dim, $rows == 2, $teams).stages();
+                run::<$element, element::$element, $dim, { $dim / 2 }, { $dim / 8 }, STAGES, $rows, $teams>(&params, address)
             }
         )*}
     };
 }
 
 kernels! {
-    decode_packed_f16_d64 F16 64 1;
-    decode_packed_f16_d128 F16 128 1;
-    decode_packed_bf16_d64 Bf16 64 1;
-    decode_packed_bf16_d128 Bf16 128 1;
-    decode_packed_tall_f16_d64 F16 64 2;
-    decode_packed_tall_f16_d128 F16 128 2;
-    decode_packed_tall_bf16_d64 Bf16 64 2;
-    decode_packed_tall_bf16_d128 Bf16 128 2;
+    decode_packed_f16_d64 F16 64 1 ONE;
+    decode_packed_f16_d128 F16 128 1 ONE;
+    decode_packed_bf16_d64 Bf16 64 1 ONE;
+    decode_packed_bf16_d128 Bf16 128 1 ONE;
+    decode_packed_tall_f16_d64 F16 64 2 ONE;
+    decode_packed_tall_f16_d128 F16 128 2 ONE;
+    decode_packed_tall_bf16_d64 Bf16 64 2 ONE;
+    decode_packed_tall_bf16_d128 Bf16 128 2 ONE;
+    decode_packed_pair_f16_d64 F16 64 1 PAIR;
+    decode_packed_pair_f16_d128 F16 128 1 PAIR;
+    decode_packed_pair_bf16_d64 Bf16 64 1 PAIR;
+    decode_packed_pair_bf16_d128 Bf16 128 1 PAIR;
 }
 
 kernel! {

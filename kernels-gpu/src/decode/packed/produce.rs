@@ -1,8 +1,12 @@
 //! The loading warps: look up pages and start copies.
 
 use super::{
-    super::{DecodeParams, quotient, split_tokens, stream::Work},
-    PACKED_KEYS, PACKED_PANEL_BYTES, PACKED_ROWS, PackedParams, PackedShape,
+    super::{
+        DecodeParams, quotient, split_tokens,
+        stream::{Work, opaque},
+    },
+    PACKED_KEYS, PACKED_PANEL_BYTES, PACKED_ROWS, PACKED_THREADS, PackedParams, PackedShape,
+    kernel::COMPUTING,
 };
 use crate::{
     attention::params::PANEL,
@@ -14,13 +18,46 @@ use cuda_std::{barrier::syncwarp, global, launch::ParamAddress, mbarrier, shared
 /// Tokens of an item that are brought into L2 ahead.
 const AHEAD: u32 = 192;
 
+/// This thread's team: warpgroups that compute come first, then warps that load.
+#[inline(always)]
+pub fn team<const P: u32>() -> u32 {
+    if P == 1 {
+        return 0;
+    }
+    let thread = opaque(thread::thread_idx_x());
+    if thread < P * COMPUTING {
+        thread / COMPUTING
+    } else {
+        (thread - P * COMPUTING) / const { PACKED_THREADS - COMPUTING }
+    }
+}
+
+/// Its shared memory.
+#[inline(always)]
+pub fn base<const DIM: u32, const H: usize, const P: u32>() -> u32 {
+    dynamic_base() + team::<P>() * const { PackedShape::new(DIM, H == 2, P).team_bytes() }
+}
+
+/// The first item of this team: of several, those of a cluster share a tile.
+#[inline(always)]
+pub fn first_item<const P: u32>(params: &DecodeParams) -> u32 {
+    let block = thread::block_idx_x();
+    if P > 1 {
+        let tiles = params.batch * params.heads_kv * params.tiles;
+        let team = block * P + team::<P>();
+        (team & (params.cluster - 1)) * tiles + (team >> params.cluster.trailing_zeros())
+    } else {
+        block
+    }
+}
+
 /// The ring between the loading warp and the warpgroup.
 pub type Stages<const K: u32> = Ring<K, OneThread, Warps<4>>;
 
 /// The ring of a block.
 #[inline(always)]
-pub fn ring<const DIM: u32, const K: u32, const H: usize>() -> Stages<K> {
-    Ring::new(dynamic_base() + const { PackedShape::new(DIM, H == 2).barriers_at() })
+pub fn ring<const DIM: u32, const K: u32, const H: usize, const P: u32>() -> Stages<K> {
+    Ring::new(base::<DIM, H, P>() + const { PackedShape::new(DIM, H == 2, P).barriers_at() })
 }
 
 /// Sequence, head and tile of an item, and its number there.
@@ -37,6 +74,27 @@ fn place_of(params: &DecodeParams, index: u32) -> (u32, u32, u32, u32) {
         tile - pair * params.tiles,
         number,
     )
+}
+
+/// The tile of item number `index`, without what depends on lengths.
+#[inline(always)]
+pub fn tile_of(params: &DecodeParams, index: u32) -> Work {
+    let (batch, head, tile, _) = place_of(params, index);
+    let first_row = tile * PACKED_ROWS;
+    let left = params.seq_q * params.group - first_row;
+    Work {
+        batch,
+        head,
+        tile,
+        first_row,
+        rows: if left < PACKED_ROWS { left } else { PACKED_ROWS },
+        length: 0,
+        fresh: 0,
+        low: 0,
+        high: 0,
+        size: 1,
+        pieces: 0,
+    }
 }
 
 /// A piece or bundle.
@@ -80,7 +138,7 @@ impl Item {
 }
 
 /// The way of a warp that loads through the block's items.
-pub struct Feed<const DIM: u32, const K: u32, const H: usize> {
+pub struct Feed<const DIM: u32, const K: u32, const H: usize, const P: u32> {
     map: *const u8,
     to: u32,
     /// The first token of this lane's box in a step, and its first column.
@@ -101,7 +159,7 @@ pub struct Feed<const DIM: u32, const K: u32, const H: usize> {
     at: Cursor<K>,
 }
 
-impl<const DIM: u32, const K: u32, const H: usize> Feed<DIM, K, H> {
+impl<const DIM: u32, const K: u32, const H: usize, const P: u32> Feed<DIM, K, H, P> {
     /// Before the first item.
     ///
     /// # Safety
@@ -126,10 +184,10 @@ impl<const DIM: u32, const K: u32, const H: usize> Feed<DIM, K, H> {
         } else {
             offset_of!(PackedParams, k_map)
         });
-        let shape = const { PackedShape::new(DIM, H == 2) };
+        let shape = const { PackedShape::new(DIM, H == 2, P) };
         Feed {
             map,
-            to: dynamic_base()
+            to: base::<DIM, H, P>()
                 + if values { shape.tile_bytes() } else { 0 }
                 + panel * PACKED_PANEL_BYTES
                 + ((part * PANEL * 2) << params.box_shift),
@@ -137,7 +195,7 @@ impl<const DIM: u32, const K: u32, const H: usize> Feed<DIM, K, H> {
             column: (panel * PANEL) as i32,
             starts: panel < panels,
             announces: lane == 0 && !values,
-            index: thread::block_idx_x(),
+            index: first_item::<P>(&params.decode),
             batch: 0,
             head: 0,
             begin: 0,
@@ -160,7 +218,7 @@ impl<const DIM: u32, const K: u32, const H: usize> Feed<DIM, K, H> {
             tma::prefetch_tensormap(address.tensor_map(offset_of!(PackedParams, k_map)));
             tma::prefetch_tensormap(address.tensor_map(offset_of!(PackedParams, v_map)));
             let decode = &params.decode;
-            let (batch, head, _, number) = place_of(decode, thread::block_idx_x());
+            let (batch, head, _, number) = place_of(decode, first_item::<P>(decode));
             let mut feed = Self::start(params, address, values);
             let length: i32 = global::ld_relaxed((decode.lengths + batch as u64 * 4) as *const i32);
             let length = if length < 0 { 0 } else { length as u32 };
@@ -219,7 +277,7 @@ impl<const DIM: u32, const K: u32, const H: usize> Feed<DIM, K, H> {
                     self.first = item.begin & !(PACKED_KEYS - 1);
                     self.here = self.place(params, self.first);
                 }
-                self.index += thread::grid_dim_x();
+                self.index += thread::grid_dim_x() * P;
             }
         }
     }
@@ -236,8 +294,8 @@ impl<const DIM: u32, const K: u32, const H: usize> Feed<DIM, K, H> {
     /// - The warp calls this together; the ring is initialised; there is [more](Feed::more).
     #[inline(always)]
     pub unsafe fn load(&mut self, params: &PackedParams) {
-        let ring = ring::<DIM, K, H>();
-        let bytes = const { PackedShape::new(DIM, H == 2).stage_bytes() };
+        let ring = ring::<DIM, K, H, P>();
+        let bytes = const { PackedShape::new(DIM, H == 2, P).stage_bytes() };
         // SAFETY: boxes have the size that is expected.
         unsafe {
             // The next step's pages are on their way while this one waits for its stage.

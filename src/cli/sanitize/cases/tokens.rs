@@ -299,28 +299,32 @@ fn decodes() -> Vec<Case> {
             ));
         }
     }
-    for dtype in [F16, BF16] {
-        // As many sequences as it takes for bundles of pieces to be dealt out and merged; all have the same pages.
-        cases.push(case(
-            "decode",
-            format!("12 heads of many sequences, {dtype}"),
-            move |bed| {
-                let batch = u64::from(bed.device().properties().multiprocessors);
-                let (k, v) = (
-                    bed.floats(dtype, &[66, 32, 1, 64])?,
-                    bed.floats(dtype, &[66, 32, 1, 64])?,
-                );
-                let pages: Vec<i32> = (0..batch).flat_map(|_| 0..66).collect();
-                let table = bed.integers(&pages, &[batch, 66])?;
-                let tokens: Vec<i32> = (0..batch).map(|i| [2100, 5, 70][i as usize % 3]).collect();
-                let (q, lengths) = (
-                    bed.floats(dtype, &[batch, 1, 12, 64])?,
-                    bed.integers(&tokens, &[batch])?,
-                );
-                let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths).run()?;
-                Ok(vec![result.out, result.lse])
-            },
-        ));
+    for (dtype, dim) in [(F16, 64), (F16, 128), (BF16, 64), (BF16, 128)] {
+        // As many sequences as it takes for bundles of pieces to be dealt out: to clusters for each tile, and merged by
+        // another kernel. All sequences have the same pages.
+        for (halves, pages) in [(1, 210), (2, 66)] {
+            cases.push(case(
+                "decode",
+                format!("12 heads of {halves} sequences for two multiprocessors, head dim {dim}, {dtype}"),
+                move |bed| {
+                    let batch = u64::from(bed.device().properties().multiprocessors) * halves / 2;
+                    let (k, v) = (
+                        bed.floats(dtype, &[pages, 32, 1, dim])?,
+                        bed.floats(dtype, &[pages, 32, 1, dim])?,
+                    );
+                    let entries: Vec<i32> = (0..batch).flat_map(|_| 0..pages as i32).collect();
+                    let table = bed.integers(&entries, &[batch, pages])?;
+                    let longest = pages as i32 * 32 - 12;
+                    let tokens: Vec<i32> = (0..batch).map(|i| [longest, 5, 70][i as usize % 3]).collect();
+                    let (q, lengths) = (
+                        bed.floats(dtype, &[batch, 1, 12, dim])?,
+                        bed.integers(&tokens, &[batch])?,
+                    );
+                    let result = decode(&q, CacheView::paged(&k, &v, &table), &lengths).run()?;
+                    Ok(vec![result.out, result.lse])
+                },
+            ));
+        }
     }
     for dtype in [F16, BF16] {
         // Narrow rows of few queries are read by tensor maps where 16 tokens lie together; windows are not for lone sequences' kernels.
