@@ -46,14 +46,18 @@ pub unsafe fn begin<E: Engine>(ring: u32) -> Waits {
 }
 
 impl Waits {
-    /// Waits for stage number `stage` of the ring, the next one.
+    /// Waits for stage number `stage` of the ring, the next one; a [`syncwarp`] follows.
     ///
     /// # Safety
     /// - The warp calls this together; the stage is loaded.
     #[inline(always)]
     pub unsafe fn next<E: Engine>(&mut self, stage: u32) {
         // SAFETY: forwarded to the caller.
-        unsafe { mbarrier::wait_parity(self.barriers + stage * 8, self.phase) };
+        unsafe {
+            mbarrier::wait_parity(self.barriers + stage * 8, self.phase);
+            // The lanes' own copies at the ends of a segment do not arrive on the barrier.
+            cp_async::wait_all();
+        }
         if stage + 1 == E::SHAPE.stages {
             self.phase ^= 1;
         }
@@ -123,8 +127,6 @@ impl Loader<'_> {
                         copy(to + values_at, from[1], live && chunk * 16 < params.value_dim * 2);
                         index += 32;
                     }
-                    cp_async::mbarrier_arrive(full);
-                    syncwarp(warp::FULL);
                     mbarrier::arrive_if(full, leader);
                 }
                 self.token += const { E::SHAPE.warps * E::SHAPE.keys };
