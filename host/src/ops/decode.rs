@@ -279,8 +279,8 @@ impl<'a> Decode<'a> {
         let multiprocessors = u64::from(device.properties().multiprocessors);
         let block_shared = u64::from(device.properties().shared_per_block);
         let division = if boxes.is_some() {
-            let entry = format!("decode_packed_pair_{}_d{padded}", q.dtype().name());
             packed::divide(&work, multiprocessors, |cluster, shared| {
+                let entry = format!("decode_packed_pair_{}_d{padded}", q.dtype().name());
                 device.clusters_at_once(&entry, cluster, shared)
             })?
         } else {

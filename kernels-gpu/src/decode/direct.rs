@@ -191,50 +191,7 @@ impl DirectShape {
     }
 }
 
-/// Shared memory of a block that has a part of the line.
-#[derive(Clone, Copy, Debug)]
-pub struct LineShape {
-    dim: u32,
-}
-
-impl LineShape {
-    /// For heads of `dim` 16-bit elements.
-    pub const fn new(dim: u32) -> LineShape {
-        LineShape { dim }
-    }
-
-    /// Bytes of a key.
-    pub const fn row_bytes(self) -> u32 {
-        self.dim * 2
-    }
-
-    /// Bytes of a warp's stage: keys, then values.
-    pub const fn stage_bytes(self) -> u32 {
-        2 * super::KEYS * self.row_bytes()
-    }
-
-    /// Stages of a warp's ring: measured.
-    pub const fn stages(self) -> u32 {
-        2
-    }
-
-    /// Where stages are, behind maxima and sums of the warps' parts of rows.
-    pub const fn stages_at(self) -> u32 {
-        DIRECT_WARPS * DIRECT_ROWS * 8
-    }
-
-    /// Where the elements of those parts are.
-    pub const fn parts_at(self) -> u32 {
-        self.stages_at() + DIRECT_WARPS * self.stages() * self.stage_bytes()
-    }
-
-    /// Dynamic shared memory of a block for tiles of so many rows.
-    pub const fn shared_bytes(self, rows: u32) -> u32 {
-        self.parts_at() + rows * DIRECT_WARPS * self.dim * 4
-    }
-}
-
-/// Shared memory of a block that has a whole tile.
+/// Shared memory of a block that has a whole tile, or, over 16-bit elements, a part of the line.
 #[derive(Clone, Copy, Debug)]
 pub struct TilesShape {
     dim: u32,

@@ -4,7 +4,7 @@ use kernels_gpu::{
     angles::INTERLEAVED,
     decode::{
         DecodeParams, UNBOUNDED,
-        direct::{DIRECT_PIECES, DIRECT_ROWS, DirectParams, DirectShape, LineShape, TilesShape, most_pieces_and_steps},
+        direct::{DIRECT_PIECES, DIRECT_ROWS, DirectParams, DirectShape, TilesShape, most_pieces_and_steps},
     },
 };
 
@@ -184,11 +184,7 @@ pub(super) fn line(
         parts: parts as u32,
         ..arguments(params)
     };
-    let shared = if whole {
-        TilesShape::new(padded as u32, if narrow { 1 } else { 2 }).shared_bytes(params.rows, appends)
-    } else {
-        LineShape::new(padded as u32).shared_bytes(params.rows)
-    };
+    let shape = TilesShape::new(padded as u32, if narrow { 1 } else { 2 });
     Some(Direct {
         params: if narrow {
             // A factor of the keys comes between.
@@ -206,7 +202,7 @@ pub(super) fn line(
         },
         grid: [parts * heads, 1, 1],
         cluster: 1,
-        shared: shared.into(),
+        shared: shape.shared_bytes(params.rows, appends).into(),
         apart: !whole,
     })
 }

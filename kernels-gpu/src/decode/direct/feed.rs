@@ -3,7 +3,7 @@
 //! Places are looked up 32 steps at a time and as many ahead, those of the next sequence too, so that copies run on from tile to tile.
 
 use super::{
-    super::KEYS, DIRECT_KEYS, DIRECT_LOOKUPS, DIRECT_WARPS, DirectParams, LineShape, rows::Tile, segments::Line,
+    super::KEYS, DIRECT_KEYS, DIRECT_LOOKUPS, DIRECT_WARPS, DirectParams, TilesShape, rows::Tile, segments::Line,
     steps::copy,
 };
 use cuda_std::{cp_async, thread};
@@ -122,7 +122,7 @@ impl<'a, const DIM: u32> Feed<'a, DIM> {
     #[inline(always)]
     pub unsafe fn load(&mut self, own_warp: u32, ring: u32) {
         let params = self.tile.params;
-        let shape = const { LineShape::new(DIM) };
+        let shape = const { TilesShape::new(DIM, 2) };
         // SAFETY: forwarded to the caller.
         unsafe {
             if self.left != 0 {
@@ -141,8 +141,10 @@ impl<'a, const DIM: u32> Feed<'a, DIM> {
             }
             cp_async::commit_group();
         }
-        self.fill += DIRECT_WARPS * shape.stage_bytes();
-        if self.fill == const { LineShape::new(DIM).stages() * DIRECT_WARPS * LineShape::new(DIM).stage_bytes() } {
+        self.fill += shape.ring_bytes();
+        if self.fill
+            == const { TilesShape::new(DIM, 2).stages() * DIRECT_WARPS * TilesShape::new(DIM, 2).stage_bytes() }
+        {
             self.fill = 0;
         }
     }

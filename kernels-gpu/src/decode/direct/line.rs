@@ -12,7 +12,7 @@ use super::{
         stream::opaque,
         tensor::Scoring,
     },
-    DIRECT_KEYS, DIRECT_ROWS, DIRECT_WARPS, DirectParams, LineShape,
+    DIRECT_KEYS, DIRECT_ROWS, DIRECT_WARPS, DirectParams, TilesShape,
     feed::Feed,
     owned::{Owned, Slots, column},
     rows::Tile,
@@ -59,11 +59,11 @@ unsafe fn queries<const DIM: u32, const S: usize>(params: &DirectParams, batch: 
 /// The whole kernel.
 ///
 /// # Safety
-/// - The parameters describe the tensors; shared memory is [`LineShape::shared_bytes`].
+/// - The parameters describe the tensors; shared memory is [`TilesShape::shared_bytes`].
 #[inline(always)]
 unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const WAIT: u32>(params: &DirectParams) {
     unsafe {
-        let shape = const { LineShape::new(DIM) };
+        let shape = const { TilesShape::new(DIM, 2) };
         let base = shared::dynamic_base();
         let (lane, own_warp) = (thread::lane_id(), thread::uniform_warp_idx());
         let ring = base + shape.stages_at() + own_warp * shape.stage_bytes();
@@ -77,7 +77,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const WAIT: 
         grid_dependency::launch_dependents();
         let mut line = Line::new(params, part);
         let mut feed = Feed::<DIM>::new(params, head, line, own_warp);
-        const { assert!(WAIT + 1 == LineShape::new(DIM).stages()) };
+        const { assert!(WAIT + 1 == TilesShape::new(DIM, 2).stages()) };
         let mut ahead = opaque(shape.stages());
         while ahead > 0 {
             feed.load(own_warp, ring);
@@ -118,7 +118,7 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const WAIT: 
                     cp_async::wait_group::<WAIT>();
                     syncwarp(warp::FULL);
                     let keys = ring + read;
-                    let values = keys + KEYS * shape.row_bytes();
+                    let values = keys + KEYS * const { DIM * 2 };
                     let mut x = engine.products(keys, lane);
                     let mut i = 0;
                     while i < 4 {
@@ -130,8 +130,8 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize, const WAIT: 
                     }
                     engine.attend([x], values, lane);
                     syncwarp(warp::FULL);
-                    read += DIRECT_WARPS * shape.stage_bytes();
-                    if read == shape.stages() * DIRECT_WARPS * shape.stage_bytes() {
+                    read += shape.ring_bytes();
+                    if read == shape.stages() * shape.ring_bytes() {
                         read = 0;
                     }
                     feed.load(own_warp, ring);
@@ -200,7 +200,7 @@ macro_rules! kernels {
             #[launch(threads = DIRECT_WARPS * 32, min_blocks = 2, tensor_core = 1)]
             pub fn $name(params: DirectParams) {
                 const { assert!(DIRECT_ROWS == 2 * DIRECT_WARPS) };
-                run::<$element, $dim, { $dim / 16 }, { LineShape::new($dim).stages() - 1 }>(&params)
+                run::<$element, $dim, { $dim / 16 }, { TilesShape::new($dim, 2).stages() - 1 }>(&params)
             }
         )*}
     };

@@ -9,7 +9,7 @@ use cuda_std::{barrier::syncwarp, cp_async, shared, thread, warp};
 /// # Safety
 /// - The warp calls this together; nobody reads the stage.
 #[inline(always)]
-pub unsafe fn copy<const DIM: u32, const BYTES: u32, const LOOKUPS: u32>(
+pub unsafe fn copy<const DIM: u32, const BYTES: u32, const LOOKUPS: usize>(
     params: &DirectParams,
     stage: u32,
     units: [u32; 2],
@@ -25,7 +25,7 @@ pub unsafe fn copy<const DIM: u32, const BYTES: u32, const LOOKUPS: u32>(
     while pool < 2 {
         let (base, slot) = pools[pool];
         let mut part = 0;
-        while part < LOOKUPS {
+        while part < LOOKUPS as u32 {
             // SAFETY: forwarded to the caller.
             let units = unsafe { warp::shfl_idx(units[pool], lane + part) } + key * slot;
             let base = base + chunk as u64 * 16 + units as u64 * 16;
@@ -34,7 +34,7 @@ pub unsafe fn copy<const DIM: u32, const BYTES: u32, const LOOKUPS: u32>(
                 let first = turn * 32 / chunks;
                 let row = part * KEYS + first;
                 let bytes = if left > row as i32 { 16 } else { 0 };
-                let to = (to ^ (first % 8 * 16)) + (pool as u32 * LOOKUPS * KEYS + row) * row_bytes;
+                let to = (to ^ (first % 8 * 16)) + (pool as u32 * LOOKUPS as u32 * KEYS + row) * row_bytes;
                 // SAFETY: keys that exist, in the warp's stage.
                 unsafe { cp_async::copy_16(to, (base + (first * slot) as u64 * 16) as *const u8, bytes) };
                 turn += 1;

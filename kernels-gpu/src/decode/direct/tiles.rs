@@ -27,7 +27,7 @@ use cuda_std::{
 };
 
 /// A warp's supply of keys and values, of which a step has `LOOKUPS` times 16.
-struct Feed<'a, const DIM: u32, const BYTES: u32, const LOOKUPS: u32> {
+struct Feed<'a, const DIM: u32, const BYTES: u32, const LOOKUPS: usize> {
     tile: Tile<'a, DIM>,
     /// Tokens in the cache.
     length: u32,
@@ -43,10 +43,10 @@ struct Feed<'a, const DIM: u32, const BYTES: u32, const LOOKUPS: u32> {
     fill: u32,
 }
 
-impl<const DIM: u32, const BYTES: u32, const LOOKUPS: u32> Feed<'_, DIM, BYTES, LOOKUPS> {
+impl<const DIM: u32, const BYTES: u32, const LOOKUPS: usize> Feed<'_, DIM, BYTES, LOOKUPS> {
     const SHAPE: TilesShape = TilesShape::new(DIM, BYTES);
     /// Steps that are looked up at a time.
-    const STEPS: u32 = 32 / LOOKUPS;
+    const STEPS: u32 = 32 / LOOKUPS as u32;
 
     /// Places of the steps from token `first` on: of 16 keys each lane.
     ///
@@ -55,7 +55,7 @@ impl<const DIM: u32, const BYTES: u32, const LOOKUPS: u32> Feed<'_, DIM, BYTES, 
     #[inline(always)]
     unsafe fn look_up(&self, first: u32) -> [u32; 2] {
         let lane = thread::lane_id();
-        let token = first + lane / LOOKUPS * Self::SHAPE.block_keys() + lane % LOOKUPS * KEYS;
+        let token = first + lane / LOOKUPS as u32 * Self::SHAPE.block_keys() + lane % LOOKUPS as u32 * KEYS;
         if token < self.length {
             // SAFETY: the sequence has the token.
             unsafe { self.tile.place(token) }
@@ -92,7 +92,7 @@ impl<const DIM: u32, const BYTES: u32, const LOOKUPS: u32> Feed<'_, DIM, BYTES, 
                 copy::<DIM, BYTES, LOOKUPS>(params, ring + self.fill, self.units, self.lane, left);
                 self.first += shape.block_keys();
                 self.left -= 1;
-                self.lane += LOOKUPS;
+                self.lane += LOOKUPS as u32;
                 if self.lane == 32 {
                     self.lane = 0;
                     self.units = self.ahead;
@@ -171,8 +171,7 @@ unsafe fn run<
     const S: usize,
     const BYTES: u32,
     const WAIT: u32,
-    const H: usize,
-    const LOOKUPS: u32,
+    const LOOKUPS: usize,
     const APPEND: bool,
 >(
     params: &DirectParams,
@@ -181,12 +180,7 @@ unsafe fn run<
         let shape = const { TilesShape::new(DIM, BYTES) };
         const {
             let shape = TilesShape::new(DIM, BYTES);
-            assert!(
-                WAIT + 1 == shape.stages()
-                    && H as u32 == LOOKUPS
-                    && LOOKUPS * KEYS == shape.keys()
-                    && !(APPEND && BYTES == 1)
-            );
+            assert!(WAIT + 1 == shape.stages() && LOOKUPS as u32 * KEYS == shape.keys() && !(APPEND && BYTES == 1));
         };
         let base = shared::dynamic_base();
         let (thread, lane, own_warp) = (thread::thread_idx_x(), thread::lane_id(), thread::uniform_warp_idx());
@@ -279,9 +273,9 @@ unsafe fn run<
                 let from = if first > fresh { first } else { fresh };
                 lay::<DIM>(rows_base, [keys, values], first, fresh, [from, until]);
             }
-            let mut x = [[0.0; 4]; H];
+            let mut x = [[0.0; 4]; LOOKUPS];
             let mut h = 0;
-            while h < H {
+            while h < LOOKUPS {
                 x[h] = engine.products(keys + h as u32 * const { KEYS * DIM * BYTES }, lane);
                 let mut i = 0;
                 while i < 4 {
@@ -292,7 +286,7 @@ unsafe fn run<
             }
             if (first + shape.keys()) as i32 > inner {
                 h = 0;
-                while h < H {
+                while h < LOOKUPS {
                     hide(&mut x[h], first + h as u32 * KEYS, ends);
                     h += 1;
                 }
@@ -388,7 +382,6 @@ macro_rules! kernels {
                     $bytes,
                     { SHAPE.stages() - 1 },
                     { (SHAPE.keys() / KEYS) as usize },
-                    { SHAPE.keys() / KEYS },
                     $append,
                 >(&params)
             }
