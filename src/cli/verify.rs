@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     path::PathBuf,
     sync::{
         Mutex,
@@ -42,6 +43,9 @@ pub struct VerifyArgs {
     /// Problems of the emulator's sizes on a GPU too.
     #[arg(long)]
     small: bool,
+    /// Problems side by side: as many as the machine has cores, unless told.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     /// Print ops and groups and stop.
     #[arg(long)]
     list: bool,
@@ -152,6 +156,7 @@ pub fn verify(args: VerifyArgs) -> Outcome {
         &work,
         &devices,
         args.size(&devices[0]),
+        args.threads,
         args.seconds.map(|seconds| start + Duration::from_secs(seconds)),
     );
     let seconds = start.elapsed().as_secs_f64();
@@ -258,7 +263,13 @@ fn plan(args: &VerifyArgs, devices: &[Device], cases: u64) -> Vec<Work> {
 }
 
 /// The verdict of each piece of work; none where the device was lost or the time was over before.
-fn run(work: &[Work], devices: &[Device], size: Size, until: Option<Instant>) -> Vec<Option<Verdict>> {
+fn run(
+    work: &[Work],
+    devices: &[Device],
+    size: Size,
+    threads: Option<NonZeroUsize>,
+    until: Option<Instant>,
+) -> Vec<Option<Verdict>> {
     let bar = ProgressBar::new(work.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed} of about {duration}") {
         bar.set_style(style);
@@ -266,7 +277,8 @@ fn run(work: &[Work], devices: &[Device], size: Size, until: Option<Instant>) ->
     bar.enable_steady_tick(Duration::from_millis(200));
     let next = AtomicUsize::new(0);
     let verdicts: Mutex<Vec<Option<Verdict>>> = Mutex::new(vec![None; work.len()]);
-    let threads = thread::available_parallelism()
+    let threads = threads
+        .or_else(|| thread::available_parallelism().ok())
         .map_or(1, |n| n.get())
         .min(work.len().max(1));
     thread::scope(|scope| {

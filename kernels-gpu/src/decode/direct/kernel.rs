@@ -62,9 +62,6 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
         let size_shift = split_tokens(0, length, params.most, params.least, 0).trailing_zeros();
         let pieces = (length + (1 << size_shift) - 1) >> size_shift;
         let pieces = if pieces == 0 { 1 } else { pieces };
-        if thread == 0 && rank < params.rows {
-            mbarrier::arrive_expect_tx(barrier, pieces * const { DIRECT_WARPS * (DIM * 4 + 8) });
-        }
         let appends = params.k_new != 0;
 
         let ring = base + params.stages_at + own_warp * shape.stage_bytes();
@@ -153,6 +150,10 @@ unsafe fn run<E: Quad + Product<2>, const DIM: u32, const S: usize>(params: &Dir
                     index += DIRECT_WARPS * 32;
                 }
                 syncthreads();
+                // Parts may come before: the phase waits for this arrival too.
+                if thread == 0 && rank < params.rows {
+                    mbarrier::arrive_expect_tx(barrier, pieces * const { DIRECT_WARPS * (DIM * 4 + 8) });
+                }
                 engine.queries = queries_at::<DIM, S>(base, params.rows);
             }
 
