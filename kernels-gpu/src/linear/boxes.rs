@@ -16,12 +16,14 @@ pub struct Destination {
     pub map: *const u8,
     /// Column, row and problem of the first.
     pub at: [i32; 3],
-    /// Shared address of the warp's two buffers, aligned to 1024.
+    /// Shared address of the warp's buffers, aligned to 1024.
     pub buffers: u32,
+    /// The buffer of a tile's first box.
+    pub first: u32,
 }
 
 /// Finishes a warp's 16 rows of the accumulator `slab`, of `slabs` below one another, and begins to store them, `2·V`
-/// columns at a time. The warp's `B` buffers take turns, from the first one on in each tile.
+/// columns at a time. The warp's `B` buffers take turns, in each tile from the same one on.
 ///
 /// # Safety
 /// - Whole warps come here; `bias` is the shared address of that of the columns.
@@ -150,7 +152,7 @@ unsafe fn store_rows_by<E: Half, const R: usize, const V: usize, const B: u32, c
                 next = values(c + 1);
             }
             let number = slab * boxes + c;
-            let buffer = to.buffers + (number as u32 % B) * BOX_BYTES;
+            let buffer = to.buffers + ((to.first + number as u32) % B) * BOX_BYTES;
             // Lanes that store nothing wait for nothing.
             wait_for_buffer::<B>(number as u32, (slabs * boxes) as u32);
             barrier::syncwarp(warp::FULL);

@@ -289,15 +289,20 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// The columns of tile `tile`, which is `width` wide (a multiple of 16).
+    /// The columns of tile `tile`, where all are `width` wide (a multiple of 16).
     #[inline(always)]
     pub fn new(params: &LinearParams, tile: u32, width: u32) -> Self {
-        let gated = params.gated != 0;
-        let outputs = if gated { width / 2 } else { width };
+        let outputs = if params.gated != 0 { width / 2 } else { width };
+        Self::from(params, tile as u64 * outputs as u64)
+    }
+
+    /// The columns of the tile whose first output column is `first`.
+    #[inline(always)]
+    pub fn from(params: &LinearParams, first: u64) -> Self {
         Self {
             n: params.n,
-            first: tile as u64 * outputs as u64,
-            gated,
+            first,
+            gated: params.gated != 0,
         }
     }
 
@@ -324,21 +329,21 @@ impl Columns {
 /// that blocks that run together share operands in L2.
 #[inline(always)]
 pub fn tile_of<const GROUP: u32>(params: &LinearParams, index: u32) -> (u32, u32) {
-    pair_of(params, index, GROUP)
+    tile_among([params.tiles_m, params.tiles_n], index, GROUP)
 }
 
-/// [`tile_of`] with groups of so many rows of tiles.
+/// [`tile_of`] among so many tiles below one another and side by side, in groups of so many rows of tiles.
 #[inline(always)]
-pub fn pair_of(params: &LinearParams, index: u32, rows: u32) -> (u32, u32) {
+pub fn tile_among([tiles_m, tiles_n]: [u32; 2], index: u32, rows: u32) -> (u32, u32) {
     // At most all tiles of the problem, of which there are fewer than 2³¹.
-    let height = if params.tiles_m < rows { params.tiles_m } else { rows };
-    let per_group = height * params.tiles_n;
+    let height = if tiles_m < rows { tiles_m } else { rows };
+    let per_group = height * tiles_n;
     // SAFETY: there is a tile, so there are tiles along both axes.
     unsafe { core::hint::assert_unchecked(per_group != 0) };
     let (group, within) = (index / per_group, index % per_group);
     let first = group * height;
-    let rows = if params.tiles_m - first < height {
-        params.tiles_m - first
+    let rows = if tiles_m - first < height {
+        tiles_m - first
     } else {
         height
     };

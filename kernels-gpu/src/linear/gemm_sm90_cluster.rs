@@ -10,7 +10,7 @@
 //! Sums are those of `linear_hopper*`, bit by bit.
 
 use super::boxes::{BOX_BYTES, Destination, store_rows};
-use super::epilogue::{Columns, Epilogue, pair_of};
+use super::epilogue::{Columns, Epilogue, tile_among};
 use super::gemm_sm90::{Half, operand_tiles};
 use super::params::*;
 use crate::pipeline::{Cursor, InCluster, OneThread, Ring, Warps};
@@ -29,8 +29,202 @@ const BIAS_THERE: u32 = 1;
 /// The first computing warpgroup's products may begin; the second one's barrier is the next.
 const TURN: u32 = 3;
 
-/// The kernel. Two warpgroups compute a tile of `64·H × 2·R` each, in turns. `C` blocks are a cluster. A warp has `B`
-/// buffers for boxes that it stores.
+/// A cluster's tile.
+#[derive(Clone, Copy)]
+struct Pair {
+    /// The problem.
+    batch: u32,
+    /// Its place among the cluster's tiles below one another.
+    row: u32,
+    /// The first column of the weight's tile; of a gated layer as its gates and factors take turns.
+    column: u32,
+    /// Whether the tile has the full width.
+    wide: bool,
+}
+
+impl Pair {
+    /// Tile number `index` of all: first those of the full `width`, then the `narrow` ones, if there may be any.
+    #[inline(always)]
+    fn new<const MIXED: bool>(params: &ClusterParams, index: u32, [width, narrow]: [u32; 2]) -> Self {
+        let linear = &params.linear;
+        let wide = !MIXED || index < params.wide;
+        let (index, tiles_n, before, width) = if wide {
+            (index, if MIXED { params.wide_n } else { linear.tiles_n }, 0, width)
+        } else {
+            (
+                index - params.wide,
+                linear.tiles_n - params.wide_n,
+                params.wide_n * width,
+                narrow,
+            )
+        };
+        let of_problem = linear.tiles_m * tiles_n;
+        // SAFETY: there is a tile of this width.
+        unsafe { core::hint::assert_unchecked(of_problem != 0) };
+        let (row, tile_n) = tile_among([linear.tiles_m, tiles_n], index % of_problem, params.group);
+        Self {
+            batch: index / of_problem,
+            row,
+            column: before + tile_n * width,
+            wide,
+        }
+    }
+}
+
+/// What a computing warpgroup has.
+struct Side<'a, const STAGES: u32, const C: u32> {
+    params: &'a ClusterParams,
+    ring: Ring<STAGES, OneThread, InCluster<Warps<4>, C>>,
+    /// Its number.
+    group: u32,
+    /// Shared address of the stages, and bytes of one.
+    base: u32,
+    stage_bytes: u32,
+    /// Shared addresses of its bias, and of the warp's boxes.
+    bias: u32,
+    buffers: u32,
+    y_map: *const u8,
+    /// The block's place in the cluster.
+    rank: u32,
+}
+
+impl<const STAGES: u32, const C: u32> Side<'_, STAGES, C> {
+    /// Computes the tile of `64·H × 2·R` at `pair`, from stage `at` on. It waits for the other warpgroup unless it is the
+    /// block's `first`, and lets it go on unless it is the `last`. Boxes go to the warp's buffers from buffer `turn` on. The stage
+    /// behind the tile's is returned.
+    ///
+    /// # Safety
+    /// - The warpgroup calls this together, for every second tile of its block.
+    #[inline(always)]
+    unsafe fn tile<E: Half, const H: usize, const R: usize, const B: u32, const KN: bool>(
+        &self,
+        pair: Pair,
+        mut at: Cursor<STAGES>,
+        [first, last]: [bool; 2],
+        turn: u32,
+    ) -> Cursor<STAGES>
+    where
+        InFlight<R>: MmaShape,
+    {
+        let (params, ring) = (self.params, self.ring);
+        let linear = &params.linear;
+        let steps = params.steps;
+        let width = 2 * R as u32;
+        let rows = H as u32 * 64;
+        let [x_tile, w_tile] = const { operand_tiles(2 * R as u32, KN) };
+        let x_bytes = rows * HOPPER_DEPTH * 2;
+        let thread = thread::thread_idx_x() % 128;
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            // The tile's bias comes while the tensor cores work.
+            let gated = linear.gated != 0;
+            let columns = Columns::from(linear, if gated { pair.column / 2 } else { pair.column } as u64);
+            let mut bias_here = [0.0; 2];
+            if linear.bias.address != 0 {
+                let epilogue = Epilogue::new(linear, pair.batch as u64);
+                let mut i = 0;
+                while i < 2 {
+                    let (column, weight_column) = columns.of(thread + 128 * i as u32);
+                    if thread + 128 * (i as u32) < width && column < linear.n {
+                        bias_here[i] = epilogue.bias_at(weight_column);
+                    }
+                    i += 1;
+                }
+            }
+            let mut d = Acc::<R>::ZERO.start();
+            let mut below: InFlight<R> = if H == 2 {
+                Acc::<R>::ZERO.start()
+            } else {
+                core::mem::zeroed()
+            };
+            // A stage's parity says nothing to who is two rounds ahead, so a tile waits for the loads of the one before.
+            if !first {
+                barrier::sync(TURN + self.group, 256);
+            }
+            let mut step = 0;
+            let mut previous = at;
+            while step < steps {
+                ring.wait_full(at);
+                let x = self.base + at.stage() * self.stage_bytes;
+                let a = x_tile.k_major(x);
+                let b = if KN {
+                    w_tile.mn_major(x + x_bytes)
+                } else {
+                    w_tile.k_major(x + x_bytes)
+                };
+                wgmma::fence();
+                let mut i = 0;
+                while i < HOPPER_DEPTH / 16 {
+                    let b = b.advance(if KN { w_tile.mn_step(i) } else { w_tile.k_step(i) });
+                    let a = a.advance(x_tile.k_step(i));
+                    let more = step > 0 || i > 0;
+                    d = d.mma_shared::<E::Operand, false, KN>(a, b, more);
+                    if H == 2 {
+                        below = below.mma_shared::<E::Operand, false, KN>(a.advance(x_tile.bytes()), b, more);
+                    }
+                    i += 1;
+                }
+                wgmma::commit_group();
+                // The step before has read its stage.
+                wgmma::wait_group::<1>();
+                if step > 0 {
+                    ring.release(previous);
+                }
+                previous = at;
+                at = at.next();
+                step += 1;
+            }
+            if !last {
+                barrier::arrive(TURN + 1 - self.group, 256);
+            }
+            let d = d.wait::<0>().0;
+            ring.release(previous);
+
+            let bias = self.bias;
+            if linear.bias.address != 0 {
+                // All warps have left the epilogue before.
+                barrier::sync(BIAS_THERE + self.group, 128);
+                if thread < width {
+                    shared::st(bias + thread * 4, bias_here[0]);
+                }
+                if width > 128 && thread + 128 < width {
+                    shared::st(bias + (thread + 128) * 4, bias_here[1]);
+                }
+                barrier::sync(BIAS_THERE + self.group, 128);
+            }
+            let row = (pair.row * C + self.rank) * rows + thread / 32 * 16;
+            let to = Destination {
+                map: self.y_map,
+                at: [columns.first() as i32, row as i32, pair.batch as i32],
+                buffers: self.buffers,
+                first: turn,
+            };
+            // Boxes of 64 columns; half the columns of a gated tile of 192 are boxes of 32. No gated layer has narrow tiles.
+            let plain = KN || turn != 0 || !gated;
+            if plain {
+                store_rows::<E, R, 32, B, false>(linear, &d, bias, to, 0, H);
+            } else if R == 96 {
+                store_rows::<E, R, 16, B, true>(linear, &d, bias, to, 0, H);
+            } else {
+                store_rows::<E, R, 32, B, true>(linear, &d, bias, to, 0, H);
+            }
+            if H == 2 {
+                let d = below.complete().0;
+                if plain {
+                    store_rows::<E, R, 32, B, false>(linear, &d, bias, to, 1, H);
+                } else if R == 96 {
+                    store_rows::<E, R, 16, B, true>(linear, &d, bias, to, 1, H);
+                } else {
+                    store_rows::<E, R, 32, B, true>(linear, &d, bias, to, 1, H);
+                }
+            }
+        }
+        at
+    }
+}
+
+/// The kernel. Two warpgroups compute a tile of `64·H × 2·R` each, in turns, and at last tiles of `64·H × 2·N`, if they
+/// are narrower. `C` blocks are a cluster. A warp has `B` buffers for boxes that it stores.
 ///
 /// # Safety
 /// - `params`, at `address`, describes tensors of the device and their maps; the launch has [`HOPPER_THREADS`] threads,
@@ -40,19 +234,24 @@ unsafe fn linear<
     E: Half,
     const H: usize,
     const R: usize,
+    const N: usize,
     const STAGES: u32,
     const C: u32,
     const B: u32,
     const KN: bool,
+    const MIXED: bool,
 >(
     params: &ClusterParams,
     address: ParamAddress,
 ) where
     InFlight<R>: MmaShape,
+    InFlight<N>: MmaShape,
 {
-    let width = 2 * R as u32;
+    const { assert!(MIXED == (N != R) && !(MIXED && KN)) };
+    let widths = [2 * R as u32, 2 * N as u32];
+    let width = widths[0];
     let rows = H as u32 * 64;
-    let [x_tile, w_tile] = const { operand_tiles(2 * R as u32, KN) };
+    let w_tile = const { operand_tiles(2 * R as u32, KN)[1] };
     let x_bytes = rows * HOPPER_DEPTH * 2;
     let stage_bytes = x_bytes + w_tile.bytes();
     let base = shared::dynamic_base();
@@ -61,7 +260,6 @@ unsafe fn linear<
     let ring = Ring::<STAGES, OneThread, InCluster<Warps<4>, C>>::new(biases + 2 * width * 4);
     let linear = &params.linear;
     let warp_idx = thread::warp_idx();
-    let pairs_of_problem = linear.tiles_m * linear.tiles_n;
     let steps = params.steps;
     let rank = if C == 1 { 0 } else { thread::cluster_block_rank() };
     let cluster = thread::block_idx_x() / C;
@@ -69,7 +267,6 @@ unsafe fn linear<
     // SAFETY: the caller's description of tensors and maps; all threads meet at the barriers; the ring's participants
     // are one thread and the warps that compute a tile, of all blocks of the cluster.
     unsafe {
-        core::hint::assert_unchecked(pairs_of_problem != 0);
         if thread::thread_idx_x() == 0 {
             tma::prefetch_tensormap(address.tensor_map(offset_of!(ClusterParams, x_map)));
             tma::prefetch_tensormap(address.tensor_map(offset_of!(ClusterParams, w_map)));
@@ -102,29 +299,31 @@ unsafe fn linear<
                 let x_map = address.tensor_map(offset_of!(ClusterParams, x_map));
                 let w_map = address.tensor_map(offset_of!(ClusterParams, w_map));
                 let everyone = (1 << C) - 1;
-                let mut pair = cluster;
-                while pair < params.pairs {
-                    let batch = (pair / pairs_of_problem) as i32;
-                    let (pair_m, tile_n) = pair_of(linear, pair % pairs_of_problem, params.group);
+                let mut index = cluster;
+                while index < params.pairs {
+                    let pair = Pair::new::<MIXED>(params, index, widths);
+                    let batch = pair.batch as i32;
                     let w_batch = if linear.w_batch_stride == 0 { 0 } else { batch };
-                    let row = ((pair_m * C + rank) * rows) as i32;
-                    let first = tile_n * width;
+                    let row = ((pair.row * C + rank) * rows) as i32;
+                    // Columns of this block's part of the weight's tile.
+                    let part = if pair.wide { widths[0] } else { widths[1] } / C;
+                    let first = pair.column + rank * part;
+                    let w_at = x_bytes + rank * part * (HOPPER_DEPTH * 2);
                     let mut step = 0;
                     while step < steps {
                         ring.wait_empty(at);
-                        ring.expect(at, stage_bytes);
+                        ring.expect(at, x_bytes + part * C * HOPPER_DEPTH * 2);
                         let full = ring.full(at);
                         let x = base + at.stage() * stage_bytes;
                         let k = (step * HOPPER_DEPTH) as i32;
                         tma::load_3d(x, x_map, [k, row, batch], full);
-                        // This block's part of the weight's tile.
-                        let w = x + x_bytes + rank * (w_tile.bytes() / C);
+                        let w = x + w_at;
                         if KN {
                             let panels = width / 64 / C;
                             let mut panel = 0;
                             while panel < panels {
                                 let to = w + panel * w_tile.panel_bytes();
-                                let column = (first + (rank * panels + panel) * 64) as i32;
+                                let column = (first + panel * 64) as i32;
                                 if C == 1 {
                                     tma::load_3d(to, w_map, [column, k, w_batch], full);
                                 } else {
@@ -132,25 +331,30 @@ unsafe fn linear<
                                 }
                                 panel += 1;
                             }
-                        } else if linear.gated != 0 {
-                            let group = (tile_n * (width / 16) + rank * (width / 16 / C)) as i32;
-                            if C == 1 {
-                                tma::load_5d(w, w_map, [k, 0, 0, group, w_batch], full);
-                            } else {
-                                tma::load_5d_multicast(w, w_map, [k, 0, 0, group, w_batch], full, everyone);
-                            }
                         } else {
-                            let column = (first + rank * (width / C)) as i32;
-                            if C == 1 {
-                                tma::load_3d(w, w_map, [k, column, w_batch], full);
-                            } else {
-                                tma::load_3d_multicast(w, w_map, [k, column, w_batch], full, everyone);
+                            let mut column = 0;
+                            while column < width / C && (column < widths[1] / C || pair.wide) {
+                                let to = w + column * (HOPPER_DEPTH * 2);
+                                let from = (first + column) as i32;
+                                if linear.gated != 0 {
+                                    let from = [k, 0, 0, from / 16, w_batch];
+                                    if C == 1 {
+                                        tma::load_5d(to, w_map, from, full);
+                                    } else {
+                                        tma::load_5d_multicast(to, w_map, from, full, everyone);
+                                    }
+                                } else if C == 1 {
+                                    tma::load_3d(to, w_map, [k, from, w_batch], full);
+                                } else {
+                                    tma::load_3d_multicast(to, w_map, [k, from, w_batch], full, everyone);
+                                }
+                                column += if MIXED { 32 } else { width / C };
                             }
                         }
                         at = at.next();
                         step += 1;
                     }
-                    pair += clusters;
+                    index += clusters;
                 }
             }
         } else {
@@ -160,118 +364,33 @@ unsafe fn linear<
                 register::setmaxnreg_inc::<232>();
             }
             let group = warp_idx / 4 - 1;
-            let thread = thread::thread_idx_x() % 128;
-            let bias = biases + group * width * 4;
-            let buffers = staging + (warp_idx - 4) * (B * BOX_BYTES);
-            let y_map = address.tensor_map(offset_of!(ClusterParams, y_map));
+            let side = Side::<STAGES, C> {
+                params,
+                ring,
+                group,
+                base,
+                stage_bytes,
+                bias: biases + group * width * 4,
+                buffers: staging + (warp_idx - 4) * (B * BOX_BYTES),
+                y_map: address.tensor_map(offset_of!(ClusterParams, y_map)),
+                rank,
+            };
             // This warpgroup's tiles are every second one of the block's.
-            let mut pair = cluster;
+            let mut index = cluster;
             if group == 1 {
-                pair += clusters;
+                index += clusters;
                 at = at.skip(steps);
             }
-            while pair < params.pairs {
-                let batch = pair / pairs_of_problem;
-                let (pair_m, tile_n) = pair_of(linear, pair % pairs_of_problem, params.group);
-                // The tile's bias comes while the tensor cores work.
-                let columns = Columns::new(linear, tile_n, width);
-                let mut bias_here = [0.0; 2];
-                if linear.bias.address != 0 {
-                    let epilogue = Epilogue::new(linear, batch as u64);
-                    let mut i = 0;
-                    while i < 2 {
-                        let (column, weight_column) = columns.of(thread + 128 * i as u32);
-                        if thread + 128 * (i as u32) < width && column < linear.n {
-                            bias_here[i] = epilogue.bias_at(weight_column);
-                        }
-                        i += 1;
-                    }
-                }
-                let mut d = Acc::<R>::ZERO.start();
-                let mut below: InFlight<R> = if H == 2 {
-                    Acc::<R>::ZERO.start()
+            while index < params.pairs {
+                let pair = Pair::new::<MIXED>(params, index, widths);
+                let ends = [index == cluster, index + clusters >= params.pairs];
+                at = if MIXED && !pair.wide {
+                    // Six boxes of a wide tile end before buffer 2 of four.
+                    side.tile::<E, H, N, B, KN>(pair, at, ends, 2)
                 } else {
-                    core::mem::zeroed()
+                    side.tile::<E, H, R, B, KN>(pair, at, ends, 0)
                 };
-                // A stage's parity says nothing to who is two rounds ahead, so a tile waits for the loads of the one before.
-                if pair != cluster {
-                    barrier::sync(TURN + group, 256);
-                }
-                let mut step = 0;
-                let mut previous = at;
-                while step < steps {
-                    ring.wait_full(at);
-                    let x = base + at.stage() * stage_bytes;
-                    let a = x_tile.k_major(x);
-                    let b = if KN {
-                        w_tile.mn_major(x + x_bytes)
-                    } else {
-                        w_tile.k_major(x + x_bytes)
-                    };
-                    wgmma::fence();
-                    let mut i = 0;
-                    while i < HOPPER_DEPTH / 16 {
-                        let b = b.advance(if KN { w_tile.mn_step(i) } else { w_tile.k_step(i) });
-                        let a = a.advance(x_tile.k_step(i));
-                        let more = step > 0 || i > 0;
-                        d = d.mma_shared::<E::Operand, false, KN>(a, b, more);
-                        if H == 2 {
-                            below = below.mma_shared::<E::Operand, false, KN>(a.advance(x_tile.bytes()), b, more);
-                        }
-                        i += 1;
-                    }
-                    wgmma::commit_group();
-                    // The step before has read its stage.
-                    wgmma::wait_group::<1>();
-                    if step > 0 {
-                        ring.release(previous);
-                    }
-                    previous = at;
-                    at = at.next();
-                    step += 1;
-                }
-                if pair + clusters < params.pairs {
-                    barrier::arrive(TURN + 1 - group, 256);
-                }
-                let d = d.wait::<0>().0;
-                ring.release(previous);
-
-                if linear.bias.address != 0 {
-                    // All warps have left the epilogue before.
-                    barrier::sync(BIAS_THERE + group, 128);
-                    if thread < width {
-                        shared::st(bias + thread * 4, bias_here[0]);
-                    }
-                    if width > 128 && thread + 128 < width {
-                        shared::st(bias + (thread + 128) * 4, bias_here[1]);
-                    }
-                    barrier::sync(BIAS_THERE + group, 128);
-                }
-                let row = (pair_m * C + rank) * rows + warp_idx % 4 * 16;
-                let to = Destination {
-                    map: y_map,
-                    at: [columns.first() as i32, row as i32, batch as i32],
-                    buffers,
-                };
-                // Boxes of 64 columns; half the columns of a gated tile of 192 are boxes of 32.
-                if KN || linear.gated == 0 {
-                    store_rows::<E, R, 32, B, false>(linear, &d, bias, to, 0, H);
-                } else if R == 96 {
-                    store_rows::<E, R, 16, B, true>(linear, &d, bias, to, 0, H);
-                } else {
-                    store_rows::<E, R, 32, B, true>(linear, &d, bias, to, 0, H);
-                }
-                if H == 2 {
-                    let d = below.complete().0;
-                    if KN || linear.gated == 0 {
-                        store_rows::<E, R, 32, B, false>(linear, &d, bias, to, 1, H);
-                    } else if R == 96 {
-                        store_rows::<E, R, 16, B, true>(linear, &d, bias, to, 1, H);
-                    } else {
-                        store_rows::<E, R, 32, B, true>(linear, &d, bias, to, 1, H);
-                    }
-                }
-                pair += 2 * clusters;
+                index += 2 * clusters;
                 at = at.skip(steps);
             }
             // TMA reads shared memory until here.
@@ -300,10 +419,12 @@ macro_rules! entries {
                     $type,
                     { $shape.rows as usize / 64 },
                     { $shape.columns as usize / 2 },
+                    { $shape.narrow as usize / 2 },
                     { $shape.stages },
                     { $shape.blocks },
                     { $shape.buffers },
                     $kn,
+                    { $shape.columns != $shape.narrow },
                 >(&params, address)
             }
         )*}

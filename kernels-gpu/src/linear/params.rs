@@ -145,6 +145,8 @@ pub struct ClusterShape {
     pub rows: u32,
     /// Columns of a tile: 128 or 192.
     pub columns: u32,
+    /// Columns of the tiles behind those; as many where there are none.
+    pub narrow: u32,
     /// Stages of operands.
     pub stages: u32,
     /// Blocks of a cluster, whose tiles lie below one another.
@@ -154,6 +156,15 @@ pub struct ClusterShape {
 }
 
 impl ClusterShape {
+    /// Columns of the weight's boxes: a block's part of a tile, or what divides that of both widths.
+    pub const fn box_columns(self) -> u32 {
+        if self.columns == self.narrow {
+            self.columns / self.blocks
+        } else {
+            32
+        }
+    }
+
     /// Dynamic shared memory of a block: stages, boxes on their way out, a bias for each of two warpgroups, barriers.
     pub const fn shared(self) -> u32 {
         self.stages * (self.rows + self.columns) * HOPPER_DEPTH * 2
@@ -166,6 +177,7 @@ impl ClusterShape {
 pub const CLUSTER_64: ClusterShape = ClusterShape {
     rows: 64,
     columns: 128,
+    narrow: 128,
     stages: 7,
     blocks: 1,
     buffers: 2,
@@ -174,14 +186,16 @@ pub const CLUSTER_64: ClusterShape = ClusterShape {
 pub const CLUSTER_128: ClusterShape = ClusterShape {
     rows: 128,
     columns: 128,
+    narrow: 128,
     stages: 6,
     blocks: 2,
     buffers: 2,
 };
-/// Where these columns leave fewer blocks idle in the end.
+/// Fewer bytes a product; narrow tiles fill the last rounds.
 pub const CLUSTER_192: ClusterShape = ClusterShape {
     rows: 128,
     columns: 192,
+    narrow: 128,
     stages: 4,
     blocks: 2,
     buffers: 4,
@@ -191,14 +205,19 @@ kernel_params! {
     pub struct ClusterParams {
         /// As for [`HopperParams`], the box's rows being those of a tile.
         pub x_map: TensorMap,
-        /// As for [`HopperParams`], the box's columns being a block's part of a tile.
+        /// As for [`HopperParams`], the box's columns being [`ClusterShape::box_columns`].
         pub w_map: TensorMap,
         /// `y` as (n, m, batch), box 64 × 16 × 1.
         pub y_map: TensorMap,
-        /// The arguments of all linear kernels; `tiles_m` counts a cluster's tiles, which lie below one another, as one.
+        /// The arguments of all linear kernels; `tiles_m` counts a cluster's tiles, which lie below one another, as one, and
+        /// `tiles_n` tiles of both widths.
         pub linear: LinearParams,
-        /// Clusters' tiles of all problems.
+        /// Clusters' tiles of all problems; those of full width come first.
         pub pairs: u32,
+        /// Those of full width among them.
+        pub wide: u32,
+        /// Tiles of full width side by side, which are the first columns of each problem.
+        pub wide_n: u32,
         /// Steps along k.
         pub steps: u32,
         /// Rows of clusters' tiles that are computed column by column.

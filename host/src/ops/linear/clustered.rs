@@ -14,12 +14,19 @@ use crate::{
 /// Rows of clusters' tiles that are computed column by column.
 const GROUP: u32 = 8;
 
+/// Most wide tiles side by side that make room for narrow ones.
+const MOST_NARROW: u64 = 32;
+
 /// How the kernels of clusters store, and in which order they compute.
 pub(super) struct Cluster {
     /// Map of y.
     pub(super) y: TensorMapRequest,
     /// Rows of clusters' tiles that are computed column by column.
     pub(super) group: u32,
+    /// Tiles of full width side by side.
+    pub(super) wide_n: u32,
+    /// Tiles of full width in all.
+    pub(super) wide: u32,
 }
 
 /// A kernel of clusters.
@@ -50,18 +57,67 @@ const CLUSTERED: [Clustered; 3] = [
     },
 ];
 
+/// How a kernel cuts a problem's columns: tiles of full width side by side, and narrow ones behind them.
+#[derive(Clone, Copy)]
+struct Cut {
+    wide: u64,
+    narrow: u64,
+    /// Time of the block that has most to do.
+    time: u64,
+}
+
 impl Clustered {
+    /// Clusters that run at once.
+    fn clusters(&self, multiprocessors: u64) -> u64 {
+        (multiprocessors / self.shape.blocks as u64).max(1)
+    }
+
+    /// The cut into `wide` tiles, and as many narrow ones as are needed behind them.
+    fn cut_at(&self, geometry: &Geometry, multiprocessors: u64, wide: u64) -> Cut {
+        let shape = self.shape;
+        let (columns, rows) = (shape.columns as u64, (shape.rows * shape.blocks) as u64);
+        let narrow = geometry
+            .columns()
+            .saturating_sub(wide * columns)
+            .div_ceil(shape.narrow as u64);
+        let below = geometry.m.div_ceil(rows) * geometry.batch;
+        let clusters = self.clusters(multiprocessors);
+        // Tiles are dealt out one after the other, the wide ones first: the first cluster has most of both.
+        let wide_rounds = (wide * below).div_ceil(clusters);
+        let rounds = ((wide + narrow) * below).div_ceil(clusters);
+        let time = wide_rounds
+            .saturating_mul(columns * self.percent)
+            .saturating_add((rounds - wide_rounds).saturating_mul(shape.narrow as u64 * 100));
+        Cut {
+            wide,
+            narrow,
+            time: time.saturating_mul(shape.rows as u64),
+        }
+    }
+
+    /// The fastest cut by the table; of two that are as fast the one with more wide tiles.
+    fn cut(&self, geometry: &Geometry, multiprocessors: u64) -> Cut {
+        let most = geometry.columns().div_ceil(self.shape.columns as u64);
+        let mut best = self.cut_at(geometry, multiprocessors, most);
+        // Gates and factors have tiles of one width. More than a few rounds need no even end.
+        let least = if self.shape.columns == self.shape.narrow || geometry.gated {
+            most
+        } else {
+            most.saturating_sub(MOST_NARROW)
+        };
+        for wide in (least..most).rev() {
+            let cut = self.cut_at(geometry, multiprocessors, wide);
+            if cut.time < best.time {
+                best = cut;
+            }
+        }
+        best
+    }
+
     /// The kernel that takes the least time by the table: rounds of tiles times what a tile takes. All have the same
     /// bits.
     pub(super) fn fastest(geometry: &Geometry, lay: Lay, multiprocessors: u64) -> Clustered {
-        let time = |kernel: &Clustered| {
-            let shape = kernel.shape;
-            let tiles = geometry.m.div_ceil((shape.rows * shape.blocks) as u64)
-                * geometry.columns().div_ceil(shape.columns as u64)
-                * geometry.batch;
-            let rounds = tiles.div_ceil((multiprocessors / shape.blocks as u64).max(1));
-            rounds.saturating_mul((shape.rows * shape.columns) as u64 * kernel.percent)
-        };
+        let time = |kernel: &Clustered| kernel.cut(geometry, multiprocessors).time;
         // The blocks of a cluster share a weight [k, n] by panels of 64 columns.
         let fits =
             |kernel: &Clustered| lay == Lay::Nk || (kernel.shape.columns / 64).is_multiple_of(kernel.shape.blocks);
@@ -78,22 +134,29 @@ impl Clustered {
     pub(super) fn plan(self, geometry: &Geometry, lay: Lay, y: [u64; 3], multiprocessors: u64) -> Result<Plan> {
         let Clustered { name, shape, .. } = self;
         let entry = format!("linear_cluster_{name}_{}_{}", lay.name(), geometry.dtype);
+        // Tiles of the narrow width are the most.
         let plan = Plan::of_tiles(
             geometry,
             entry,
-            [shape.rows * shape.blocks, shape.columns],
+            [shape.rows * shape.blocks, shape.narrow],
             shape.shared(),
         )?;
+        let cut = self.cut(geometry, multiprocessors);
+        let plan = Plan {
+            tiles_n: (cut.wide + cut.narrow) as u32,
+            ..plan
+        };
         let tiles = plan.few_tiles(geometry)?;
-        let blocks = shape.blocks as u64;
-        let clusters = (multiprocessors / blocks).max(1);
+        let clusters = self.clusters(multiprocessors);
         Ok(Plan {
-            grid: [tiles.min(clusters) * blocks, 1, 1],
-            maps: Some(geometry.maps(lay, shape.rows, shape.columns / shape.blocks)),
+            grid: [tiles.min(clusters) * shape.blocks as u64, 1, 1],
+            maps: Some(geometry.maps(lay, shape.rows, shape.box_columns())),
             cluster: Some(Cluster {
                 // Half of 192 columns are three boxes of 32.
                 y: geometry.y_map(y, if geometry.gated && shape.columns == 192 { 32 } else { 64 }),
                 group: GROUP,
+                wide_n: cut.wide as u32,
+                wide: (cut.wide * plan.tiles_m as u64 * geometry.batch) as u32,
             }),
             ..plan
         })

@@ -363,6 +363,8 @@ impl<'a> Problem<'a> {
                 y_map: backend.encode_tensor_map(&cluster.y)?,
                 linear: params,
                 pairs: tiles,
+                wide: cluster.wide,
+                wide_n: cluster.wide_n,
                 steps,
                 group: cluster.group,
                 reserved: 0,
