@@ -111,6 +111,8 @@ pub(crate) struct DeviceInner {
     pub(crate) pool: Pool,
     kernels: RwLock<HashMap<&'static str, Kernel>>,
     loading: Mutex<()>,
+    /// What the driver said of a kernel's clusters of so many blocks with so much shared memory.
+    clusters: RwLock<HashMap<(KernelId, u32, u64), u64>>,
     poison: OnceLock<Error>,
     reason: String,
 }
@@ -202,6 +204,7 @@ impl Device {
                 pool,
                 kernels: RwLock::default(),
                 loading: Mutex::default(),
+                clusters: RwLock::default(),
                 poison: OnceLock::new(),
                 reason,
             }),
@@ -287,9 +290,13 @@ impl Device {
         self.guard(self.inner.backend.kernel_attributes(kernel.id))
     }
 
-    /// Clusters of `blocks` blocks of a kernel that run at once, at least one.
+    /// Clusters of `blocks` blocks of a kernel that run at once, at least one; the driver is asked once.
     pub(crate) fn clusters_at_once(&self, entry: &str, blocks: u32, dynamic_shared: u64) -> Result<u64> {
         let kernel = self.kernel(entry)?;
+        let of = (kernel.id, blocks, dynamic_shared);
+        if let Some(&clusters) = self.inner.clusters.read().unwrap_or_else(|e| e.into_inner()).get(&of) {
+            return Ok(clusters);
+        }
         let request = LaunchRequest {
             kernel: kernel.id,
             grid: [blocks, 1, 1],
@@ -300,8 +307,13 @@ impl Device {
             stream: self.stream().id(),
             programmatic: false,
         };
-        let clusters = self.guard(self.inner.backend.clusters(&request))?;
-        Ok(clusters.max(1) as u64)
+        let clusters = u64::from(self.guard(self.inner.backend.clusters(&request))?.max(1));
+        self.inner
+            .clusters
+            .write()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(of, clusters);
+        Ok(clusters)
     }
 
     /// Whether both handles are one device.
