@@ -262,7 +262,7 @@ pub const fn most_pieces_and_steps(capacity: u32, most: u32, least: u32) -> (u32
     let mut reached = 0;
     while reached < capacity {
         let size = 1u32 << shift;
-        let mut tokens = super::pieces_of(shift, most, 0).saturating_mul(size);
+        let mut tokens = super::pieces::pieces_of(shift, most, 0).saturating_mul(size);
         // Sizes below the least serve short sequences only.
         if size < least && tokens > super::SHORT {
             tokens = super::SHORT;
