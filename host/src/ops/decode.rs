@@ -5,29 +5,25 @@ use kernels_gpu::{
     decode::{DecodeParams, MERGE_THREADS, ROWS, Shape, UNBOUNDED, packed::PACKED_ROWS, quads_of},
 };
 
+mod checks;
 mod direct;
 mod division;
 mod maps;
 mod packed;
+mod tokens;
 
-use self::division::{Division, Work};
+use self::{
+    checks::Checked,
+    division::{Division, Work},
+};
 use super::{
-    cache::{CacheView, CheckedCache, cache_append_in, expect_extent, expect_integers, expect_tokens, tokens_of},
-    rope::{RopeAngles, RopePairing, check_float, rope},
+    cache::CacheView,
+    rope::{RopeAngles, RopePairing},
 };
 use crate::{AnyTensor, DType, Error, Result, Tier, launch::Contract, stream::Stream};
 
 /// Most rows of a tile that Hopper's kernels for few rows take.
 const FEW_ROWS: u64 = 8;
-/// Most new tokens of a sequence that the attention rotates and appends itself.
-const MAX_FRESH: u64 = 8;
-
-/// New keys and values, `[batch, seq_q, heads_kv, dim]`, for a launch that rotates, appends and attends.
-struct Fresh {
-    k: AnyTensor,
-    v: AnyTensor,
-    rotation: Rotation,
-}
 
 /// Result of [`Decode::run`].
 #[derive(Clone, Debug)]
@@ -93,16 +89,6 @@ pub fn decode<'a>(q: &'a AnyTensor, cache: CacheView<'a>, cache_seqlens: &'a Any
     }
 }
 
-/// Strides of a cache in units of 16 bytes, which 32 bits count.
-fn steps(argument: &'static str, cache: &AnyTensor, strides: [u64; 3]) -> Result<[u32; 3]> {
-    let size = cache.dtype().size();
-    if cache.span() * size / 16 >= u64::from(u32::MAX) {
-        return Err(Error::shape(argument, cache.shape(), "at most 64 GiB are allowed"));
-    }
-    // An axis of one entry may have any stride.
-    Ok(strides.map(|stride| (stride * size / 16) as u32))
-}
-
 impl<'a> Decode<'a> {
     /// Appends `k [batch, seq_q, heads_kv, dim]` and `v` to the cache first.
     pub fn append(mut self, k: &'a AnyTensor, v: &'a AnyTensor) -> Self {
@@ -144,76 +130,15 @@ impl<'a> Decode<'a> {
     /// [`Error::Unsupported`] for head dims without a kernel; [`Error::OutOfMemory`].
     pub fn run(self) -> Result<Decoded> {
         let options = &self.options;
-        let q = tokens_of("q", self.q)?;
-        if self.q.rank() != 4 {
-            return Err(Error::shape(
-                "q",
-                self.q.shape(),
-                "[batch, seq_q, heads_q, dim] is needed",
-            ));
-        }
-        check_float("q", &q)?;
+        let Checked {
+            q,
+            cache,
+            e4m3,
+            padded,
+            steps: [k_steps, v_steps],
+        } = self.check()?;
         let (batch, seq_q, heads_q, dim) = (q.extent(0), q.extent(1), q.extent(2), q.extent(3));
-        let cache = self.cache.check(Some(batch))?;
-        let e4m3 = self.cache.k().dtype() == DType::E4M3 && q.dtype() != DType::F32;
-        if self.cache.k().dtype() != q.dtype() && !e4m3 {
-            let allowed = format!(
-                "the dtype of q, {}, is needed, or e4m3 with q of f16 or bf16",
-                q.dtype()
-            );
-            return Err(Error::Dtype {
-                argument: "k_cache",
-                dtype: self.cache.k().dtype(),
-                allowed,
-            });
-        }
-        if dim != cache.head_dim {
-            let allowed = format!("the head dim of k_cache, {}, is needed", cache.head_dim);
-            return Err(Error::shape("q", q.shape(), allowed));
-        }
-        if cache.heads == 0 || !heads_q.is_multiple_of(cache.heads) {
-            return Err(Error::shape(
-                "q",
-                q.shape(),
-                format!("a multiple of the {} KV heads is needed", cache.heads),
-            ));
-        }
-        expect_integers("cache_seqlens", self.lengths, DType::I32, 1)?;
-        expect_extent("cache_seqlens", self.lengths, batch)?;
-        self.check_options(batch, heads_q)?;
-        if let Some((k, _)) = self.new
-            && k.extent(1) != seq_q
-        {
-            return Err(Error::shape(
-                "k",
-                k.shape(),
-                format!("as many tokens as q, {seq_q}, are needed"),
-            ));
-        }
         let (size, cache_size) = (q.dtype().size(), self.cache.k().dtype().size());
-        let dims = if e4m3 { &[64, 128][..] } else { &[64, 128, 256] };
-        let padded = dims.iter().find(|&&padded| dim.max(cache.value_dim) <= padded);
-        let whole = |dim: &u64| (dim * cache_size).is_multiple_of(16);
-        let Some(&padded) = padded.filter(|_| dim > 0 && [dim, cache.value_dim].iter().all(whole)) else {
-            let most = if e4m3 { 128 } else { 256 };
-            let what = format!(
-                "head dims {dim} and {} (up to {most}, rows of the cache in multiples of 16 bytes)",
-                cache.value_dim
-            );
-            return Err(Error::unsupported(format!("decode attention with {what}")));
-        };
-        for (argument, tensor) in [("k_cache", self.cache.k()), ("v_cache", self.cache.v())] {
-            if !tensor.rows_aligned_to(16) {
-                return Err(Error::layout(
-                    argument,
-                    "every row must start at a multiple of 16 bytes",
-                ));
-            }
-        }
-        let (k_steps, v_steps) = (
-            steps("k_cache", self.cache.k(), cache.strides[0])?,
-            steps("v_cache", self.cache.v(), cache.strides[1])?,
-        );
         let device = q.device();
         let out = AnyTensor::empty(device, q.dtype(), &[batch, seq_q, heads_q, cache.value_dim])?;
         let lse = AnyTensor::empty(device, DType::F32, &[batch, heads_q, seq_q])?;
@@ -487,97 +412,5 @@ impl<'a> Decode<'a> {
             unsafe { contract.prepare()?.launch(&params)? };
         }
         Ok(Decoded { out, lse })
-    }
-
-    /// The new tokens, where one launch can rotate, append and attend; nothing where it cannot, or where something is wrong that
-    /// the other way says better.
-    fn fresh(&self, q: &AnyTensor, cache: &CheckedCache) -> Result<Option<Fresh>> {
-        let Some((k, v)) = self.new else {
-            return Ok(None);
-        };
-        let (k, v) = (tokens_of("k", k)?, tokens_of("v", v)?);
-        let mut rotation = Rotation::NONE;
-        if let Some((pairing, angles)) = self.options.rotary {
-            rotation = rope(q, pairing, angles).rotation(q.extent(3), q.dtype())?;
-        }
-        let fits = |tensor: &AnyTensor, pool: (&'static str, &AnyTensor), dim| {
-            tensor.dtype() == q.dtype()
-                && tensor.shape()[..2] == q.shape()[..2]
-                && expect_tokens("k", tensor, pool, cache.heads, dim).is_ok()
-        };
-        let aligned = |tensor: &AnyTensor| tensor.rows_aligned_to(4 * tensor.dtype().size());
-        let possible = q.extent(1) <= MAX_FRESH
-            && self.options.left_padding.is_none()
-            && fits(&k, ("k_cache", self.cache.k()), cache.head_dim)
-            && fits(&v, ("v_cache", self.cache.v()), cache.value_dim)
-            && [q, &k, &v].into_iter().all(aligned)
-            && cache.head_dim.is_multiple_of(8)
-            && cache.value_dim.is_multiple_of(8)
-            && rotation.pairs.is_multiple_of(4);
-        Ok(possible.then_some(Fresh { k, v, rotation }))
-    }
-
-    /// Rotates and appends; returns the queries to attend with.
-    fn prepare_tokens(&self, q: &AnyTensor) -> Result<AnyTensor> {
-        match (self.options.rotary, self.new) {
-            (None, None) => Ok(q.clone()),
-            (None, Some((k, v))) => {
-                // In the stream that reads it.
-                cache_append_in(k, v, self.cache, self.lengths, self.stream)?;
-                Ok(q.clone())
-            }
-            (Some((pairing, angles)), Some((k, v))) => {
-                let mut rope = rope(q, pairing, angles)
-                    .k(k)
-                    .lengths(self.lengths)
-                    .append_at(v, self.cache);
-                if let Some(stream) = self.stream {
-                    rope = rope.on(stream);
-                }
-                Ok(rope.run()?.0)
-            }
-            (Some(_), None) => Err(Error::layout(
-                "rotary",
-                "rotates new tokens, but no new keys were given",
-            )),
-        }
-    }
-
-    fn check_options(&self, batch: u64, heads_q: u64) -> Result<()> {
-        let options = &self.options;
-        let floats = |argument, tensor: &AnyTensor, shapes: &[&[u64]]| {
-            if tensor.dtype() != DType::F32 {
-                return Err(Error::Dtype {
-                    argument,
-                    dtype: tensor.dtype(),
-                    allowed: "f32 is needed".into(),
-                });
-            }
-            if !shapes.contains(&tensor.shape()) || !tensor.is_contiguous() {
-                return Err(Error::shape(
-                    argument,
-                    tensor.shape(),
-                    format!("one of {shapes:?}, dense, is needed"),
-                ));
-            }
-            Ok(())
-        };
-        if let Some(slopes) = options.alibi_slopes {
-            floats("alibi_slopes", slopes, &[&[heads_q], &[batch, heads_q]])?;
-        }
-        if let Some(sinks) = options.sinks {
-            floats("sinks", sinks, &[&[heads_q]])?;
-        }
-        if let Some(padding) = options.left_padding {
-            expect_integers("left_padding", padding, DType::I32, 1)?;
-            expect_extent("left_padding", padding, batch)?;
-        }
-        if let Some(cap) = options.softcap.filter(|cap| !(cap.is_finite() && *cap >= 0.0)) {
-            return Err(Error::range("softcap", cap, "finite and not negative; 0 is off"));
-        }
-        if let Some(scale) = options.scale.filter(|scale| !scale.is_finite()) {
-            return Err(Error::range("scale", scale, "a finite number"));
-        }
-        Ok(())
     }
 }
