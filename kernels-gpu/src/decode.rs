@@ -55,6 +55,8 @@ mod stream;
 mod tensor;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod wide;
+#[cfg(target_arch = "nvptx64")]
+mod work;
 
 pub use params::*;
 pub use pieces::{SHORT, least_of, split_tokens};

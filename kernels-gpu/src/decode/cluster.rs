@@ -9,7 +9,8 @@ use super::{
     DecodeParams,
     finish::{finished, output_address, write_lse, write_output},
     merge::fold_pieces,
-    stream::{Engine, Work},
+    stream::Engine,
+    work::Work,
 };
 use crate::tile::element::Element;
 use cuda_std::{

@@ -3,7 +3,8 @@
 use super::{
     DecodeParams,
     finish::{Layout, clustered, finished, join, tile_number, write_lse},
-    stream::{Engine, Work},
+    stream::Engine,
+    work::Work,
 };
 use cuda_std::{global, shared};
 

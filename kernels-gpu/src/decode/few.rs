@@ -11,8 +11,9 @@
 use super::{
     DecodeParams, JOIN_ROWS, MappedParams, Shape, finish,
     fp8::{Query, widen},
-    stream::{Engine, Work, opaque},
+    stream::{Engine, opaque},
     tensor::{Scoring, finished, queries_at, query_word, staged_row},
+    work::Work,
 };
 use crate::tile::{
     element::{Bf16, F16},

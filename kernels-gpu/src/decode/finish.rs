@@ -4,7 +4,8 @@ use super::{
     DecodeParams,
     end::End,
     fresh::Quad,
-    stream::{Engine, Work, opaque},
+    stream::{Engine, opaque},
+    work::Work,
 };
 use crate::tile::element::Element;
 use core::marker::PhantomData;
@@ -18,7 +19,7 @@ use cuda_std::{
 pub const PLAN_AT: u32 = 0;
 /// The keys that all rows see, and whose scores have no cap and no bias: first, one past the last; 16 bytes.
 const INNER_AT: u32 = PLAN_AT + 64 + 18 * 32;
-/// Bounds of the rows: [`Row`](super::stream::Row), 16 bytes each.
+/// Bounds of the rows: [`Row`](super::work::Row), 16 bytes each.
 const ROWS_AT: u32 = INNER_AT + 16;
 
 /// Where the rest of the header is, for tiles of so many rows.
@@ -129,9 +130,9 @@ pub unsafe fn is_inner<E: Engine>(first: i32, keys: u32) -> bool {
 /// # Safety
 /// - A barrier lies behind [`begin`].
 #[inline(always)]
-pub unsafe fn row<E: Engine>(row: u32) -> super::stream::Row {
+pub unsafe fn row<E: Engine>(row: u32) -> super::work::Row {
     let words: [u32; 4] = unsafe { shared::ld(E::base() + ROWS_AT + row * 16) };
-    super::stream::Row {
+    super::work::Row {
         begin: words[0] as i32,
         end: words[1] as i32,
         position: words[2] as i32,

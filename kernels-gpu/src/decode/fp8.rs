@@ -9,8 +9,9 @@
 
 use super::{
     DecodeParams, Shape, finish,
-    stream::{Engine, SM, Work},
+    stream::{Engine, SM},
     tensor::{self, Scoring, Seen, queries_at, query_word, row_of_turn, staged_row},
+    work::Work,
 };
 use crate::tile::{
     element::{Bf16, Element, F16},

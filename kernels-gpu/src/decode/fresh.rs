@@ -8,7 +8,8 @@
 
 use super::{
     DecodeParams, finish,
-    stream::{Engine, SM, Work, opaque},
+    stream::{Engine, SM, opaque},
+    work::Work,
 };
 use crate::{
     angles::INTERLEAVED,

@@ -6,7 +6,7 @@ use super::{
     finish::{finished, fold, join, output_address, tile_number, write_lse, write_quad},
     fresh::Quad,
     quotient,
-    stream::Work,
+    work::Work,
 };
 use cuda_std::{global, thread};
 

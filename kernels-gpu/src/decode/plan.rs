@@ -13,12 +13,7 @@
 //!
 //! In a cluster (a lone sequence) each block has an equal share of one tile's pieces.
 
-use super::{
-    DecodeParams, MIN_SPLIT,
-    finish::PLAN_AT,
-    quotient,
-    stream::{Engine, Work},
-};
+use super::{DecodeParams, MIN_SPLIT, finish::PLAN_AT, quotient, stream::Engine, work::Work};
 use cuda_std::{barrier::syncthreads, shared, thread, warp};
 
 /// A block's place in the line of pieces.

@@ -6,8 +6,9 @@
 
 use super::{
     DecodeParams, JOIN_ROWS, KEYS, ROWS, Shape, finish,
-    stream::{Engine, SM, Work, opaque},
+    stream::{Engine, SM, opaque},
     tensor::{Scoring, finished},
+    work::Work,
 };
 use cuda_std::{
     barrier::syncwarp,

@@ -2,7 +2,8 @@
 
 use super::{
     DecodeParams, JOIN_ROWS, KEYS, ROWS, Shape, UNBOUNDED, finish,
-    stream::{Engine, Row, SM, Work},
+    stream::{Engine, SM},
+    work::{Row, Work},
 };
 #[cfg(not(tier = "sm_75"))]
 use crate::tile::element::Bf16;

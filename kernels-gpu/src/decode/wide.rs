@@ -10,8 +10,9 @@ use super::{
     end::End,
     finish::{self, Layout},
     fresh::Quad,
-    stream::{Engine, Work, opaque},
+    stream::{Engine, opaque},
     tensor::{Scoring, chunk_at, finished, query_word},
+    work::Work,
 };
 use crate::tile::{
     element::{Bf16, F16},

@@ -4,7 +4,7 @@ use super::{
     super::{
         DecodeParams,
         fresh::{Quad, rotated},
-        stream::Work,
+        work::Work,
     },
     MOST_FRESH, PACKED_KEYS, PACKED_PANEL_BYTES, PACKED_ROWS, PackedShape,
     kernel::{COMPUTING, TOGETHER, own_thread},

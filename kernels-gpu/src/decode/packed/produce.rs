@@ -1,10 +1,7 @@
 //! The loading warps: look up pages and start copies.
 
 use super::{
-    super::{
-        DecodeParams, quotient, split_tokens,
-        stream::{Work, opaque},
-    },
+    super::{DecodeParams, quotient, split_tokens, stream::opaque, work::Work},
     PACKED_KEYS, PACKED_PANEL_BYTES, PACKED_ROWS, PACKED_THREADS, PackedParams, PackedShape,
     kernel::COMPUTING,
 };
