@@ -245,6 +245,7 @@ pub fn decode() -> Vec<Spec> {
         (64, 1024, 32, 8, 64),
         (64, 4096, 32, 8, 128),
         (16, 1024, 32, 8, 64),
+        (64, 8192, 32, 1, 128),
     ]
     .map(|(batch, length, heads, heads_kv, dim)| Step {
         batch,
@@ -255,8 +256,11 @@ pub fn decode() -> Vec<Spec> {
         new: true,
         ..base
     });
+    let long = lengths.into_iter().filter(|case| case.batch > 1);
+    let large = long.map(|case| step(case, Some(256)));
     let read = lengths.into_iter().chain(others);
     let read = read.flat_map(|case| [None, Some(16)].map(|page| step(case, page)));
+    let read = read.chain(large);
     let appended = appended.map(|case| step(case, Some(16)));
     read.chain(appended).collect()
 }
