@@ -2,7 +2,7 @@
 
 use crate::common::devices;
 use crate::support::{Case, Data, all_dtypes, check_close, check_exact, check_y};
-use ferroflash::{Activation, LinearMode, Tensor, WeightLayout, bf16, f16, linear};
+use ferroflash::{Activation, Device, LinearMode, Tensor, WeightLayout, bf16, f16, linear};
 use host::compare::same_bits;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -183,58 +183,101 @@ fn many_tiles_of_few_rows() {
     }
 }
 
+/// Few rows on Hopper with whole tiles and loads: kernels that keep x in registers, slices of one load to sixteen, warps
+/// without a slice, several tiles a block.
+#[test]
+fn few_rows_of_whole_tiles() {
+    for device in devices() {
+        let blocks = u64::from(device.properties().multiprocessors);
+        for (m, n, k) in [
+            (1, 16 * blocks * 10 + 16, 64),
+            (4, 32 * blocks, 192),
+            (8, 16 * blocks + 16, 576),
+            (3, 48, 4096),
+            (2, 48, 4160),
+            (8, 32, 8192),
+            (9, 48 * blocks + 32, 1600),
+            (16, 32 * blocks, 2048),
+            (13, 48, 4096),
+        ] {
+            let case = Case {
+                bias: true,
+                residual: true,
+                activation: Activation::Relu,
+                ..Case::new(m, n, k)
+            };
+            check_y(&device, case, Data::<bf16>::integers);
+            check_y(
+                &device,
+                Case {
+                    residual: false,
+                    gated: true,
+                    ..case
+                },
+                Data::<f16>::integers,
+            );
+        }
+    }
+}
+
 #[test]
 fn batches_and_leading_axes() {
     for device in devices() {
-        let (b, m, n, k) = (3u64, 5u64, 16u64, 24u64);
-        let case = Case {
-            bias: true,
-            ..Case::new(m, n, k)
-        };
-        let data: Vec<Data<f16>> = (0..b).map(|i| Data::normal(&case, 100 + i)).collect();
-        let join = |part: fn(&Data<f16>) -> &Vec<f16>| data.iter().flat_map(|d| part(d).clone()).collect::<Vec<f16>>();
-        let x = Tensor::from_slice(&device, &join(|d| &d.x), &[b, m, k]).unwrap();
-        let w = Tensor::from_slice(&device, &join(|d| &d.w), &[b, n, k]).unwrap();
-        let bias = Tensor::from_slice(&device, &join(|d| &d.bias), &[b, n]).unwrap();
-        let y = linear(&x, &w).bias(&bias).run().unwrap();
-        assert_eq!(y.shape(), [b, m, n]);
-        let batched = y.typed::<f16>("y").unwrap().to_vec().unwrap();
-        let mut single = Vec::new();
-        for i in 0..b {
-            let (x, w, bias) = (
-                x.select(0, i).unwrap(),
-                w.select(0, i).unwrap(),
-                bias.select(0, i).unwrap(),
-            );
-            single.extend(
-                linear(&x, &w)
-                    .bias(&bias)
-                    .run()
-                    .unwrap()
-                    .typed::<f16>("y")
-                    .unwrap()
-                    .to_vec()
-                    .unwrap(),
-            );
-        }
-        assert_eq!(same_bits(&batched, &single), Ok(()));
-
-        // One weight for all: leading axes merge, or stay two strides.
-        let w = w.select(0, 0).unwrap();
-        let merged = linear(&x, &w).run().unwrap();
-        let swapped = x.transpose(0, 1).unwrap();
-        let y = linear(&swapped, &w).run().unwrap();
-        assert_eq!(y.shape(), [m, b, n]);
-        let back = y.transpose(0, 1).unwrap().typed::<f16>("y").unwrap().to_vec().unwrap();
-        assert_eq!(
-            same_bits(&back, &merged.typed::<f16>("y").unwrap().to_vec().unwrap()),
-            Ok(())
-        );
-        let vector = linear(&x.select(0, 0).unwrap().select(0, 0).unwrap(), &w)
-            .run()
-            .unwrap();
-        assert_eq!(vector.shape(), [n]);
+        batches_of(&device, 24);
+        // Whole loads have kernels of their own.
+        batches_of(&device, 192);
     }
+}
+
+fn batches_of(device: &Device, k: u64) {
+    let (b, m, n) = (3u64, 5u64, 16u64);
+    let case = Case {
+        bias: true,
+        ..Case::new(m, n, k)
+    };
+    let data: Vec<Data<f16>> = (0..b).map(|i| Data::normal(&case, 100 + i)).collect();
+    let join = |part: fn(&Data<f16>) -> &Vec<f16>| data.iter().flat_map(|d| part(d).clone()).collect::<Vec<f16>>();
+    let x = Tensor::from_slice(device, &join(|d| &d.x), &[b, m, k]).unwrap();
+    let w = Tensor::from_slice(device, &join(|d| &d.w), &[b, n, k]).unwrap();
+    let bias = Tensor::from_slice(device, &join(|d| &d.bias), &[b, n]).unwrap();
+    let y = linear(&x, &w).bias(&bias).run().unwrap();
+    assert_eq!(y.shape(), [b, m, n]);
+    let batched = y.typed::<f16>("y").unwrap().to_vec().unwrap();
+    let mut single = Vec::new();
+    for i in 0..b {
+        let (x, w, bias) = (
+            x.select(0, i).unwrap(),
+            w.select(0, i).unwrap(),
+            bias.select(0, i).unwrap(),
+        );
+        single.extend(
+            linear(&x, &w)
+                .bias(&bias)
+                .run()
+                .unwrap()
+                .typed::<f16>("y")
+                .unwrap()
+                .to_vec()
+                .unwrap(),
+        );
+    }
+    assert_eq!(same_bits(&batched, &single), Ok(()));
+
+    // One weight for all: leading axes merge, or stay two strides.
+    let w = w.select(0, 0).unwrap();
+    let merged = linear(&x, &w).run().unwrap();
+    let swapped = x.transpose(0, 1).unwrap();
+    let y = linear(&swapped, &w).run().unwrap();
+    assert_eq!(y.shape(), [m, b, n]);
+    let back = y.transpose(0, 1).unwrap().typed::<f16>("y").unwrap().to_vec().unwrap();
+    assert_eq!(
+        same_bits(&back, &merged.typed::<f16>("y").unwrap().to_vec().unwrap()),
+        Ok(())
+    );
+    let vector = linear(&x.select(0, 0).unwrap().select(0, 0).unwrap(), &w)
+        .run()
+        .unwrap();
+    assert_eq!(vector.shape(), [n]);
 }
 
 #[test]
