@@ -246,11 +246,12 @@ fn lanes_of(geometry: &Geometry, order: Order) -> Option<(Lanes, u32)> {
         let shared = fits.then(|| lanes_norm_shared(rows, geometry.k as u32))?;
         return (shared <= MOST_SHARED).then_some((Lanes::Norm, shared));
     }
-    match order.depth {
-        ..=LANES_DEPTH => Some((Lanes::Plain, lanes_shared(rows))),
-        ..=LANES_DEEP => Some((Lanes::Deep, lanes_shared(rows))),
-        _ => None,
-    }
+    let lanes = if order.depth <= LANES_DEPTH {
+        Lanes::Plain
+    } else {
+        Lanes::Deep
+    };
+    (order.depth <= LANES_DEEP).then_some((lanes, lanes_shared(rows)))
 }
 
 /// Shared memory of `linear_lanes16_*`, if tiles and loads are whole and x has room.
