@@ -198,6 +198,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
 
 /// The element that a lane finishes in one tile of several: as many warps as a tile has 32 outputs share one.
 pub struct Own {
+    /// The tile that it finishes next.
     pub tile: u32,
     /// Tiles from one of them to the next.
     pub stride: u32,
@@ -210,6 +211,7 @@ pub struct Own {
 }
 
 impl Own {
+    /// That of this thread.
     #[inline(always)]
     pub fn new(linear: &LinearParams, batch: u32) -> Self {
         let outputs = outputs(linear);
@@ -242,6 +244,9 @@ impl Own {
     }
 
     /// Asks for the tile's bias.
+    ///
+    /// # Safety
+    /// - The bias is complete.
     #[inline(always)]
     pub unsafe fn ask_bias(&mut self, linear: &LinearParams) {
         if self.has_work(linear) {
@@ -252,6 +257,9 @@ impl Own {
     }
 
     /// Asks for the tile's residual.
+    ///
+    /// # Safety
+    /// - The residual is complete.
     #[inline(always)]
     pub unsafe fn ask_residual(&mut self, linear: &LinearParams) {
         if self.has_work(linear) {
@@ -262,6 +270,9 @@ impl Own {
     }
 
     /// Adds the slices' sums and writes the element.
+    ///
+    /// # Safety
+    /// - The set's sums are complete, and the lane finishes each tile once.
     #[inline(always)]
     pub unsafe fn finish(&self, linear: &LinearParams, together: u32, set: u32) {
         if self.has_work(linear) {

@@ -88,6 +88,7 @@ pub fn place_of(slot: u32, pair: u32) -> u32 {
 }
 
 impl Own {
+    /// That of this thread.
     #[inline(always)]
     pub fn new(linear: &LinearParams, batch: u32) -> Self {
         let outputs = if linear.gated != 0 { COLUMNS / 2 } else { COLUMNS };
