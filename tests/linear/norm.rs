@@ -23,7 +23,7 @@ fn normed<T: Float>(device: &Device, data: &Data<T>, (m, n, k): (u64, u64, u64),
 
 fn norms_in_front<T: Float>(device: &Device) {
     // The last one is longer than what threads hold of the factors.
-    for (n, k) in [(24u64, 40u64), (72, 520), (16, 4616)] {
+    for (n, k) in [(24u64, 40u64), (72, 520), (48, 576), (16, 4616), (16, 4096)] {
         if k > 1000 && T::DTYPE != DType::F16 {
             continue;
         }

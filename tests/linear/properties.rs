@@ -39,6 +39,10 @@ fn rows_do_not_depend_on_m<T: Float>(device: &Device) {
     };
     parts_equal_the_whole::<T>(device, &deep, &[1, 8, 9, 16]);
     parts_equal_the_whole::<T>(device, &Case { k: 1608, ..deep }, &[1, 8, 9, 16]);
+    // So have whole tiles.
+    for k in [64, 1088, 4096, 4160] {
+        parts_equal_the_whole::<T>(device, &Case { n: 48, k, ..deep }, &[1, 5, 8, 9, 16]);
+    }
 }
 
 /// So many rows of `whole` alone have the bits that they have in it.

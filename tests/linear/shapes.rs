@@ -2,8 +2,8 @@
 
 use crate::common::devices;
 use crate::support::{Case, Data, all_dtypes, check_close, check_exact, check_y};
-use ferroflash::{Activation, LinearMode, Tensor, WeightLayout, bf16, f16, linear};
-use host::{Device, compare::same_bits};
+use ferroflash::{Activation, Device, LinearMode, Tensor, WeightLayout, bf16, f16, linear};
+use host::compare::same_bits;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -183,29 +183,68 @@ fn many_tiles_of_few_rows() {
     }
 }
 
+/// Few rows on Hopper with whole tiles and loads: kernels that keep x in registers, slices of one load to sixteen, warps
+/// without a slice, several tiles a block.
+#[test]
+fn few_rows_of_whole_tiles() {
+    for device in devices() {
+        let blocks = u64::from(device.properties().multiprocessors);
+        for (m, n, k) in [
+            (1, 16 * blocks * 10 + 16, 64),
+            (4, 32 * blocks, 192),
+            (8, 16 * blocks + 16, 576),
+            (3, 48, 4096),
+            (2, 48, 4160),
+            (8, 32, 8192),
+            (9, 48 * blocks + 32, 1600),
+            (16, 32 * blocks, 2048),
+            (13, 48, 4096),
+        ] {
+            let case = Case {
+                bias: true,
+                residual: true,
+                activation: Activation::Relu,
+                ..Case::new(m, n, k)
+            };
+            check_y(&device, case, Data::<bf16>::integers);
+            check_y(
+                &device,
+                Case {
+                    residual: false,
+                    gated: true,
+                    ..case
+                },
+                Data::<f16>::integers,
+            );
+        }
+    }
+}
+
 #[test]
 fn batches_and_leading_axes() {
     for device in devices() {
         // Hopper's kernels take this batch by tiles of two widths, a problem alone by one.
         batch_of(&device, [3, 200, 320, 24]);
-        let (b, m, n, k) = (3, 5, 16, 24);
-        let (x, w) = batch_of(&device, [b, m, n, k]);
+        // Whole loads have kernels of their own.
+        for [b, m, n, k] in [[3, 5, 16, 24], [3, 5, 16, 192]] {
+            let (x, w) = batch_of(&device, [b, m, n, k]);
 
-        // One weight for all: leading axes merge, or stay two strides.
-        let w = w.select(0, 0).unwrap();
-        let merged = linear(&x, &w).run().unwrap();
-        let swapped = x.transpose(0, 1).unwrap();
-        let y = linear(&swapped, &w).run().unwrap();
-        assert_eq!(y.shape(), [m, b, n]);
-        let back = y.transpose(0, 1).unwrap().typed::<f16>("y").unwrap().to_vec().unwrap();
-        assert_eq!(
-            same_bits(&back, &merged.typed::<f16>("y").unwrap().to_vec().unwrap()),
-            Ok(())
-        );
-        let vector = linear(&x.select(0, 0).unwrap().select(0, 0).unwrap(), &w)
-            .run()
-            .unwrap();
-        assert_eq!(vector.shape(), [n]);
+            // One weight for all: leading axes merge, or stay two strides.
+            let w = w.select(0, 0).unwrap();
+            let merged = linear(&x, &w).run().unwrap();
+            let swapped = x.transpose(0, 1).unwrap();
+            let y = linear(&swapped, &w).run().unwrap();
+            assert_eq!(y.shape(), [m, b, n]);
+            let back = y.transpose(0, 1).unwrap().typed::<f16>("y").unwrap().to_vec().unwrap();
+            assert_eq!(
+                same_bits(&back, &merged.typed::<f16>("y").unwrap().to_vec().unwrap()),
+                Ok(())
+            );
+            let vector = linear(&x.select(0, 0).unwrap().select(0, 0).unwrap(), &w)
+                .run()
+                .unwrap();
+            assert_eq!(vector.shape(), [n]);
+        }
     }
 }
 

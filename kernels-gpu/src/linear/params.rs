@@ -118,6 +118,33 @@ pub const fn staying16_shared(stages: u32, k: u32) -> u32 {
     warps * (stages * (ROWS8_STAGE + 8) + 2 * STAYING_SUMS) + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2 + 16
 }
 
+/// Stages of a warp of `linear_lanes8_*`.
+pub const LANES_STAGES: u32 = 8;
+/// Stages of a warp of `linear_lanes16_*`.
+pub const LANES16_STAGES: u32 = 4;
+
+/// Dynamic shared memory of `linear_lanes16_*`: rings, x, two sets of the slices' sums, their barriers.
+pub const fn lanes16_shared(k: u32) -> u32 {
+    let warps = ROWS8_THREADS / 32;
+    warps * (LANES16_STAGES * ROWS8_STAGE + 2 * STAYING_SUMS) + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2 + 16
+}
+
+/// Most loads of a slice of `linear_lanes8_*`, whose lanes keep what they multiply of x in registers.
+pub const LANES_DEPTH: u32 = 8;
+/// The same of `linear_lanes8_deep_*`.
+pub const LANES_DEEP: u32 = 16;
+
+/// Dynamic shared memory of `linear_lanes8_*`: rings, two sets of the warps' sums.
+pub const fn lanes_shared(rows: u32) -> u32 {
+    let warps = ROWS8_THREADS / 32;
+    warps * (LANES_STAGES * ROWS8_STAGE + 2 * rows * STREAMING_NK_COLUMNS * 4)
+}
+
+/// Dynamic shared memory of `linear_lanes8_norm_*`: the exchange of norms and x besides.
+pub const fn lanes_norm_shared(rows: u32, k: u32) -> u32 {
+    lanes_shared(rows) + NORM_EXCHANGE + rows * rows8_pitch(k)
+}
+
 /// Threads of a block of `linear_hopper*`: one warpgroup loads, two compute.
 pub const HOPPER_THREADS: u32 = 384;
 /// Rows of its tiles.
@@ -274,6 +301,52 @@ kernel_params! {
         pub ahead: u32,
         /// Fills the struct to a multiple of 8 bytes.
         pub reserved: u32,
+    }
+
+    /// Arguments of `linear_lanes8_*`: what the first loads need lies in one line of constant memory.
+    pub struct LanesParams {
+        /// The weight, `[n, k]`.
+        pub w: u64,
+        /// Bytes from one of its rows to the next.
+        pub w_row: u64,
+        /// Bytes from a tile's first eight rows to the others.
+        pub w_eight: u64,
+        /// Bytes from one tile to the next.
+        pub w_tile: u64,
+        /// Bytes from problem to problem.
+        pub w_batch: u64,
+        /// Tiles of columns.
+        pub tiles: u32,
+        /// Loads of [`ROWS_DEPTH`] in a slice of k; the last slice may have fewer.
+        pub depth: u32,
+        /// Loads of all slices.
+        pub loads: u32,
+        /// 1: nothing writes the weight while kernels before this one still run, so its loads do not wait for them.
+        pub early: u32,
+        /// Rows of x.
+        pub rows: u32,
+        /// Slices that are added to one another before others are.
+        pub together: u32,
+        /// `x`, `m × k`.
+        pub x: u64,
+        /// Bytes from one of its rows to the next.
+        pub x_row: u64,
+        /// Bytes from problem to problem.
+        pub x_batch: u64,
+        /// Factor of the norm in front, `k`, in the type of x.
+        pub norm_weight: u64,
+        /// Its summand, or 0.
+        pub norm_bias: u64,
+        /// Its ε.
+        pub epsilon: f32,
+        /// `NORM_*`.
+        pub norm: u32,
+        /// 1 / k.
+        pub reciprocal: f32,
+        /// Stages that are asked for before x is; the others follow it.
+        pub ahead: u32,
+        /// The arguments of all linear kernels.
+        pub linear: LinearParams,
     }
 
     /// Arguments of `linear_norm_*`.

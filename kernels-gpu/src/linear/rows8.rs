@@ -79,8 +79,8 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
             loads.next(tiles, lane == 0, 0);
             filled += 1;
         }
-        let mut own = Own::new(params, batch);
-        own.ask_bias(params);
+        let mut own = Own::new(linear, batch);
+        own.ask_bias(linear);
         grid_dependency::wait();
 
         let row_at =
@@ -94,7 +94,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
         cp_async::commit_group();
         let normed = params.norm != NORM_NONE;
         let mut shift = norm.shift::<T>(row_at(0));
-        own.ask_residual(params);
+        own.ask_residual(linear);
         // x would wait behind all of them.
         while filled < stages {
             loads.next(tiles, lane == 0, 0);
@@ -185,10 +185,10 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
             barrier::syncthreads();
             // Other warps finish each tile, while the rest go on.
             if tile == own.tile {
-                own.finish(params, set);
+                own.finish(linear, params.together, set);
                 own.tile += own.stride;
-                own.ask_bias(params);
-                own.ask_residual(params);
+                own.ask_bias(linear);
+                own.ask_residual(linear);
             }
             turn += 1;
             tile += thread::grid_dim_x();
@@ -197,10 +197,11 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
 }
 
 /// The element that a lane finishes in one tile of several: as many warps as a tile has 32 outputs share one.
-struct Own {
-    tile: u32,
+pub struct Own {
+    /// The tile that it finishes next.
+    pub tile: u32,
     /// Tiles from one of them to the next.
-    stride: u32,
+    pub stride: u32,
     batch: u32,
     row: u32,
     /// Column of a tile's outputs.
@@ -210,10 +211,11 @@ struct Own {
 }
 
 impl Own {
+    /// That of this thread.
     #[inline(always)]
-    fn new(params: &StreamParams, batch: u32) -> Self {
-        let outputs = outputs(params);
-        let elements = params.linear.m as u32 * outputs;
+    pub fn new(linear: &LinearParams, batch: u32) -> Self {
+        let outputs = outputs(linear);
+        let elements = linear.m as u32 * outputs;
         // 1, 2 or 4 warps.
         let share = (elements > 32) as u32 + (elements > 64) as u32;
         let warp_idx = thread::warp_idx();
@@ -231,58 +233,61 @@ impl Own {
 
     /// The output column.
     #[inline(always)]
-    fn output(&self, params: &StreamParams) -> u64 {
-        self.tile as u64 * outputs(params) as u64 + self.column as u64
+    pub fn output(&self, linear: &LinearParams) -> u64 {
+        self.tile as u64 * outputs(linear) as u64 + self.column as u64
     }
 
     /// Whether the lane has something to finish.
     #[inline(always)]
-    fn has_work(&self, params: &StreamParams) -> bool {
-        self.exists && self.output(params) < params.linear.n
+    pub fn has_work(&self, linear: &LinearParams) -> bool {
+        self.exists && self.output(linear) < linear.n
     }
 
     /// Asks for the tile's bias.
+    ///
+    /// # Safety
+    /// - The bias is complete.
     #[inline(always)]
-    unsafe fn ask_bias(&mut self, params: &StreamParams) {
-        if self.has_work(params) {
-            let column = self.output(params);
+    pub unsafe fn ask_bias(&mut self, linear: &LinearParams) {
+        if self.has_work(linear) {
+            let column = self.output(linear);
             // SAFETY: forwarded to the caller.
-            unsafe { params.linear.ask_bias(&mut self.words, self.batch, column) }
+            unsafe { linear.ask_bias(&mut self.words, self.batch, column) }
         }
     }
 
     /// Asks for the tile's residual.
+    ///
+    /// # Safety
+    /// - The residual is complete.
     #[inline(always)]
-    unsafe fn ask_residual(&mut self, params: &StreamParams) {
-        if self.has_work(params) {
-            let column = self.output(params);
+    pub unsafe fn ask_residual(&mut self, linear: &LinearParams) {
+        if self.has_work(linear) {
+            let column = self.output(linear);
             // SAFETY: forwarded to the caller.
-            unsafe {
-                params
-                    .linear
-                    .ask_residual(&mut self.words, self.batch, self.row, column)
-            }
+            unsafe { linear.ask_residual(&mut self.words, self.batch, self.row, column) }
         }
     }
 
     /// Adds the slices' sums and writes the element.
+    ///
+    /// # Safety
+    /// - The set's sums are complete, and the lane finishes each tile once.
     #[inline(always)]
-    unsafe fn finish(&self, params: &StreamParams, set: u32) {
-        if self.has_work(params) {
-            let distance = params.linear.m as u32 * COLUMNS * 4;
+    pub unsafe fn finish(&self, linear: &LinearParams, together: u32, set: u32) {
+        if self.has_work(linear) {
+            let distance = linear.m as u32 * COLUMNS * 4;
             let at = set + (self.row * COLUMNS + self.column) * 4;
             // SAFETY: forwarded to the caller.
             unsafe {
-                let z = total(params.together, at, distance);
-                let up = if params.linear.gated != 0 {
-                    total(params.together, at + 32, distance)
+                let z = total(together, at, distance);
+                let up = if linear.gated != 0 {
+                    total(together, at + 32, distance)
                 } else {
                     z
                 };
                 let place = [self.batch, self.row];
-                params
-                    .linear
-                    .finish_element(&self.words, place, self.output(params), z, up);
+                linear.finish_element(&self.words, place, self.output(linear), z, up);
             }
         }
     }
@@ -290,8 +295,8 @@ impl Own {
 
 /// Outputs of a tile in a row, a power of two.
 #[inline(always)]
-fn outputs(params: &StreamParams) -> u32 {
-    if params.linear.gated != 0 { COLUMNS / 2 } else { COLUMNS }
+fn outputs(linear: &LinearParams) -> u32 {
+    if linear.gated != 0 { COLUMNS / 2 } else { COLUMNS }
 }
 
 /// The sum over slices, `distance` bytes apart. Those that do not exist are zeros, which change no bit: no sum here is −0.

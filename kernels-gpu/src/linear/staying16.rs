@@ -64,7 +64,7 @@ impl Loads {
 }
 
 /// The element of a tile that this thread finishes.
-struct Own {
+pub struct Own {
     row: u32,
     column: u32,
     outputs: u32,
@@ -83,21 +83,22 @@ fn slot_of(column: u32) -> u32 {
 
 /// Where the sums of four rows of a fragment's column lie: of `pair`, `pair + 4`, `pair + 8`, `pair + 12`.
 #[inline(always)]
-fn place_of(slot: u32, pair: u32) -> u32 {
+pub fn place_of(slot: u32, pair: u32) -> u32 {
     slot * 64 + (pair ^ (slot / 2 % 4)) * 16
 }
 
 impl Own {
+    /// That of this thread.
     #[inline(always)]
-    fn new(params: &StreamParams, batch: u32) -> Self {
-        let outputs = if params.linear.gated != 0 { COLUMNS / 2 } else { COLUMNS };
+    pub fn new(linear: &LinearParams, batch: u32) -> Self {
+        let outputs = if linear.gated != 0 { COLUMNS / 2 } else { COLUMNS };
         let index = thread::thread_idx_x();
         let (row, column) = (index / outputs, index % outputs);
         Self {
             row,
             column,
             outputs,
-            exists: row < params.linear.m as u32,
+            exists: row < linear.m as u32,
             batch,
             place: place_of(slot_of(column), row % 4) + row / 8 * 8 + row / 4 % 2 * 4,
             words: Words::NONE,
@@ -111,37 +112,36 @@ impl Own {
     }
 
     /// Asks for bias and residual.
+    ///
+    /// # Safety
+    /// - The residual is complete.
     #[inline(always)]
-    unsafe fn ask(&mut self, params: &StreamParams, tile: u32) {
+    pub unsafe fn ask(&mut self, linear: &LinearParams, tile: u32) {
         let column = self.output(tile);
-        if self.exists && column < params.linear.n {
+        if self.exists && column < linear.n {
             // SAFETY: forwarded to the caller.
             unsafe {
-                params.linear.ask_bias(&mut self.words, self.batch, column);
-                params
-                    .linear
-                    .ask_residual(&mut self.words, self.batch, self.row, column);
+                linear.ask_bias(&mut self.words, self.batch, column);
+                linear.ask_residual(&mut self.words, self.batch, self.row, column);
             }
         }
     }
 
     /// Adds the slices' sums and writes the element.
     #[inline(always)]
-    unsafe fn finish(&self, params: &StreamParams, tile: u32, set: u32) {
+    unsafe fn finish(&self, linear: &LinearParams, together: u32, tile: u32, set: u32) {
         let column = self.output(tile);
-        if self.exists && column < params.linear.n {
+        if self.exists && column < linear.n {
             // SAFETY: forwarded to the caller.
             unsafe {
-                let z = total(params.together, set + self.place, STAYING_SUMS);
-                let up = if params.linear.gated != 0 {
+                let z = total(together, set + self.place, STAYING_SUMS);
+                let up = if linear.gated != 0 {
                     // Eight columns on.
-                    total(params.together, set + self.place + 512, STAYING_SUMS)
+                    total(together, set + self.place + 512, STAYING_SUMS)
                 } else {
                     z
                 };
-                params
-                    .linear
-                    .finish_element(&self.words, [self.batch, self.row], column, z, up);
+                linear.finish_element(&self.words, [self.batch, self.row], column, z, up);
             }
         }
     }
@@ -207,8 +207,8 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
             loads.next(tiles, lane == 0);
             filled += 1;
         }
-        let mut own = Own::new(params, batch);
-        own.ask(params, thread::block_idx_x());
+        let mut own = Own::new(linear, batch);
+        own.ask(linear, thread::block_idx_x());
         barrier::syncthreads();
 
         let column = column_of(group);
@@ -272,8 +272,16 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
                 }
             }
             if turn > 0 {
-                finish(params, &own, tile - thread::grid_dim_x(), turn - 1, sums, there);
-                own.ask(params, tile);
+                finish(
+                    linear,
+                    params.together,
+                    &own,
+                    tile - thread::grid_dim_x(),
+                    turn - 1,
+                    sums,
+                    there,
+                );
+                own.ask(linear, tile);
             }
             let set = to + (turn & 1) * (WARPS * STAYING_SUMS);
             shared::st(set, [d[0][0], d[0][1], d[1][0], d[1][1]]);
@@ -284,7 +292,15 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
             tile += thread::grid_dim_x();
         }
         if turn > 0 {
-            finish(params, &own, tile - thread::grid_dim_x(), turn - 1, sums, there);
+            finish(
+                linear,
+                params.together,
+                &own,
+                tile - thread::grid_dim_x(),
+                turn - 1,
+                sums,
+                there,
+            );
         }
     }
 }
@@ -294,11 +310,11 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
 /// # Safety
 /// - All warps have sent or will send their sums.
 #[inline(always)]
-unsafe fn finish(params: &StreamParams, own: &Own, tile: u32, turn: u32, sums: u32, there: u32) {
+pub unsafe fn finish(linear: &LinearParams, together: u32, own: &Own, tile: u32, turn: u32, sums: u32, there: u32) {
     // SAFETY: forwarded to the caller.
     unsafe {
         mbarrier::wait_parity(there + (turn & 1) * 8, turn / 2 & 1);
-        own.finish(params, tile, sums + (turn & 1) * (WARPS * STAYING_SUMS));
+        own.finish(linear, together, tile, sums + (turn & 1) * (WARPS * STAYING_SUMS));
     }
 }
 

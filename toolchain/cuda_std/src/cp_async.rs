@@ -38,6 +38,20 @@ copies! {
     copy_16_l2_128b = "cp.async.cg.shared.global.L2::128B", 16;
 }
 
+/// `cp.async.cg.shared.global.L2::128B …, 16`: [`copy_16_l2_128b`] of a whole vector.
+///
+/// # Safety
+/// - `destination` (shared) and `source` (global) are aligned to 16, and 16 bytes are readable at `source`.
+/// - Nobody reads or writes `destination` before the copy's group is waited for.
+#[inline(always)]
+pub unsafe fn copy_whole_16_l2_128b(destination: u32, source: *const u8) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("cp.async.cg.shared.global.L2::128B [{0}], [{1}], 16;", in(reg32) destination, in(reg64) source,
+            options(nostack));
+    }
+}
+
 /// `cp.async.commit_group`: closes the group of this thread's copies since the last.
 ///
 /// # Safety

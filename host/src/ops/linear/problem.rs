@@ -2,7 +2,8 @@
 
 use kernels_gpu::linear::{
     ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU, ACTIVATION_SILU, ClusterParams,
-    DTYPE_BF16, DTYPE_F16, DTYPE_F32, HOPPER_DEPTH, HopperParams, LinearParams, NORM_NONE, Operand, StreamParams,
+    DTYPE_BF16, DTYPE_F16, DTYPE_F32, HOPPER_DEPTH, HopperParams, LanesParams, LinearParams, NORM_NONE, Operand,
+    ROWS_DEPTH, StreamParams,
 };
 
 use super::{Linear, plan::Plan, rows::RowsPlan};
@@ -32,6 +33,8 @@ pub(super) struct Geometry {
     pub(super) n: u64,
     pub(super) k: u64,
     pub(super) gated: bool,
+    /// Whether rows are normalised first.
+    pub(super) normed: bool,
     /// Address, row stride, k stride, batch stride.
     pub(super) x: [u64; 4],
     /// Address, column stride, k stride, batch stride.
@@ -197,6 +200,7 @@ impl<'a> Problem<'a> {
             n: self.n,
             k: x.extent(2),
             gated: self.layer.gated,
+            normed: self.layer.norm.is_some(),
             x: [x.address(), x.strides()[1], x.strides()[2], x.strides()[0]],
             w: [
                 w.address(),
@@ -322,6 +326,38 @@ impl<'a> Problem<'a> {
             .writes("y", y)
             .writes_if("pre-activation", z)
             .prepare()?;
+        if let Some(rows) = &plan.rows
+            && rows.by_lanes()
+        {
+            let norm = layer.norm;
+            let row = params.w_n_stride * 2;
+            let params = LanesParams {
+                w: params.w,
+                w_row: row,
+                w_eight: if layer.gated { geometry.n * row } else { 8 * row },
+                w_tile: if layer.gated { 8 * row } else { 16 * row },
+                w_batch: params.w_batch_stride * 2,
+                tiles: plan.tiles_n,
+                depth: rows.order.depth,
+                loads: (geometry.k / u64::from(ROWS_DEPTH)) as u32,
+                early: layer.constant_weight as u32,
+                rows: geometry.m as u32,
+                together: rows.order.together,
+                x: params.x,
+                x_row: params.x_row_stride * 2,
+                x_batch: params.x_batch_stride * 2,
+                norm_weight: norm.map_or(0, |norm| norm.weight.address()),
+                norm_bias: norm.and_then(|norm| norm.bias).map_or(0, AnyTensor::address),
+                epsilon: norm.map_or(0.0, |norm| norm.epsilon),
+                norm: norm.map_or(NORM_NONE, |norm| norm.kind()),
+                reciprocal: (1.0 / geometry.k as f64) as f32,
+                ahead: rows.ahead,
+                linear: params,
+            };
+            // SAFETY: LanesParams is the argument of these kernels; their plan holds where tiles and loads are whole and
+            // slices short, and shapes, strides and alignment are as below.
+            return unsafe { launch.launch(&params) };
+        }
         if let Some(rows) = &plan.rows {
             let norm = layer.norm;
             let params = StreamParams {

@@ -1,7 +1,8 @@
 //! Few rows on Hopper: which kernel, and in which order k is added up.
 
 use kernels_gpu::linear::{
-    ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE, ROWS8_STAGES, STREAMING_NK_COLUMNS, rows_shared, rows8_shared,
+    LANES_DEEP, LANES_DEPTH, LANES_STAGES, LANES16_STAGES, ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE,
+    ROWS8_STAGES, STREAMING_NK_COLUMNS, lanes_norm_shared, lanes_shared, lanes16_shared, rows_shared, rows8_shared,
     staying16_shared,
 };
 
@@ -39,11 +40,24 @@ const FULL_BLOCKS: u64 = 240;
 /// Loads of a block from which on a cluster of eight pays: it takes longer to meet than one of four.
 const DEEP_LOADS: u32 = 16;
 
+/// The kernels with x in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lanes {
+    Plain,
+    Deep,
+    /// With a norm in front.
+    Norm,
+}
+
 /// The kernels of few rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// `linear_rows8_*`: blocks stay and take tiles in turn, with x in their shared memory; the norm in front too.
     Rows8,
+    /// `linear_lanes8_*`: the same with x in registers.
+    Lanes8(Lanes),
+    /// `linear_lanes16_*`: the same for 9 to 16 rows, with x in shared memory.
+    Lanes16,
     /// `linear_staying16_*`: the same without a norm.
     Staying16,
     /// `linear_rows16_*` and `linear_rows64_*`: so many rows at a time, the parts of k a cluster.
@@ -74,6 +88,17 @@ pub(super) struct Order {
     pub(super) slices: u32,
     /// Slices that are added to one another first: those that a block of a cluster takes.
     pub(super) together: u32,
+}
+
+impl Lanes {
+    /// What it adds to the kernel's name.
+    fn suffix(self) -> &'static str {
+        match self {
+            Lanes::Plain => "",
+            Lanes::Deep => "_deep",
+            Lanes::Norm => "_norm",
+        }
+    }
 }
 
 impl Order {
@@ -117,7 +142,9 @@ impl RowsPlan {
             let (x_map, ahead) = match kind {
                 // The last stage of a full ring would hold up x.
                 Kind::Staying16 => (Some(x_map), ahead.min(stages - 1)),
-                _ => (None, ahead),
+                // A norm takes time that the rest of the loads can have.
+                Kind::Rows8 | Kind::Lanes8(Lanes::Norm) | Kind::Clusters(_) => (None, ahead),
+                Kind::Lanes8(_) | Kind::Lanes16 => (None, stages),
             };
             RowsPlan {
                 kind,
@@ -129,10 +156,19 @@ impl RowsPlan {
                 shared: shared.max(LEAST_SHARED),
             }
         };
+        if let Some((lanes, shared)) = lanes_of(geometry, order) {
+            return Some(stays(Kind::Lanes8(lanes), LANES_STAGES, shared));
+        }
         if geometry.m <= ROWS8
             && let Some((stages, shared)) = stages_of_rows8(geometry, device)
         {
             return Some(stays(Kind::Rows8, stages, shared));
+        }
+        if geometry.m <= STAYING
+            && order.depth >= STAYING_DEPTH
+            && let Some(shared) = shared_of_lanes16(geometry, device)
+        {
+            return Some(stays(Kind::Lanes16, LANES16_STAGES, shared));
         }
         if geometry.m <= STAYING
             && order.depth >= STAYING_DEPTH
@@ -155,7 +191,12 @@ impl RowsPlan {
 
     /// Whether the kernel normalises rows itself.
     pub(super) fn normalises(&self) -> bool {
-        self.kind == Kind::Rows8
+        matches!(self.kind, Kind::Rows8 | Kind::Lanes8(Lanes::Norm))
+    }
+
+    /// Whether the kernel takes `LanesParams`.
+    pub(super) fn by_lanes(&self) -> bool {
+        matches!(self.kind, Kind::Lanes8(_) | Kind::Lanes16)
     }
 
     /// Blocks of a cluster.
@@ -169,6 +210,8 @@ impl RowsPlan {
     pub(super) fn plan(self, geometry: &Geometry, device: &Device) -> Result<Plan> {
         let (kernel, rows, columns) = match self.kind {
             Kind::Rows8 => ("rows8".to_owned(), ROWS8 as u32, STREAMING_NK_COLUMNS),
+            Kind::Lanes8(lanes) => (format!("lanes8{}", lanes.suffix()), ROWS8 as u32, STREAMING_NK_COLUMNS),
+            Kind::Lanes16 => ("lanes16".to_owned(), STAYING as u32, STREAMING_NK_COLUMNS),
             Kind::Staying16 => ("staying16".to_owned(), STAYING as u32, STREAMING_NK_COLUMNS),
             Kind::Clusters(rows) => (format!("rows{rows}"), rows, ROWS_COLUMNS),
         };
@@ -185,6 +228,39 @@ impl RowsPlan {
             ..plan
         })
     }
+}
+
+/// Whether all tiles and loads of a weight are whole.
+fn is_whole(geometry: &Geometry) -> bool {
+    geometry.columns().is_multiple_of(STREAMING_NK_COLUMNS.into()) && geometry.k.is_multiple_of(ROWS_DEPTH.into())
+}
+
+/// The kernel of `linear_lanes8_*` that takes a problem, and its shared memory: tiles and loads are whole, and x has room.
+fn lanes_of(geometry: &Geometry, order: Order) -> Option<(Lanes, u32)> {
+    if geometry.m > ROWS8 || !is_whole(geometry) {
+        return None;
+    }
+    let rows = geometry.m as u32;
+    if geometry.normed {
+        let fits = order.depth <= LANES_DEPTH;
+        let shared = fits.then(|| lanes_norm_shared(rows, geometry.k as u32))?;
+        return (shared <= MOST_SHARED).then_some((Lanes::Norm, shared));
+    }
+    let lanes = if order.depth <= LANES_DEPTH {
+        Lanes::Plain
+    } else {
+        Lanes::Deep
+    };
+    (order.depth <= LANES_DEEP).then_some((lanes, lanes_shared(rows)))
+}
+
+/// Shared memory of `linear_lanes16_*`, if tiles and loads are whole and x has room.
+fn shared_of_lanes16(geometry: &Geometry, device: &Device) -> Option<u32> {
+    if geometry.k > 1 << 17 || !is_whole(geometry) {
+        return None;
+    }
+    let shared = lanes16_shared(geometry.k as u32);
+    (shared <= device.properties().shared_per_block).then_some(shared)
 }
 
 /// Stages and shared memory of `linear_rows8_*`, if x has room beside them.

@@ -50,14 +50,15 @@ fn fma_and_streaming() -> Vec<Case> {
     }
     // Few columns and many, up to eight rows, sixteen and sixty-four: a kernel each.
     for dtype in HALVES {
-        for m in [3, 11, 40] {
+        // Whole tiles have kernels of their own.
+        for (m, n) in [(3, 72), (11, 72), (40, 72), (3, 80)] {
             cases.push(case(
                 "linear",
-                format!("behind a norm, {m}×72×64 {dtype}"),
+                format!("behind a norm, {m}×{n}×64 {dtype}"),
                 move |bed| {
                     let (x, w, factor) = (
                         bed.floats(dtype, &[m, 64])?,
-                        bed.floats(dtype, &[72, 64])?,
+                        bed.floats(dtype, &[n, 64])?,
                         bed.floats(dtype, &[64])?,
                     );
                     Ok(vec![
@@ -69,7 +70,15 @@ fn fma_and_streaming() -> Vec<Case> {
                 },
             ));
         }
-        for (m, n, k) in [(11, 72, 64), (40, 72, 64), (1, 8200, 8), (9, 8200, 8), (11, 2200, 1608)] {
+        for (m, n, k) in [
+            (11, 72, 64),
+            (40, 72, 64),
+            (1, 8200, 8),
+            (9, 8200, 8),
+            (11, 2200, 1608),
+            (3, 2128, 64),
+            (2, 32, 4160),
+        ] {
             cases.push(case("linear", format!("streaming, {m}×{n}×{k} {dtype}"), move |bed| {
                 let (x, w) = (bed.floats(dtype, &[m, k])?, bed.floats(dtype, &[n, k])?);
                 Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])

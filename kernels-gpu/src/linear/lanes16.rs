@@ -1,0 +1,187 @@
+//! `linear_lanes16_*`: 9 to 16 rows on Hopper where slices of k are whole, with the bits of `linear_staying16_*`.
+//!
+//! As there, but each lane copies its own part of the weights and of the warp's slice of x, and waits for its own copies.
+
+use super::lanes::{Loads, slice};
+use super::params::*;
+use super::rows8::column_of;
+use super::staying16::{Own, finish, place_of};
+use crate::tile::element::{Bf16, F16};
+use crate::tile::mma::Mma;
+use cuda_std::{barrier, cp_async, grid_dependency, mbarrier, shared, thread, warp};
+
+/// Warps of a block.
+const WARPS: u32 = ROWS8_THREADS / 32;
+/// Stages of a warp's ring.
+const STAGES: u32 = LANES16_STAGES;
+/// Bytes of a load of x.
+const X_BYTES: u32 = 16 * ROWS_DEPTH * 2;
+
+/// The kernel.
+///
+/// # Safety
+/// - As for the entries.
+#[inline(always)]
+unsafe fn lanes16<T: Mma>(params: &LanesParams) {
+    let linear = &params.linear;
+    let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
+    let (group, pair) = (lane / 4, lane % 4);
+    let tiles = params.tiles;
+    let batch = thread::block_idx_z();
+    let [first, count] = slice(params, warp_idx);
+    let ring = shared::dynamic_base() + warp_idx * STAGES * ROWS8_STAGE;
+    let xs = shared::dynamic_base() + WARPS * STAGES * ROWS8_STAGE;
+    let own_x = xs + first * X_BYTES;
+    let sums = xs + params.loads * X_BYTES;
+    // One barrier for each set of sums.
+    let there = sums + 2 * WARPS * STAYING_SUMS;
+    let mut loads = Loads::new(params, ring, [first, count]);
+    // SAFETY: the caller's description; each warp's ring and slice of x are its own, and a stage is loaded again when all
+    // its lanes have read it. A set of sums is written again when all warps have come to that of the tile between, which
+    // they do when they have read it.
+    unsafe {
+        // The blocks of the next kernel come as those of this one leave.
+        grid_dependency::launch_dependents();
+        if params.early == 0 {
+            grid_dependency::wait();
+        }
+        let mut filled = 0;
+        while filled < STAGES {
+            loads.next::<STAGES>(tiles);
+            filled += 1;
+        }
+        if warp_idx == 0 {
+            if lane < 2 {
+                mbarrier::init(there + lane * 8, WARPS);
+            }
+            mbarrier::fence_init();
+        }
+        let mut own = Own::new(linear, batch);
+        barrier::syncthreads();
+        grid_dependency::wait();
+
+        let (row, vector) = (lane / 8, lane % 8);
+        let x_from = params.x
+            + batch as u64 * params.x_batch
+            + row as u64 * params.x_row
+            + (first * (ROWS_DEPTH * 2) + vector * 16) as u64;
+        let inputs = #[inline(always)]
+        |step: u32| {
+            if step < count {
+                let mut i = 0;
+                while i < 4 {
+                    let row = row + 4 * i;
+                    let to = own_x + step * X_BYTES + row * 128 + (vector ^ (row % 8)) * 16;
+                    let exists = row < params.rows;
+                    let from = if exists {
+                        x_from + (4 * i) as u64 * params.x_row
+                    } else {
+                        x_from
+                    };
+                    let bytes = if exists { 16 } else { 0 };
+                    cp_async::copy_16_l2_128b(to, (from + (step * ROWS_DEPTH * 2) as u64) as *const u8, bytes);
+                    i += 1;
+                }
+            }
+        };
+        let mut step = 0;
+        while step < STAGES {
+            inputs(step);
+            cp_async::commit_group();
+            step += 1;
+        }
+        own.ask(linear, thread::block_idx_x());
+
+        let column = column_of(group);
+        let chunk = [
+            column * 128 + (pair ^ column) * 16,
+            column * 128 + ((4 + pair) ^ column) * 16,
+        ];
+        let fragments = #[inline(always)]
+        |at: u32| -> [[u32; 4]; 4] {
+            [
+                shared::ld(at + chunk[0]),
+                shared::ld(at + chunk[1]),
+                shared::ld(at + 1024 + chunk[0]),
+                shared::ld(at + 1024 + chunk[1]),
+            ]
+        };
+        let to = sums + warp_idx * STAYING_SUMS + place_of(group, pair);
+        let mut stage = 0;
+        let (mut tile, mut turn) = (thread::block_idx_x(), 0);
+        while tile < tiles {
+            let mut d = [[0.0f32; 4]; 2];
+            let mut step = 0;
+            while step < count {
+                cp_async::wait_group::<{ STAGES - 1 }>();
+                barrier::syncwarp(warp::FULL);
+                let w = fragments(ring + stage);
+                let x = fragments(own_x + step * X_BYTES);
+                barrier::syncwarp(warp::FULL);
+                if turn == 0 {
+                    inputs(step + STAGES);
+                }
+                loads.next::<STAGES>(tiles);
+                stage += ROWS8_STAGE;
+                if stage == STAGES * ROWS8_STAGE {
+                    stage = 0;
+                }
+                let mut h = 0;
+                while h < 2 {
+                    let (low, high) = (w[h], w[2 + h]);
+                    let mut i = 0;
+                    while i < 2 {
+                        let a = [low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]];
+                        let mut n = 0;
+                        while n < 2 {
+                            let b = x[2 * n + h];
+                            d[n] = T::mma(a, [b[2 * i], b[2 * i + 1]], d[n]);
+                            n += 1;
+                        }
+                        i += 1;
+                    }
+                    h += 1;
+                }
+                step += 1;
+            }
+            if turn > 0 {
+                let before = tile - thread::grid_dim_x();
+                finish(linear, params.together, &own, before, turn - 1, sums, there);
+                own.ask(linear, tile);
+            }
+            let set = to + (turn & 1) * (WARPS * STAYING_SUMS);
+            shared::st(set, [d[0][0], d[0][1], d[1][0], d[1][1]]);
+            shared::st(set + 512, [d[0][2], d[0][3], d[1][2], d[1][3]]);
+            barrier::syncwarp(warp::FULL);
+            mbarrier::arrive_if(there + (turn & 1) * 8, lane == 0);
+            turn += 1;
+            tile += thread::grid_dim_x();
+        }
+        if turn > 0 {
+            let last = tile - thread::grid_dim_x();
+            finish(linear, params.together, &own, last, turn - 1, sums, there);
+        }
+    }
+}
+
+/// Entries, by element type.
+macro_rules! entries {
+    ($($name:ident: $type:ty;)*) => {
+        cuda_std::kernel! {$(
+            /// A linear layer of up to 16 rows. Blocks along x share the tiles of columns; problems along z.
+            ///
+            /// # Safety
+            /// - `params` describes tensors of this element type, the weight `[n, k]`, rows of both aligned to 16 bytes, in
+            ///   whole tiles and loads.
+            #[launch(threads = ROWS8_THREADS, min_blocks = 1)]
+            pub fn $name(params: LanesParams) {
+                lanes16::<$type>(&params)
+            }
+        )*}
+    };
+}
+
+entries! {
+    linear_lanes16_nk_f16: F16;
+    linear_lanes16_nk_bf16: Bf16;
+}
