@@ -8,7 +8,7 @@
 
 use super::norm_rows::{Norm, normalise};
 use super::params::*;
-use super::rows8::{Own, column_of};
+use super::rows8::{Own, column_of, products};
 use crate::tile::element::{Bf16, F16};
 use crate::tile::mma::Mma;
 use cuda_std::{barrier, cp_async, global, grid_dependency, shared, thread, warp};
@@ -239,41 +239,12 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
                     if stage == LANES_STAGES * ROWS8_STAGE {
                         stage = 0;
                     }
-                    let b = x[step];
-                    let mut h = 0;
-                    while h < 2 {
-                        let mut i = 0;
-                        while i < 2 {
-                            let a = [low[h][2 * i], high[h][2 * i], low[h][2 * i + 1], high[h][2 * i + 1]];
-                            d = T::mma(a, [b[h][2 * i], b[h][2 * i + 1]], d);
-                            i += 1;
-                        }
-                        h += 1;
-                    }
+                    d = products::<T>(d, [low, high], x[step]);
                 }
                 step += 1;
             }
-            // Two sets: the one that is read now is written again after the next tile's barrier.
             let set = sums + (turn & 1) * sums_bytes;
-            let mut i = 0;
-            while i < 4 {
-                let row = i as u32 % 2 + 2 * pair;
-                if row < rows {
-                    let to = (warp_idx * rows + row) * COLUMNS + column + i as u32 / 2 * 8;
-                    shared::st(set + to * 4, d[i]);
-                }
-                i += 1;
-            }
-            // The stores were some lanes' only.
-            barrier::syncwarp(warp::FULL);
-            barrier::syncthreads();
-            // Other warps finish each tile, while the rest go on.
-            if tile == own.tile {
-                own.finish(linear, params.together, set);
-                own.tile += own.stride;
-                own.ask_bias(linear);
-                own.ask_residual(linear);
-            }
+            own.end(linear, params.together, tile, set, [rows, warp_idx, pair, column], d);
             turn += 1;
             tile += thread::grid_dim_x();
         }

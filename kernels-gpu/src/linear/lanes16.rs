@@ -5,7 +5,7 @@
 use super::lanes::{Loads, slice};
 use super::params::*;
 use super::rows8::column_of;
-use super::staying16::{Own, finish, place_of};
+use super::staying16::{Own, finish, place_of, products};
 use crate::tile::element::{Bf16, F16};
 use crate::tile::mma::Mma;
 use cuda_std::{barrier, cp_async, grid_dependency, mbarrier, shared, thread, warp};
@@ -126,22 +126,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
                 if stage == STAGES * ROWS8_STAGE {
                     stage = 0;
                 }
-                let mut h = 0;
-                while h < 2 {
-                    let (low, high) = (w[h], w[2 + h]);
-                    let mut i = 0;
-                    while i < 2 {
-                        let a = [low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]];
-                        let mut n = 0;
-                        while n < 2 {
-                            let b = x[2 * n + h];
-                            d[n] = T::mma(a, [b[2 * i], b[2 * i + 1]], d[n]);
-                            n += 1;
-                        }
-                        i += 1;
-                    }
-                    h += 1;
-                }
+                d = products::<T>(d, w, x);
                 step += 1;
             }
             if turn > 0 {

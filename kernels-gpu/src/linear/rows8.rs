@@ -158,50 +158,42 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
                     mbarrier::wait_parity(loads.barriers + stage * 8, phase);
                     next = fragments(stage, step);
                 }
-                let mut h = 0;
-                while h < 2 {
-                    let mut i = 0;
-                    while i < 2 {
-                        let a = [low[h][2 * i], high[h][2 * i], low[h][2 * i + 1], high[h][2 * i + 1]];
-                        d = T::mma(a, [b[h][2 * i], b[h][2 * i + 1]], d);
-                        i += 1;
-                    }
-                    h += 1;
-                }
+                d = products::<T>(d, [low, high], b);
             }
-            // Two sets: the one that is read now is written again after the next tile's barrier.
             let set = sums + (turn & 1) * sums_bytes;
-            let mut i = 0;
-            while i < 4 {
-                let row = i as u32 % 2 + 2 * pair;
-                if row < rows {
-                    let to = (warp_idx * rows + row) * COLUMNS + column + i as u32 / 2 * 8;
-                    shared::st(set + to * 4, d[i]);
-                }
-                i += 1;
-            }
-            // The stores were some lanes' only.
-            barrier::syncwarp(warp::FULL);
-            barrier::syncthreads();
-            // Other warps finish each tile, while the rest go on.
-            if tile == own.tile {
-                own.finish(linear, params.together, set);
-                own.tile += own.stride;
-                own.ask_bias(linear);
-                own.ask_residual(linear);
-            }
+            own.end(linear, params.together, tile, set, [rows, warp_idx, pair, column], d);
             turn += 1;
             tile += thread::grid_dim_x();
         }
     }
 }
 
+/// `d` and the products of a load: of 16 columns of the weight (`low` and `high` eight) and eight rows of x.
+///
+/// # Safety
+/// - The warp calls this together.
+#[inline(always)]
+pub unsafe fn products<T: Mma>(mut d: [f32; 4], [low, high]: [[[u32; 4]; 2]; 2], b: [[u32; 4]; 2]) -> [f32; 4] {
+    let mut h = 0;
+    while h < 2 {
+        let mut i = 0;
+        while i < 2 {
+            let a = [low[h][2 * i], high[h][2 * i], low[h][2 * i + 1], high[h][2 * i + 1]];
+            // SAFETY: forwarded to the caller.
+            d = unsafe { T::mma(a, [b[h][2 * i], b[h][2 * i + 1]], d) };
+            i += 1;
+        }
+        h += 1;
+    }
+    d
+}
+
 /// The element that a lane finishes in one tile of several: as many warps as a tile has 32 outputs share one.
 pub struct Own {
     /// The tile that it finishes next.
-    pub tile: u32,
+    tile: u32,
     /// Tiles from one of them to the next.
-    pub stride: u32,
+    stride: u32,
     batch: u32,
     row: u32,
     /// Column of a tile's outputs.
@@ -233,13 +225,13 @@ impl Own {
 
     /// The output column.
     #[inline(always)]
-    pub fn output(&self, linear: &LinearParams) -> u64 {
+    fn output(&self, linear: &LinearParams) -> u64 {
         self.tile as u64 * outputs(linear) as u64 + self.column as u64
     }
 
     /// Whether the lane has something to finish.
     #[inline(always)]
-    pub fn has_work(&self, linear: &LinearParams) -> bool {
+    fn has_work(&self, linear: &LinearParams) -> bool {
         self.exists && self.output(linear) < linear.n
     }
 
@@ -269,12 +261,50 @@ impl Own {
         }
     }
 
+    /// Ends tile `tile`: this warp's sums `d` of it go to `set`, where all warps' meet, and other warps finish each tile, while
+    /// the rest go on. Sets take turns: the one that is read now is written again after the next tile's barrier.
+    ///
+    /// # Safety
+    /// - All threads of the block call this together, for one tile after the other; rows are those of the problem.
+    #[inline(always)]
+    pub unsafe fn end(
+        &mut self,
+        linear: &LinearParams,
+        together: u32,
+        tile: u32,
+        set: u32,
+        [rows, warp_idx, pair, column]: [u32; 4],
+        d: [f32; 4],
+    ) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            let mut i = 0;
+            while i < 4 {
+                let row = i as u32 % 2 + 2 * pair;
+                if row < rows {
+                    let to = (warp_idx * rows + row) * COLUMNS + column + i as u32 / 2 * 8;
+                    shared::st(set + to * 4, d[i]);
+                }
+                i += 1;
+            }
+            // The stores were some lanes' only.
+            barrier::syncwarp(warp::FULL);
+            barrier::syncthreads();
+            if tile == self.tile {
+                self.finish(linear, together, set);
+                self.tile += self.stride;
+                self.ask_bias(linear);
+                self.ask_residual(linear);
+            }
+        }
+    }
+
     /// Adds the slices' sums and writes the element.
     ///
     /// # Safety
     /// - The set's sums are complete, and the lane finishes each tile once.
     #[inline(always)]
-    pub unsafe fn finish(&self, linear: &LinearParams, together: u32, set: u32) {
+    unsafe fn finish(&self, linear: &LinearParams, together: u32, set: u32) {
         if self.has_work(linear) {
             let distance = linear.m as u32 * COLUMNS * 4;
             let at = set + (self.row * COLUMNS + self.column) * 4;

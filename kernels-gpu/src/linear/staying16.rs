@@ -254,33 +254,11 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
                     mbarrier::wait_parity(loads.weights.barriers + stage * 8, phase);
                     next = fragments(stage, step);
                 }
-                let mut h = 0;
-                while h < 2 {
-                    let (low, high) = (w[h], w[2 + h]);
-                    let mut i = 0;
-                    while i < 2 {
-                        let a = [low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]];
-                        let mut n = 0;
-                        while n < 2 {
-                            let b = x[2 * n + h];
-                            d[n] = T::mma(a, [b[2 * i], b[2 * i + 1]], d[n]);
-                            n += 1;
-                        }
-                        i += 1;
-                    }
-                    h += 1;
-                }
+                d = products::<T>(d, w, x);
             }
             if turn > 0 {
-                finish(
-                    linear,
-                    params.together,
-                    &own,
-                    tile - thread::grid_dim_x(),
-                    turn - 1,
-                    sums,
-                    there,
-                );
+                let before = tile - thread::grid_dim_x();
+                finish(linear, params.together, &own, before, turn - 1, sums, there);
                 own.ask(linear, tile);
             }
             let set = to + (turn & 1) * (WARPS * STAYING_SUMS);
@@ -292,17 +270,36 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
             tile += thread::grid_dim_x();
         }
         if turn > 0 {
-            finish(
-                linear,
-                params.together,
-                &own,
-                tile - thread::grid_dim_x(),
-                turn - 1,
-                sums,
-                there,
-            );
+            let last = tile - thread::grid_dim_x();
+            finish(linear, params.together, &own, last, turn - 1, sums, there);
         }
     }
+}
+
+/// `d` and the products of a load: of 16 columns of the weight and 16 rows of x.
+///
+/// # Safety
+/// - The warp calls this together.
+#[inline(always)]
+pub unsafe fn products<T: Mma>(mut d: [[f32; 4]; 2], w: [[u32; 4]; 4], x: [[u32; 4]; 4]) -> [[f32; 4]; 2] {
+    let mut h = 0;
+    while h < 2 {
+        let (low, high) = (w[h], w[2 + h]);
+        let mut i = 0;
+        while i < 2 {
+            let a = [low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]];
+            let mut n = 0;
+            while n < 2 {
+                let b = x[2 * n + h];
+                // SAFETY: forwarded to the caller.
+                d[n] = unsafe { T::mma(a, [b[2 * i], b[2 * i + 1]], d[n]) };
+                n += 1;
+            }
+            i += 1;
+        }
+        h += 1;
+    }
+    d
 }
 
 /// Waits for the sums of the block's tile number `turn`, which is `tile`, and writes its elements.
