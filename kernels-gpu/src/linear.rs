@@ -3,7 +3,7 @@
 //! | kernels | for | product by |
 //! |---|---|---|
 //! | `linear_any_*` | every dtype, any strides | f32 FMA |
-//! | `linear_tiled{64,128}_*` | 16-bit types, rows aligned to 16 bytes | `mma.sync` |
+//! | `linear_tiled{64,128,256}_*` | 16-bit types, rows aligned to 16 bytes | `mma.sync` |
 //! | `linear_hopper{128,256}_*` | 16-bit types that TMA can load, sm_90a | `wgmma` |
 //! | `linear_cluster_{64,128,192}_*` | the same, where nothing is added to a 16-bit result that TMA can store | `wgmma` |
 //! | `linear_streaming_*` | up to 16 rows at a time: the weights pass once, at memory speed | `mma.sync`, FMA for f32 |
@@ -18,6 +18,8 @@
 mod any;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod boxes;
+#[cfg(target_arch = "nvptx64")]
+mod copies;
 #[cfg(target_arch = "nvptx64")]
 mod epilogue;
 #[cfg(target_arch = "nvptx64")]

@@ -29,18 +29,14 @@ pub const ANY_DEPTH: u32 = 16;
 /// Its dynamic shared memory, bytes: the accumulators on their way to the epilogue (the operands' tiles are smaller).
 pub const ANY_SHARED: u32 = ANY_TILE * ANY_TILE * 4;
 
-/// Threads of a block of `linear_tiled*`.
-pub const TILED_THREADS: u32 = 128;
 /// Depth of a stage of `linear_tiled*`.
 pub const TILED_DEPTH: u32 = 32;
 /// Stages of `linear_tiled*`.
 pub const TILED_STAGES: u32 = 4;
 
-/// Dynamic shared memory of `linear_tiled*` with tiles of `tile × tile`: the stages, which the accumulators replace.
-pub const fn tiled_shared(tile: u32) -> u32 {
-    let stages = TILED_STAGES * 2 * tile * TILED_DEPTH * 2;
-    let accumulators = tile * tile * 4;
-    if stages > accumulators { stages } else { accumulators }
+/// Dynamic shared memory of `linear_tiled*` with tiles of `rows × columns`: the stages, which the accumulators replace.
+pub const fn tiled_shared([rows, columns]: [u32; 2]) -> u32 {
+    TILED_STAGES * (rows + columns) * TILED_DEPTH * 2
 }
 
 /// Threads of a block of `linear_streaming_*`; those with a number in their name have so many warps.

@@ -48,6 +48,10 @@ const STREAMED_ROWS: u64 = 16;
 /// Columns from which on four warps a block occupy a large GPU.
 const MANY_COLUMNS: u64 = 8192;
 
+/// Tiles of `linear_tiled*`, and the time of one an element relative to the others by what was measured on an H200
+/// (docs/performance/linear.md). The last is not for sm_75.
+const TILED: [([u32; 2], u64); 3] = [([64, 64], 130), ([128, 128], 105), ([256, 128], 100)];
+
 /// A kernel and its grid.
 pub(super) struct Plan {
     pub(super) entry: String,
@@ -130,15 +134,25 @@ impl Plan {
     }
 
     fn tiled(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
-        // Both sizes give the same bits. The large one needs enough tiles to occupy the device.
-        let tiles = geometry.m.div_ceil(128) * geometry.columns().div_ceil(128) * geometry.batch;
-        let tile = if tiles >= device.properties().multiprocessors as u64 {
-            128
-        } else {
-            64
+        // All sizes give the same bits. Time is rounds of tiles times what a tile takes.
+        let multiprocessors = device.properties().multiprocessors as u64;
+        let time = |&([rows, columns], percent): &([u32; 2], u64)| {
+            let tiles = geometry.m.div_ceil(rows.into()) * geometry.columns().div_ceil(columns.into()) * geometry.batch;
+            tiles
+                .div_ceil(multiprocessors)
+                .saturating_mul(u64::from(rows * columns) * percent)
         };
-        let entry = format!("linear_tiled{tile}_{}_{}", lay.name(), geometry.dtype);
-        Plan::of_tiles(geometry, entry, [tile, tile], tiled_shared(tile))
+        let sizes = if device.tier() == Tier::Sm75 {
+            &TILED[..2]
+        } else {
+            &TILED[..]
+        };
+        let tile = sizes
+            .iter()
+            .min_by_key(|size| time(size))
+            .map_or(TILED[0].0, |size| size.0);
+        let entry = format!("linear_tiled{}_{}_{}", tile[0], lay.name(), geometry.dtype);
+        Plan::of_tiles(geometry, entry, tile, tiled_shared(tile))
     }
 
     fn streaming(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
