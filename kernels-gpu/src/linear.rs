@@ -8,7 +8,7 @@
 //! | `linear_cluster_{64,128,192}_*` | the same, where nothing is added to a 16-bit result that TMA can store | `wgmma` |
 //! | `linear_streaming_*` | up to 16 rows at a time: the weights pass once, at memory speed | `mma.sync`, FMA for f32 |
 //! | `linear_rows{8,16,64}_*`, `linear_staying16_*` | the same on Hopper, of weights `[n, k]` in 16-bit types, up to 64 rows at a time; the norm in front of up to 8 | `mma.sync` |
-//! | `linear_lanes{8,16}_*` | the same for up to 16 rows where tiles and loads are whole: each lane copies its part of the weights | `mma.sync` |
+//! | `linear_lanes{8,16}_*`, `linear_passing16_*` | the same for up to 16 rows where tiles and loads are whole: each lane copies its part of the weights | `mma.sync` |
 //! | `linear_norm_*` | that norm where rows do not fit into one block | – |
 //!
 //! All accumulate in f32, each element over k in an order that depends on k alone: which rows are computed beside it
@@ -35,6 +35,8 @@ mod lanes16;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod norm_rows;
 mod params;
+#[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
+mod passing16;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 mod rows64;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]

@@ -31,6 +31,15 @@ fn rows_do_not_depend_on_m<T: Float>(device: &Device) {
             parts_equal_the_whole::<T>(device, &whole, &[1, 3, 16, 17]);
         }
     }
+    // Every tile of products by `mma.sync` has a kernel of its own, with the same bits.
+    let blocks = u64::from(device.properties().multiprocessors);
+    let tiled = Case {
+        mode: LinearMode::Tiled,
+        ..Case::new(250, 98 * blocks, 72)
+    };
+    if T::DTYPE != DType::F32 {
+        parts_equal_the_whole::<T>(device, &tiled, &[17, 120]);
+    }
     // Deep slices of k have kernels of their own.
     let deep = Case {
         mode: LinearMode::Streaming,
@@ -43,6 +52,12 @@ fn rows_do_not_depend_on_m<T: Float>(device: &Device) {
     for k in [64, 1088, 4096, 4160] {
         parts_equal_the_whole::<T>(device, &Case { n: 48, k, ..deep }, &[1, 5, 8, 9, 16]);
     }
+    let passing = Case {
+        n: 32 * blocks,
+        k: 1600,
+        ..deep
+    };
+    parts_equal_the_whole::<T>(device, &passing, &[1, 8, 9, 16]);
 }
 
 /// So many rows of `whole` alone have the bits that they have in it.

@@ -2,7 +2,7 @@
 
 use crate::common::devices;
 use crate::support::{Case, Data, all_dtypes, check_close, check_exact, check_y};
-use ferroflash::{Activation, Device, LinearMode, Tensor, WeightLayout, bf16, f16, linear};
+use ferroflash::{Activation, Device, LinearMode, Tensor, Tier, WeightLayout, bf16, f16, linear};
 use host::compare::same_bits;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -112,6 +112,19 @@ fn the_large_tiles() {
     }
 }
 
+/// Exact in bf16; in f16 as `n` gated pairs without what is plain.
+fn check_plain_and_gated(device: &Device, case: Case, n: u64) {
+    check_y(device, case, Data::<bf16>::integers);
+    let gated = Case {
+        bias: false,
+        residual: false,
+        gated: true,
+        n,
+        ..case
+    };
+    check_y(device, gated, Data::<f16>::integers);
+}
+
 /// What Hopper's kernels of clusters take: nothing added to a 16-bit result that TMA can store. Several tiles a block,
 /// tiles without rows beside others, ragged rows, columns and depths.
 #[test]
@@ -131,16 +144,7 @@ fn several_tiles_a_block() {
                     activation: Activation::Relu,
                     ..Case::new(m, n, k)
                 };
-                check_y(&device, case, Data::<bf16>::integers);
-                check_y(
-                    &device,
-                    Case {
-                        bias: false,
-                        gated: true,
-                        ..case
-                    },
-                    Data::<f16>::integers,
-                );
+                check_plain_and_gated(&device, case, n);
             }
         }
     }
@@ -168,17 +172,7 @@ fn many_tiles_of_few_rows() {
                 activation: Activation::Relu,
                 ..Case::new(m, n, k)
             };
-            check_y(&device, case, Data::<bf16>::integers);
-            check_y(
-                &device,
-                Case {
-                    residual: false,
-                    gated: true,
-                    n: n / 16 * 8,
-                    ..case
-                },
-                Data::<f16>::integers,
-            );
+            check_plain_and_gated(&device, case, n / 16 * 8);
         }
     }
 }
@@ -197,7 +191,9 @@ fn few_rows_of_whole_tiles() {
             (2, 48, 4160),
             (8, 32, 8192),
             (9, 48 * blocks + 32, 1600),
-            (16, 32 * blocks, 2048),
+            (16, 16 * blocks, 2048),
+            (12, 32 * blocks, 1600),
+            (9, 32 * blocks, 4160),
             (13, 48, 4096),
         ] {
             let case = Case {
@@ -206,16 +202,43 @@ fn few_rows_of_whole_tiles() {
                 activation: Activation::Relu,
                 ..Case::new(m, n, k)
             };
-            check_y(&device, case, Data::<bf16>::integers);
-            check_y(
-                &device,
-                Case {
-                    residual: false,
-                    gated: true,
-                    ..case
-                },
-                Data::<f16>::integers,
-            );
+            check_plain_and_gated(&device, case, n);
+        }
+    }
+}
+
+/// `mma.sync` by each of its tiles, ragged on all sides, in every layout.
+#[test]
+fn every_tile_of_the_tiled_mode() {
+    for device in devices() {
+        let n = 98 * u64::from(device.properties().multiprocessors);
+        for (m, n, k) in [(60, 72, 104), (120, n, 40), (250, n, 72), (250, n, 200)] {
+            let case = Case {
+                mode: LinearMode::Tiled,
+                bias: true,
+                residual: true,
+                activation: Activation::Relu,
+                ..Case::new(m, n, k)
+            };
+            check_y(&device, case, Data::<f16>::integers);
+            if device.tier() == Tier::Sm75 {
+                continue;
+            }
+            check_plain_and_gated(&device, case, n / 16 * 8);
+            let across = Case {
+                layout: WeightLayout::Kn,
+                padding: n.next_multiple_of(8) - n,
+                ..case
+            };
+            check_y(&device, across, Data::<bf16>::integers);
+            let both = Case {
+                x_transposed: true,
+                padding: 0,
+                m: m.next_multiple_of(8),
+                n: n.next_multiple_of(8),
+                ..across
+            };
+            check_y(&device, both, Data::<bf16>::integers);
         }
     }
 }

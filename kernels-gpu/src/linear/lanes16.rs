@@ -14,8 +14,100 @@ use cuda_std::{barrier, cp_async, grid_dependency, mbarrier, shared, thread, war
 const WARPS: u32 = ROWS8_THREADS / 32;
 /// Stages of a warp's ring.
 const STAGES: u32 = LANES16_STAGES;
+/// Stages that are asked for before x.
+const EARLY: u32 = 2;
 /// Bytes of a load of x.
-const X_BYTES: u32 = 16 * ROWS_DEPTH * 2;
+pub const X_BYTES: u32 = 16 * ROWS_DEPTH * 2;
+
+/// Loads of a warp's slice of x, of 16 rows: those that do not exist are zeros.
+pub struct Inputs {
+    /// This lane's part of the first.
+    from: u64,
+    /// Bytes from one of its rows to the next, the fourth after it.
+    four: u64,
+    row: u32,
+    rows: u32,
+    vector: u32,
+    count: u32,
+}
+
+impl Inputs {
+    /// Those of a slice of `count` loads from `first` on.
+    #[inline(always)]
+    pub fn new(params: &LanesParams, [first, count]: [u32; 2]) -> Self {
+        let lane = thread::lane_id();
+        let (row, vector) = (lane / 8, lane % 8);
+        Self {
+            from: params.x
+                + thread::block_idx_z() as u64 * params.x_batch
+                + row as u64 * params.x_row
+                + (first * (ROWS_DEPTH * 2) + vector * 16) as u64,
+            four: 4 * params.x_row,
+            row,
+            rows: params.rows,
+            vector,
+            count,
+        }
+    }
+
+    /// Starts load `step` into shared memory at `to`, if there is one.
+    ///
+    /// # Safety
+    /// - The warp calls this; the place is free.
+    #[inline(always)]
+    pub unsafe fn load(&self, step: u32, to: u32) {
+        if step < self.count {
+            let mut from = self.from + (step * ROWS_DEPTH * 2) as u64;
+            let mut i = 0;
+            while i < 4 {
+                let row = self.row + 4 * i;
+                let exists = row < self.rows;
+                let to = to + row * 128 + (self.vector ^ (row % 8)) * 16;
+                // Nothing is read from the address of a row that does not exist; it is kept valid all the same.
+                let source = if exists { from } else { self.from };
+                // SAFETY: forwarded to the caller.
+                unsafe { cp_async::copy_16_l2_128b(to, source as *const u8, if exists { 16 } else { 0 }) };
+                from += self.four;
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Where a lane finds its chunks of a load of 16 rows or columns.
+#[derive(Clone, Copy)]
+pub struct Chunks([u32; 2]);
+
+impl Chunks {
+    /// Those of this lane.
+    #[inline(always)]
+    pub fn new() -> Self {
+        let (group, pair) = (thread::lane_id() / 4, thread::lane_id() % 4);
+        let column = column_of(group);
+        Self([
+            column * 128 + (pair ^ column) * 16,
+            column * 128 + ((4 + pair) ^ column) * 16,
+        ])
+    }
+
+    /// The fragments of the load at `at`.
+    ///
+    /// # Safety
+    /// - The load has arrived.
+    #[inline(always)]
+    pub unsafe fn read(self, at: u32) -> [[u32; 4]; 4] {
+        let Self([low, high]) = self;
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            [
+                shared::ld(at + low),
+                shared::ld(at + high),
+                shared::ld(at + 1024 + low),
+                shared::ld(at + 1024 + high),
+            ]
+        }
+    }
+}
 
 /// The kernel.
 ///
@@ -45,8 +137,9 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
         if params.early == 0 {
             grid_dependency::wait();
         }
+        // Copies are waited for in order: what is asked for here arrives before the first of x.
         let mut filled = 0;
-        while filled < STAGES {
+        while filled < EARLY {
             loads.next::<STAGES>(tiles);
             filled += 1;
         }
@@ -60,52 +153,20 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
         barrier::syncthreads();
         grid_dependency::wait();
 
-        let (row, vector) = (lane / 8, lane % 8);
-        let x_from = params.x
-            + batch as u64 * params.x_batch
-            + row as u64 * params.x_row
-            + (first * (ROWS_DEPTH * 2) + vector * 16) as u64;
-        let inputs = #[inline(always)]
-        |step: u32| {
-            if step < count {
-                let mut i = 0;
-                while i < 4 {
-                    let row = row + 4 * i;
-                    let to = own_x + step * X_BYTES + row * 128 + (vector ^ (row % 8)) * 16;
-                    let exists = row < params.rows;
-                    let from = if exists {
-                        x_from + (4 * i) as u64 * params.x_row
-                    } else {
-                        x_from
-                    };
-                    let bytes = if exists { 16 } else { 0 };
-                    cp_async::copy_16_l2_128b(to, (from + (step * ROWS_DEPTH * 2) as u64) as *const u8, bytes);
-                    i += 1;
-                }
-            }
-        };
+        let inputs = Inputs::new(params, [first, count]);
         let mut step = 0;
         while step < STAGES {
-            inputs(step);
-            cp_async::commit_group();
+            inputs.load(step, own_x + step * X_BYTES);
+            if step < EARLY {
+                cp_async::commit_group();
+            } else {
+                loads.next::<STAGES>(tiles);
+            }
             step += 1;
         }
         own.ask(linear, thread::block_idx_x());
 
-        let column = column_of(group);
-        let chunk = [
-            column * 128 + (pair ^ column) * 16,
-            column * 128 + ((4 + pair) ^ column) * 16,
-        ];
-        let fragments = #[inline(always)]
-        |at: u32| -> [[u32; 4]; 4] {
-            [
-                shared::ld(at + chunk[0]),
-                shared::ld(at + chunk[1]),
-                shared::ld(at + 1024 + chunk[0]),
-                shared::ld(at + 1024 + chunk[1]),
-            ]
-        };
+        let chunks = Chunks::new();
         let to = sums + warp_idx * STAYING_SUMS + place_of(group, pair);
         let mut stage = 0;
         let (mut tile, mut turn) = (thread::block_idx_x(), 0);
@@ -115,11 +176,11 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
             while step < count {
                 cp_async::wait_group::<{ STAGES - 1 }>();
                 barrier::syncwarp(warp::FULL);
-                let w = fragments(ring + stage);
-                let x = fragments(own_x + step * X_BYTES);
+                let w = chunks.read(ring + stage);
+                let x = chunks.read(own_x + step * X_BYTES);
                 barrier::syncwarp(warp::FULL);
                 if turn == 0 {
-                    inputs(step + STAGES);
+                    inputs.load(step + STAGES, own_x + (step + STAGES) * X_BYTES);
                 }
                 loads.next::<STAGES>(tiles);
                 stage += ROWS8_STAGE;

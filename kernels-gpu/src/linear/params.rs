@@ -125,6 +125,18 @@ pub const fn lanes16_shared(k: u32) -> u32 {
     warps * (LANES16_STAGES * ROWS8_STAGE + 2 * STAYING_SUMS) + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2 + 16
 }
 
+/// Columns of a tile of `linear_passing16_*`.
+pub const PASSING16_COLUMNS: u32 = 2 * STREAMING_NK_COLUMNS;
+/// Stages of one of its warps.
+pub const PASSING16_STAGES: u32 = 4;
+
+/// Dynamic shared memory of `linear_passing16_*`: rings with x in them, the slices' sums.
+pub const fn passing16_shared() -> u32 {
+    let tiles = PASSING16_COLUMNS / STREAMING_NK_COLUMNS;
+    let stage = tiles * ROWS8_STAGE + 16 * ROWS_DEPTH * 2;
+    ROWS8_THREADS / 32 * (PASSING16_STAGES * stage + tiles * STAYING_SUMS)
+}
+
 /// Most loads of a slice of `linear_lanes8_*`, whose lanes keep what they multiply of x in registers.
 pub const LANES_DEPTH: u32 = 8;
 /// The same of `linear_lanes8_deep_*`.
@@ -299,7 +311,7 @@ kernel_params! {
         pub reserved: u32,
     }
 
-    /// Arguments of `linear_lanes8_*`: what the first loads need lies in one line of constant memory.
+    /// Arguments of `linear_lanes*` and `linear_passing16_*`: what the first loads need lies in one line of constant memory.
     pub struct LanesParams {
         /// The weight, `[n, k]`.
         pub w: u64,

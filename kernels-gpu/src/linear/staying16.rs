@@ -128,8 +128,11 @@ impl Own {
     }
 
     /// Adds the slices' sums and writes the element.
+    ///
+    /// # Safety
+    /// - The set's sums are complete, and the thread finishes each tile once.
     #[inline(always)]
-    unsafe fn finish(&self, linear: &LinearParams, together: u32, tile: u32, set: u32) {
+    pub unsafe fn finish(&self, linear: &LinearParams, together: u32, tile: u32, set: u32) {
         let column = self.output(tile);
         if self.exists && column < linear.n {
             // SAFETY: forwarded to the caller.

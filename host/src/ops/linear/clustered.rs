@@ -3,7 +3,7 @@
 use kernels_gpu::linear::{CLUSTER_64, CLUSTER_128, CLUSTER_192, ClusterShape};
 
 use super::{
-    plan::{Lay, Plan},
+    plan::{Extra, Lay, Plan},
     problem::Geometry,
 };
 use crate::{
@@ -14,11 +14,14 @@ use crate::{
 /// Rows of clusters' tiles that are computed column by column.
 const GROUP: u32 = 8;
 
-/// Most wide tiles side by side that make room for narrow ones.
+/// Most wide tiles side by side that make room for narrow ones: behind as many rounds as these take, an uneven end costs
+/// little.
 const MOST_NARROW: u64 = 32;
 
 /// How the kernels of clusters store, and in which order they compute.
 pub(super) struct Cluster {
+    /// Maps of x and of the weight.
+    pub(super) maps: [TensorMapRequest; 2],
     /// Map of y.
     pub(super) y: TensorMapRequest,
     /// Rows of clusters' tiles that are computed column by column.
@@ -99,7 +102,7 @@ impl Clustered {
     fn cut(&self, geometry: &Geometry, multiprocessors: u64) -> Cut {
         let most = geometry.columns().div_ceil(self.shape.columns as u64);
         let mut best = self.cut_at(geometry, multiprocessors, most);
-        // Gates and factors have tiles of one width. More than a few rounds need no even end.
+        // Gates and factors have tiles of one width.
         let least = if self.shape.columns == self.shape.narrow || geometry.gated {
             most
         } else {
@@ -114,24 +117,24 @@ impl Clustered {
         best
     }
 
-    /// The kernel that takes the least time by the table: rounds of tiles times what a tile takes. All have the same
-    /// bits.
-    pub(super) fn fastest(geometry: &Geometry, lay: Lay, multiprocessors: u64) -> Clustered {
-        let time = |kernel: &Clustered| kernel.cut(geometry, multiprocessors).time;
+    /// Plans the kernel that takes the least time by the table, rounds of tiles times what a tile takes, for results at y:
+    /// address, row stride and batch stride. All have the same bits.
+    pub(super) fn fastest(geometry: &Geometry, lay: Lay, y: [u64; 3], multiprocessors: u64) -> Result<Plan> {
         // The blocks of a cluster share a weight [k, n] by panels of 64 columns.
         let fits =
             |kernel: &Clustered| lay == Lay::Nk || (kernel.shape.columns / 64).is_multiple_of(kernel.shape.blocks);
-        let mut fastest = CLUSTERED[0];
-        for kernel in CLUSTERED {
-            if fits(&kernel) && time(&kernel) < time(&fastest) {
-                fastest = kernel;
+        let mut fastest = (CLUSTERED[0], CLUSTERED[0].cut(geometry, multiprocessors));
+        for kernel in CLUSTERED.into_iter().skip(1).filter(fits) {
+            let cut = kernel.cut(geometry, multiprocessors);
+            if cut.time < fastest.1.time {
+                fastest = (kernel, cut);
             }
         }
-        fastest
+        let (kernel, cut) = fastest;
+        kernel.plan(geometry, lay, y, multiprocessors, cut)
     }
 
-    /// Plans this kernel for results at y: address, row stride and batch stride.
-    pub(super) fn plan(self, geometry: &Geometry, lay: Lay, y: [u64; 3], multiprocessors: u64) -> Result<Plan> {
+    fn plan(self, geometry: &Geometry, lay: Lay, y: [u64; 3], multiprocessors: u64, cut: Cut) -> Result<Plan> {
         let Clustered { name, shape, .. } = self;
         let entry = format!("linear_cluster_{name}_{}_{}", lay.name(), geometry.dtype);
         // Tiles of the narrow width are the most.
@@ -141,7 +144,6 @@ impl Clustered {
             [shape.rows * shape.blocks, shape.narrow],
             shape.shared(),
         )?;
-        let cut = self.cut(geometry, multiprocessors);
         let plan = Plan {
             tiles_n: (cut.wide + cut.narrow) as u32,
             ..plan
@@ -150,8 +152,8 @@ impl Clustered {
         let clusters = self.clusters(multiprocessors);
         Ok(Plan {
             grid: [tiles.min(clusters) * shape.blocks as u64, 1, 1],
-            maps: Some(geometry.maps(lay, shape.rows, shape.box_columns())),
-            cluster: Some(Cluster {
+            extra: Extra::Cluster(Cluster {
+                maps: geometry.maps(lay, shape.rows, shape.box_columns()),
                 // Half of 192 columns are three boxes of 32.
                 y: geometry.y_map(y, if geometry.gated && shape.columns == 192 { 32 } else { 64 }),
                 group: GROUP,

@@ -2,6 +2,7 @@
 
 mod backward;
 mod clustered;
+mod launch;
 mod norm;
 mod plan;
 mod problem;

@@ -59,12 +59,19 @@ pub(super) struct Plan {
     pub(super) shared: u64,
     pub(super) tiles_m: u32,
     pub(super) tiles_n: u32,
-    /// Maps of x and of the weight, for the Hopper kernels.
-    pub(super) maps: Option<[TensorMapRequest; 2]>,
-    /// What kernels of clusters need beyond that.
-    pub(super) cluster: Option<Cluster>,
-    /// For the kernels of few rows on Hopper.
-    pub(super) rows: Option<RowsPlan>,
+    pub(super) extra: Extra,
+}
+
+/// What a kernel is told beside the problem.
+pub(super) enum Extra {
+    /// Nothing.
+    None,
+    /// `linear_hopper*`: maps of x and of the weight.
+    Hopper([TensorMapRequest; 2]),
+    /// `linear_cluster*`.
+    Cluster(Cluster),
+    /// The kernels of few rows on Hopper.
+    Rows(RowsPlan),
 }
 
 /// How x and the weight lie, where tensor cores can take them.
@@ -181,7 +188,7 @@ impl Plan {
     fn hopper(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
         let multiprocessors = device.properties().multiprocessors as u64;
         if let Some(y) = geometry.y {
-            return Clustered::fastest(geometry, lay, multiprocessors).plan(geometry, lay, y, multiprocessors);
+            return Clustered::fastest(geometry, lay, y, multiprocessors);
         }
         let tiles = |columns: u32| {
             geometry.m.div_ceil(HOPPER_ROWS as u64) * geometry.columns().div_ceil(columns as u64) * geometry.batch
@@ -199,7 +206,7 @@ impl Plan {
         let tiles = plan.few_tiles(geometry)?;
         Ok(Plan {
             grid: [tiles.min(multiprocessors), 1, 1],
-            maps: Some(geometry.maps(lay, HOPPER_ROWS, columns)),
+            extra: Extra::Hopper(geometry.maps(lay, HOPPER_ROWS, columns)),
             ..plan
         })
     }
@@ -231,9 +238,7 @@ impl Plan {
             shared: shared as u64,
             tiles_m,
             tiles_n,
-            maps: None,
-            cluster: None,
-            rows: None,
+            extra: Extra::None,
         })
     }
 }

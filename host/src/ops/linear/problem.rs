@@ -1,17 +1,9 @@
 //! From tensors to a problem: a batch of `x [m, k]`, weights and operands of the epilogue, checked.
 
-use kernels_gpu::linear::{
-    ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU, ACTIVATION_SILU, ClusterParams,
-    DTYPE_BF16, DTYPE_F16, DTYPE_F32, HOPPER_DEPTH, HopperParams, LanesParams, LinearParams, NORM_NONE, Operand,
-    ROWS_DEPTH, StreamParams,
-};
+use kernels_gpu::linear::{DTYPE_BF16, DTYPE_F16, DTYPE_F32, Operand};
 
-use super::{Linear, plan::Plan, rows::RowsPlan};
-use crate::{
-    AnyTensor, DType, Error, Result,
-    launch::Contract,
-    reference::{activation::Activation, linear::WeightLayout},
-};
+use super::Linear;
+use crate::{AnyTensor, DType, Error, Result, reference::linear::WeightLayout};
 
 /// A checked layer.
 pub(super) struct Problem<'a> {
@@ -162,7 +154,7 @@ impl<'a> Problem<'a> {
         check_dense("bias", bias)
     }
 
-    fn check_rows(&self, argument: &'static str, tensor: &AnyTensor, shape: &[u64]) -> Result<()> {
+    pub(super) fn check_rows(&self, argument: &'static str, tensor: &AnyTensor, shape: &[u64]) -> Result<()> {
         check_float(argument, tensor)?;
         if tensor.shape() != shape {
             return Err(Error::shape(argument, tensor.shape(), format!("{shape:?} is needed")));
@@ -190,7 +182,7 @@ impl<'a> Problem<'a> {
         AnyTensor::empty(self.layer.x.device(), self.dtype, &shape)
     }
 
-    fn geometry(&self, y: &Operand, plain: bool) -> Geometry {
+    pub(super) fn geometry(&self, y: &Operand, plain: bool) -> Geometry {
         let (x, w) = (&self.x, &self.w);
         let axis = w.rank() - 2;
         Geometry {
@@ -218,7 +210,7 @@ impl<'a> Problem<'a> {
     }
 
     /// A matrix of the epilogue, in the batch that x has.
-    fn operand(&self, argument: &'static str, tensor: Option<&AnyTensor>) -> Result<Operand> {
+    pub(super) fn operand(&self, argument: &'static str, tensor: Option<&AnyTensor>) -> Result<Operand> {
         let Some(tensor) = tensor.filter(|tensor| tensor.elements() > 0) else {
             return Ok(Operand {
                 address: 0,
@@ -257,166 +249,6 @@ impl<'a> Problem<'a> {
                 .iter()
                 .all(|at| at % 16 == 0) as u32,
         })
-    }
-
-    pub(super) fn launch(&self, y: &AnyTensor, z: Option<&AnyTensor>) -> Result<()> {
-        self.check_rows("y", y, &self.y_shape())?;
-        let layer = self.layer;
-        if y.elements() == 0 {
-            return Ok(());
-        }
-        let device = layer.x.device();
-        let output = self.operand("y", Some(y))?;
-        let geometry = self.geometry(&output, z.is_none() && layer.residual.is_none());
-        let plan = Plan::new(&geometry, layer.mode, device)?;
-        if let Some(norm) = &layer.norm
-            && !(plan.rows.as_ref().is_some_and(RowsPlan::normalises) && norm.fits(layer.x))
-        {
-            let x = norm.apply(layer.x, plan.rows.is_some(), layer.stream)?;
-            let mut after = Linear { x: &x, ..layer.clone() };
-            after.norm = None;
-            return Problem::new(&after)?.launch(y, z);
-        }
-        let params = LinearParams {
-            x: geometry.x[0],
-            w: geometry.w[0],
-            m: geometry.m,
-            n: geometry.n,
-            k: geometry.k,
-            x_row_stride: geometry.x[1],
-            x_k_stride: geometry.x[2],
-            x_batch_stride: geometry.x[3],
-            w_n_stride: geometry.w[1],
-            w_k_stride: geometry.w[2],
-            w_batch_stride: geometry.w[3],
-            bias: self.operand("bias", layer.bias)?,
-            residual: self.operand("residual", layer.residual)?,
-            y: output,
-            pre_activation: self.operand("pre-activation", z)?,
-            tiles_m: plan.tiles_m,
-            tiles_n: plan.tiles_n,
-            alpha: layer.alpha,
-            activation: match layer.activation {
-                Activation::Identity => ACTIVATION_IDENTITY,
-                Activation::Relu => ACTIVATION_RELU,
-                Activation::Silu => ACTIVATION_SILU,
-                Activation::GeluErf => ACTIVATION_GELU_ERF,
-                Activation::GeluTanh => ACTIVATION_GELU_TANH,
-            },
-            gated: layer.gated as u32,
-            reserved: 0,
-        };
-        let mut launch = Contract::new(device, &plan.entry);
-        if plan.cluster.is_some() {
-            launch = launch.programmatic();
-        }
-        if let Some(rows) = &plan.rows {
-            launch = launch.programmatic().cluster(rows.cluster());
-        }
-        let launch = launch
-            .on(layer.stream)
-            .grid(plan.grid)
-            .shared(plan.shared)
-            .reads("x", layer.x)
-            .reads("w", layer.w)
-            .reads_if("bias", layer.bias)
-            .reads_if("residual", layer.residual)
-            .reads_if("norm weight", layer.norm.map(|norm| norm.weight))
-            .reads_if("norm bias", layer.norm.and_then(|norm| norm.bias))
-            .writes("y", y)
-            .writes_if("pre-activation", z)
-            .prepare()?;
-        if let Some(rows) = &plan.rows
-            && rows.by_lanes()
-        {
-            let norm = layer.norm;
-            let row = params.w_n_stride * 2;
-            let params = LanesParams {
-                w: params.w,
-                w_row: row,
-                w_eight: if layer.gated { geometry.n * row } else { 8 * row },
-                w_tile: if layer.gated { 8 * row } else { 16 * row },
-                w_batch: params.w_batch_stride * 2,
-                tiles: plan.tiles_n,
-                depth: rows.order.depth,
-                loads: (geometry.k / u64::from(ROWS_DEPTH)) as u32,
-                early: layer.constant_weight as u32,
-                rows: geometry.m as u32,
-                together: rows.order.together,
-                x: params.x,
-                x_row: params.x_row_stride * 2,
-                x_batch: params.x_batch_stride * 2,
-                norm_weight: norm.map_or(0, |norm| norm.weight.address()),
-                norm_bias: norm.and_then(|norm| norm.bias).map_or(0, AnyTensor::address),
-                epsilon: norm.map_or(0.0, |norm| norm.epsilon),
-                norm: norm.map_or(NORM_NONE, |norm| norm.kind()),
-                reciprocal: (1.0 / geometry.k as f64) as f32,
-                ahead: rows.ahead,
-                linear: params,
-            };
-            // SAFETY: LanesParams is the argument of these kernels; their plan holds where tiles and loads are whole and
-            // slices short, and shapes, strides and alignment are as below.
-            return unsafe { launch.launch(&params) };
-        }
-        if let Some(rows) = &plan.rows {
-            let norm = layer.norm;
-            let params = StreamParams {
-                w_map: device.backend().encode_tensor_map(&rows.w_map)?,
-                x_map: match &rows.x_map {
-                    Some(map) => device.backend().encode_tensor_map(map)?,
-                    None => [0; 16],
-                },
-                linear: params,
-                norm_weight: norm.map_or(0, |norm| norm.weight.address()),
-                norm_bias: norm.and_then(|norm| norm.bias).map_or(0, AnyTensor::address),
-                epsilon: norm.map_or(0.0, |norm| norm.epsilon),
-                norm: norm.map_or(NORM_NONE, |norm| norm.kind()),
-                stages: rows.stages,
-                depth: rows.order.depth,
-                slices: rows.order.slices,
-                together: rows.order.together,
-                early: layer.constant_weight as u32,
-                reciprocal: (1.0 / geometry.k as f64) as f32,
-                ahead: rows.ahead,
-                reserved: 0,
-            };
-            // SAFETY: StreamParams is the argument of the kernels of few rows on Hopper; the map describes the weight, and
-            // shapes, strides and alignment are as below.
-            return unsafe { launch.launch(&params) };
-        }
-        let Some([x_map, w_map]) = &plan.maps else {
-            // SAFETY: LinearParams is the argument of all linear kernels but Hopper's; shapes, strides and alignment are
-            // those of the tensors named above, and the plan took a kernel that their layout allows.
-            return unsafe { launch.launch(&params) };
-        };
-        let tiles = plan.tiles(&geometry) as u32;
-        let steps = geometry.k.div_ceil(HOPPER_DEPTH as u64) as u32;
-        let backend = device.backend();
-        if let Some(cluster) = &plan.cluster {
-            let params = ClusterParams {
-                x_map: backend.encode_tensor_map(x_map)?,
-                w_map: backend.encode_tensor_map(w_map)?,
-                y_map: backend.encode_tensor_map(&cluster.y)?,
-                linear: params,
-                pairs: tiles,
-                wide: cluster.wide,
-                wide_n: cluster.wide_n,
-                steps,
-                group: cluster.group,
-                reserved: 0,
-            };
-            // SAFETY: as below, for the kernels of clusters and ClusterParams; the third map describes y.
-            return unsafe { launch.launch(&params) };
-        }
-        let params = HopperParams {
-            x_map: backend.encode_tensor_map(x_map)?,
-            w_map: backend.encode_tensor_map(w_map)?,
-            linear: params,
-            tiles,
-            steps,
-        };
-        // SAFETY: as above, for the Hopper kernels and HopperParams; the maps describe x and w.
-        unsafe { launch.launch(&params) }
     }
 }
 

@@ -1,13 +1,13 @@
 //! Few rows on Hopper: which kernel, and in which order k is added up.
 
 use kernels_gpu::linear::{
-    LANES_DEEP, LANES_DEPTH, LANES_STAGES, LANES16_STAGES, ROWS_COLUMNS, ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE,
-    ROWS8_STAGES, STREAMING_NK_COLUMNS, lanes_norm_shared, lanes_shared, lanes16_shared, rows_shared, rows8_shared,
-    staying16_shared,
+    LANES_DEEP, LANES_DEPTH, LANES_STAGES, LANES16_STAGES, PASSING16_COLUMNS, PASSING16_STAGES, ROWS_COLUMNS,
+    ROWS_DEPTH, ROWS_SLICES, ROWS8_STAGE, ROWS8_STAGES, STREAMING_NK_COLUMNS, lanes_norm_shared, lanes_shared,
+    lanes16_shared, passing16_shared, rows_shared, rows8_shared, staying16_shared,
 };
 
 use super::{
-    plan::{Lay, Plan},
+    plan::{Extra, Lay, Plan},
     problem::Geometry,
 };
 use crate::{DType, Device, Result, Tier, tensor_map::TensorMapRequest};
@@ -56,27 +56,36 @@ enum Kind {
     Rows8,
     /// `linear_lanes8_*`: the same with x in registers.
     Lanes8(Lanes),
-    /// `linear_lanes16_*`: the same for 9 to 16 rows, with x in shared memory.
+    /// `linear_passing16_*`: 9 to 16 rows, a block a tile of twice the columns; x passes through the rings.
+    Passing16,
+    /// `linear_lanes16_*`: 9 to 16 rows, with x in shared memory; like `Lanes8`, each lane copies its own part.
     Lanes16,
-    /// `linear_staying16_*`: the same without a norm.
+    /// `linear_staying16_*`: 9 to 16 rows, with x in shared memory; all comes by TMA.
     Staying16,
     /// `linear_rows16_*` and `linear_rows64_*`: so many rows at a time, the parts of k a cluster.
     Clusters(u32),
 }
 
-/// What `linear_rows*` and `linear_staying16_*` are told beside the problem.
+/// What the kernels of few rows on Hopper are told beside the problem.
 #[derive(Clone, Debug)]
 pub(super) struct RowsPlan {
     kind: Kind,
-    pub(super) w_map: TensorMapRequest,
-    /// For those that load x by TMA.
-    pub(super) x_map: Option<TensorMapRequest>,
+    /// For those that load by TMA.
+    pub(super) maps: Option<RowsMaps>,
     /// Stages of a warp's ring, of blocks that stay.
     pub(super) stages: u32,
     /// Those of them that are asked for before x.
     pub(super) ahead: u32,
     pub(super) order: Order,
     shared: u32,
+}
+
+/// Tensor maps of the kernels of few rows.
+#[derive(Clone, Debug)]
+pub(super) struct RowsMaps {
+    pub(super) w: TensorMapRequest,
+    /// For those that load x by TMA too.
+    pub(super) x: Option<TensorMapRequest>,
 }
 
 /// The order in which k is added up: it follows from the weight alone.
@@ -136,67 +145,46 @@ impl RowsPlan {
             return None;
         }
         let order = Order::new(geometry.columns(), geometry.k);
-        let stays = |kind, stages: u32, shared: u32| {
-            let [x_map, w_map] = geometry.maps(lay, STAYING as u32, STREAMING_NK_COLUMNS);
-            let ahead = ahead(geometry, order, stages, device);
-            let (x_map, ahead) = match kind {
-                // The last stage of a full ring would hold up x.
-                Kind::Staying16 => (Some(x_map), ahead.min(stages - 1)),
-                // A norm takes time that the rest of the loads can have.
-                Kind::Rows8 | Kind::Lanes8(Lanes::Norm) | Kind::Clusters(_) => (None, ahead),
-                Kind::Lanes8(_) | Kind::Lanes16 => (None, stages),
-            };
-            RowsPlan {
-                kind,
-                w_map,
-                x_map,
-                stages,
-                ahead,
-                order,
-                shared: shared.max(LEAST_SHARED),
-            }
+        let maps = |rows: u32, columns: u32, with_x: bool| {
+            let [x, w] = geometry.maps(lay, rows, columns);
+            Some(RowsMaps {
+                w,
+                x: with_x.then_some(x),
+            })
         };
-        if let Some((lanes, shared)) = lanes_of(geometry, order) {
-            return Some(stays(Kind::Lanes8(lanes), LANES_STAGES, shared));
-        }
-        if geometry.m <= ROWS8
-            && let Some((stages, shared)) = stages_of_rows8(geometry, device)
-        {
-            return Some(stays(Kind::Rows8, stages, shared));
-        }
-        if geometry.m <= STAYING
-            && order.depth >= STAYING_DEPTH
-            && let Some(shared) = shared_of_lanes16(geometry, device)
-        {
-            return Some(stays(Kind::Lanes16, LANES16_STAGES, shared));
-        }
-        if geometry.m <= STAYING
-            && order.depth >= STAYING_DEPTH
-            && let Some((stages, shared)) = stages_of_staying16(geometry, device)
-        {
-            return Some(stays(Kind::Staying16, stages, shared));
-        }
-        let rows = if geometry.m <= 16 { 16 } else { 64 };
-        let [x_map, w_map] = geometry.maps(lay, rows, ROWS_COLUMNS);
+        let Some((kind, stages, shared)) = staying(geometry, order, device) else {
+            let rows = if geometry.m <= 16 { 16 } else { 64 };
+            return Some(RowsPlan {
+                kind: Kind::Clusters(rows),
+                maps: maps(rows, ROWS_COLUMNS, true),
+                stages: 0,
+                ahead: 0,
+                order,
+                shared: rows_shared(rows),
+            });
+        };
+        let ahead = ahead(geometry, order, stages, device);
+        let (ahead, by_tma, x_too) = match kind {
+            // The last stage of a full ring would hold up x.
+            Kind::Staying16 => (ahead.min(stages - 1), true, true),
+            Kind::Rows8 => (ahead, true, false),
+            // A norm takes time that the rest of the loads can have.
+            Kind::Lanes8(Lanes::Norm) => (ahead, false, false),
+            _ => (stages, false, false),
+        };
         Some(RowsPlan {
-            kind: Kind::Clusters(rows),
-            w_map,
-            x_map: Some(x_map),
-            stages: 0,
-            ahead: 0,
+            kind,
+            maps: maps(STAYING as u32, STREAMING_NK_COLUMNS, x_too).filter(|_| by_tma),
+            stages,
+            ahead,
             order,
-            shared: rows_shared(rows),
+            shared: shared.max(LEAST_SHARED),
         })
     }
 
     /// Whether the kernel normalises rows itself.
     pub(super) fn normalises(&self) -> bool {
         matches!(self.kind, Kind::Rows8 | Kind::Lanes8(Lanes::Norm))
-    }
-
-    /// Whether the kernel takes `LanesParams`.
-    pub(super) fn by_lanes(&self) -> bool {
-        matches!(self.kind, Kind::Lanes8(_) | Kind::Lanes16)
     }
 
     /// Blocks of a cluster.
@@ -211,6 +199,7 @@ impl RowsPlan {
         let (kernel, rows, columns) = match self.kind {
             Kind::Rows8 => ("rows8".to_owned(), ROWS8 as u32, STREAMING_NK_COLUMNS),
             Kind::Lanes8(lanes) => (format!("lanes8{}", lanes.suffix()), ROWS8 as u32, STREAMING_NK_COLUMNS),
+            Kind::Passing16 => ("passing16".to_owned(), STAYING as u32, PASSING16_COLUMNS),
             Kind::Lanes16 => ("lanes16".to_owned(), STAYING as u32, STREAMING_NK_COLUMNS),
             Kind::Staying16 => ("staying16".to_owned(), STAYING as u32, STREAMING_NK_COLUMNS),
             Kind::Clusters(rows) => (format!("rows{rows}"), rows, ROWS_COLUMNS),
@@ -224,20 +213,53 @@ impl RowsPlan {
         };
         Ok(Plan {
             grid: [blocks, 1, geometry.batch],
-            rows: Some(self),
+            extra: Extra::Rows(self),
             ..plan
         })
     }
 }
 
-/// Whether all tiles and loads of a weight are whole.
-fn is_whole(geometry: &Geometry) -> bool {
-    geometry.columns().is_multiple_of(STREAMING_NK_COLUMNS.into()) && geometry.k.is_multiple_of(ROWS_DEPTH.into())
+/// The kernel whose blocks stay, or pass, that takes a problem; its stages and its shared memory.
+fn staying(geometry: &Geometry, order: Order, device: &Device) -> Option<(Kind, u32, u32)> {
+    if let Some((lanes, shared)) = lanes_of(geometry, order) {
+        return Some((Kind::Lanes8(lanes), LANES_STAGES, shared));
+    }
+    if geometry.m <= ROWS8
+        && let Some((stages, shared)) = stages_of_rows8(geometry, device)
+    {
+        return Some((Kind::Rows8, stages, shared));
+    }
+    if geometry.m > STAYING || order.depth < STAYING_DEPTH {
+        return None;
+    }
+    if passes(geometry, device) {
+        return Some((Kind::Passing16, PASSING16_STAGES, passing16_shared()));
+    }
+    if let Some(shared) = shared_of_lanes16(geometry, device) {
+        return Some((Kind::Lanes16, LANES16_STAGES, shared));
+    }
+    stages_of_staying16(geometry, device).map(|(stages, shared)| (Kind::Staying16, stages, shared))
+}
+
+/// Whether all tiles of so many columns, and all loads, of a weight are whole.
+fn is_whole(geometry: &Geometry, columns: u32) -> bool {
+    geometry.columns().is_multiple_of(columns.into()) && geometry.k.is_multiple_of(ROWS_DEPTH.into())
+}
+
+/// Whether `linear_passing16_*` take a problem: tiles and loads are whole, and tiles are one for each multiprocessor, or
+/// nearly.
+fn passes(geometry: &Geometry, device: &Device) -> bool {
+    let tiles = geometry.columns() / u64::from(PASSING16_COLUMNS) * geometry.batch;
+    let multiprocessors = u64::from(device.properties().multiprocessors);
+    is_whole(geometry, PASSING16_COLUMNS)
+        && tiles <= multiprocessors
+        && 10 * tiles >= 9 * multiprocessors
+        && passing16_shared() <= device.properties().shared_per_block
 }
 
 /// The kernel of `linear_lanes8_*` that takes a problem, and its shared memory: tiles and loads are whole, and x has room.
 fn lanes_of(geometry: &Geometry, order: Order) -> Option<(Lanes, u32)> {
-    if geometry.m > ROWS8 || !is_whole(geometry) {
+    if geometry.m > ROWS8 || !is_whole(geometry, STREAMING_NK_COLUMNS) {
         return None;
     }
     let rows = geometry.m as u32;
@@ -256,7 +278,7 @@ fn lanes_of(geometry: &Geometry, order: Order) -> Option<(Lanes, u32)> {
 
 /// Shared memory of `linear_lanes16_*`, if tiles and loads are whole and x has room.
 fn shared_of_lanes16(geometry: &Geometry, device: &Device) -> Option<u32> {
-    if geometry.k > 1 << 17 || !is_whole(geometry) {
+    if geometry.k > 1 << 17 || !is_whole(geometry, STREAMING_NK_COLUMNS) {
         return None;
     }
     let shared = lanes16_shared(geometry.k as u32);

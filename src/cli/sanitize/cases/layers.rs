@@ -85,6 +85,15 @@ fn fma_and_streaming() -> Vec<Case> {
                 Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])
             }));
         }
+        cases.push(case(
+            "linear",
+            format!("streaming, 11 rows, 32 columns a multiprocessor, {dtype}"),
+            move |bed| {
+                let n = 32 * u64::from(bed.device().properties().multiprocessors);
+                let (x, w) = (bed.floats(dtype, &[11, 1600])?, bed.floats(dtype, &[n, 1600])?);
+                Ok(vec![linear(&x, &w).mode(LinearMode::Streaming).run()?])
+            },
+        ));
     }
     cases
 }
@@ -117,7 +126,8 @@ fn tensor_cores() -> Vec<Case> {
         }
         for (mode, m, n, k) in [
             (LinearMode::Tiled, 70, 72, 64),
-            (LinearMode::Tiled, 130, 392, 40),
+            (LinearMode::Tiled, 120, 392, 40),
+            (LinearMode::Tiled, 250, 392, 40),
             (LinearMode::Hopper, 70, 72, 64),
             (LinearMode::Hopper, 400, 200, 72),
         ] {
