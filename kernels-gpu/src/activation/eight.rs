@@ -1,4 +1,4 @@
-//! Activations of eight values in f32, at every argument from −∞ to ∞, to full precision or to that of 16 bits.
+//! Activations of several values in f32, at every argument from −∞ to ∞, to full precision or to that of 16 bits.
 
 use super::{GELU_ERF, GELU_TANH, RELU, SILU};
 use cuda_std::math::{ex2, fma, fmax_nan, rcp};
@@ -69,16 +69,10 @@ pub fn gelu_erf(x: f32, exp: impl Fn(f32) -> f32) -> f32 {
     if x == f32::NEG_INFINITY { 0.0 } else { value }
 }
 
-/// The activation with this code, of eight values.
+/// The activation with this code, of any number of values.
 #[inline(always)]
-pub fn activate(activation: u32, z: [f32; 8]) -> [f32; 8] {
+pub fn activate<const N: usize>(activation: u32, z: [f32; N]) -> [f32; N] {
     activate_by(activation, z, exp)
-}
-
-/// The same of one value, with the same bits.
-#[inline(always)]
-pub fn activate_one(activation: u32, z: f32) -> f32 {
-    activate_by(activation, [z], exp)[0]
 }
 
 /// The same for results of 16 bits.

@@ -15,7 +15,7 @@ const WARPS: u32 = ROWS8_THREADS / 32;
 /// Stages of a warp's ring.
 const STAGES: u32 = LANES16_STAGES;
 /// Stages that are asked for before x.
-const EARLY: u32 = 2;
+const EARLY: u32 = 3;
 /// Bytes of a load of x.
 pub const X_BYTES: u32 = 16 * ROWS_DEPTH * 2;
 
@@ -126,7 +126,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
     let own_x = xs + first * X_BYTES;
     let sums = xs + params.loads * X_BYTES;
     // One barrier for each set of sums.
-    let there = sums + 2 * WARPS * STAYING_SUMS;
+    let there = sums + 2 * STAYING_SET;
     let mut loads = Loads::new(params, ring, [first, count]);
     // SAFETY: the caller's description; each warp's ring and slice of x are its own, and a stage is loaded again when all
     // its lanes have read it. A set of sums is written again when all warps have come to that of the tile between, which
@@ -149,7 +149,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
             }
             mbarrier::fence_init();
         }
-        let mut own = Own::new(linear, batch);
+        let mut own = Own::<1>::new(linear, batch);
         barrier::syncthreads();
         grid_dependency::wait();
 
@@ -195,7 +195,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
                 finish(linear, params.together, &own, before, turn - 1, sums, there);
                 own.ask(linear, tile);
             }
-            let set = to + (turn & 1) * (WARPS * STAYING_SUMS);
+            let set = to + (turn & 1) * STAYING_SET;
             shared::st(set, [d[0][0], d[0][1], d[1][0], d[1][1]]);
             shared::st(set + 512, [d[0][2], d[0][3], d[1][2], d[1][3]]);
             barrier::syncwarp(warp::FULL);

@@ -106,12 +106,16 @@ pub const fn rows8_shared(stages: u32, rows: u32, k: u32) -> u32 {
 
 /// Bytes of a slice's sums of a tile in the shared memory of `linear_staying16_*`: 16 columns of 16 rows.
 pub const STAYING_SUMS: u32 = 16 * STREAMING_NK_COLUMNS * 4;
+/// The same of all slices: a set.
+pub const STAYING_SET: u32 = ROWS8_THREADS / 32 * STAYING_SUMS;
 
 /// Dynamic shared memory of `linear_staying16_*`: rings of so many stages, x in boxes of [`ROWS_DEPTH`] × 16, two sets of
 /// the slices' sums, the rings' barriers and theirs.
 pub const fn staying16_shared(stages: u32, k: u32) -> u32 {
-    let warps = ROWS8_THREADS / 32;
-    warps * (stages * (ROWS8_STAGE + 8) + 2 * STAYING_SUMS) + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2 + 16
+    ROWS8_THREADS / 32 * stages * (ROWS8_STAGE + 8)
+        + 2 * STAYING_SET
+        + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2
+        + 16
 }
 
 /// Stages of a warp of `linear_lanes8_*`.
@@ -121,8 +125,10 @@ pub const LANES16_STAGES: u32 = 4;
 
 /// Dynamic shared memory of `linear_lanes16_*`: rings, x, two sets of the slices' sums, their barriers.
 pub const fn lanes16_shared(k: u32) -> u32 {
-    let warps = ROWS8_THREADS / 32;
-    warps * (LANES16_STAGES * ROWS8_STAGE + 2 * STAYING_SUMS) + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2 + 16
+    ROWS8_THREADS / 32 * LANES16_STAGES * ROWS8_STAGE
+        + 2 * STAYING_SET
+        + k.div_ceil(ROWS_DEPTH) * 16 * ROWS_DEPTH * 2
+        + 16
 }
 
 /// Columns of a tile of `linear_passing16_*`.
@@ -134,7 +140,7 @@ pub const PASSING16_STAGES: u32 = 4;
 pub const fn passing16_shared() -> u32 {
     let tiles = PASSING16_COLUMNS / STREAMING_NK_COLUMNS;
     let stage = tiles * ROWS8_STAGE + 16 * ROWS_DEPTH * 2;
-    ROWS8_THREADS / 32 * (PASSING16_STAGES * stage + tiles * STAYING_SUMS)
+    ROWS8_THREADS / 32 * PASSING16_STAGES * stage + tiles * STAYING_SET
 }
 
 /// Most loads of a slice of `linear_lanes8_*`, whose lanes keep what they multiply of x in registers.

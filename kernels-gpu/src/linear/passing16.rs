@@ -20,11 +20,9 @@ const TILES: u32 = PASSING16_COLUMNS / STREAMING_NK_COLUMNS;
 /// Stages of a warp's ring.
 const STAGES: u32 = PASSING16_STAGES;
 /// Stages whose weights are asked for before x. Copies are waited for in order: they arrive before the first of x.
-const EARLY: u32 = 2;
+const EARLY: u32 = 3;
 /// Bytes of a stage: weights, and x.
 const STAGE: u32 = TILES * ROWS8_STAGE + X_BYTES;
-/// Bytes of a tile's sums, of all slices.
-const SUMS: u32 = WARPS * STAYING_SUMS;
 
 /// Loads of a warp's slice of the weights of two tiles side by side.
 struct Weights {
@@ -125,15 +123,12 @@ unsafe fn passing16<T: Mma>(params: &LanesParams) {
             step += 1;
         }
         let tile = TILES * thread::block_idx_x();
-        let mut own = [(); TILES as usize].map(|()| Own::new(linear, thread::block_idx_z()));
-        let mut t = 0;
-        while t < own.len() {
-            own[t].ask(linear, tile + t as u32);
-            t += 1;
-        }
+        let mut own = Own::<{ TILES as usize }>::new(linear, thread::block_idx_z());
+        own.ask(linear, tile);
 
         let chunks = Chunks::new();
         let mut d = [[[0.0f32; 4]; 2]; TILES as usize];
+        let mut t;
         step = 0;
         while step < count {
             cp_async::wait_group::<{ STAGES - 1 }>();
@@ -160,17 +155,13 @@ unsafe fn passing16<T: Mma>(params: &LanesParams) {
         let to = sums + warp_idx * STAYING_SUMS + place_of(lane / 4, lane % 4);
         t = 0;
         while t < d.len() {
-            let (set, d) = (to + t as u32 * SUMS, d[t]);
+            let (set, d) = (to + t as u32 * STAYING_SET, d[t]);
             shared::st(set, [d[0][0], d[0][1], d[1][0], d[1][1]]);
             shared::st(set + 512, [d[0][2], d[0][3], d[1][2], d[1][3]]);
             t += 1;
         }
         barrier::syncthreads();
-        t = 0;
-        while t < own.len() {
-            own[t].finish(linear, params.together, tile + t as u32, sums + t as u32 * SUMS);
-            t += 1;
-        }
+        own.finish(linear, params.together, tile, sums);
     }
 }
 

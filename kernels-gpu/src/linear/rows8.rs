@@ -317,7 +317,7 @@ impl Own {
                     z
                 };
                 let place = [self.batch, self.row];
-                linear.finish_element(&self.words, place, self.output(linear), z, up);
+                linear.finish_elements(&[self.words], place, [self.output(linear)], [true], [z], [up]);
             }
         }
     }

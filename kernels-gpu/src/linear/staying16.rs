@@ -63,8 +63,8 @@ impl Loads {
     }
 }
 
-/// The element of a tile that this thread finishes.
-pub struct Own {
+/// The element that this thread finishes in each of `TILES` tiles side by side.
+pub struct Own<const TILES: usize> {
     row: u32,
     column: u32,
     outputs: u32,
@@ -72,7 +72,7 @@ pub struct Own {
     batch: u32,
     /// Where its sums lie in those of a slice.
     place: u32,
-    words: Words,
+    words: [Words; TILES],
 }
 
 /// The slot of a column among a slice's sums: those of neighbouring fragment rows follow one another.
@@ -87,7 +87,7 @@ pub fn place_of(slot: u32, pair: u32) -> u32 {
     slot * 64 + (pair ^ (slot / 2 % 4)) * 16
 }
 
-impl Own {
+impl<const TILES: usize> Own<TILES> {
     /// That of this thread.
     #[inline(always)]
     pub fn new(linear: &LinearParams, batch: u32) -> Self {
@@ -101,14 +101,15 @@ impl Own {
             exists: row < linear.m as u32,
             batch,
             place: place_of(slot_of(column), row % 4) + row / 8 * 8 + row / 4 % 2 * 4,
-            words: Words::NONE,
+            words: [Words::NONE; TILES],
         }
     }
 
-    /// The output column, of a tile.
+    /// The output column of the tile number `t` from `tile` on; that of the first where there is none.
     #[inline(always)]
-    fn output(&self, tile: u32) -> u64 {
-        tile as u64 * self.outputs as u64 + self.column as u64
+    fn output(&self, linear: &LinearParams, tile: u32, t: usize) -> (u64, bool) {
+        let column = (tile + t as u32) as u64 * self.outputs as u64 + self.column as u64;
+        (column, self.exists && column < linear.n)
     }
 
     /// Asks for bias and residual.
@@ -117,36 +118,44 @@ impl Own {
     /// - The residual is complete.
     #[inline(always)]
     pub unsafe fn ask(&mut self, linear: &LinearParams, tile: u32) {
-        let column = self.output(tile);
-        if self.exists && column < linear.n {
-            // SAFETY: forwarded to the caller.
-            unsafe {
-                linear.ask_bias(&mut self.words, self.batch, column);
-                linear.ask_residual(&mut self.words, self.batch, self.row, column);
+        let mut t = 0;
+        while t < TILES {
+            let (column, exists) = self.output(linear, tile, t);
+            if exists {
+                // SAFETY: forwarded to the caller.
+                unsafe {
+                    linear.ask_bias(&mut self.words[t], self.batch, column);
+                    linear.ask_residual(&mut self.words[t], self.batch, self.row, column);
+                }
             }
+            t += 1;
         }
     }
 
-    /// Adds the slices' sums and writes the element.
+    /// Adds the slices' sums of the tiles from `tile` on, which lie in sets one after the other, and writes the elements.
     ///
     /// # Safety
-    /// - The set's sums are complete, and the thread finishes each tile once.
+    /// - The sets are complete, and the thread finishes each tile once.
     #[inline(always)]
     pub unsafe fn finish(&self, linear: &LinearParams, together: u32, tile: u32, set: u32) {
-        let column = self.output(tile);
-        if self.exists && column < linear.n {
+        let (mut z, mut up) = ([0.0; TILES], [0.0; TILES]);
+        let (mut columns, mut exist) = ([0; TILES], [false; TILES]);
+        let mut t = 0;
+        while t < TILES {
+            let at = set + t as u32 * STAYING_SET + self.place;
+            (columns[t], exist[t]) = self.output(linear, tile, t);
             // SAFETY: forwarded to the caller.
             unsafe {
-                let z = total(together, set + self.place, STAYING_SUMS);
-                let up = if linear.gated != 0 {
+                z[t] = total(together, at, STAYING_SUMS);
+                if linear.gated != 0 {
                     // Eight columns on.
-                    total(together, set + self.place + 512, STAYING_SUMS)
-                } else {
-                    z
-                };
-                linear.finish_element(&self.words, [self.batch, self.row], column, z, up);
+                    up[t] = total(together, at + 512, STAYING_SUMS);
+                }
             }
+            t += 1;
         }
+        // SAFETY: forwarded to the caller.
+        unsafe { linear.finish_elements(&self.words, [self.batch, self.row], columns, exist, z, up) }
     }
 }
 
@@ -164,7 +173,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
     let base = shared::dynamic_base();
     let xs = base + WARPS * stages * ROWS8_STAGE;
     let sums = xs + chunks * X_BYTES;
-    let barriers = sums + 2 * WARPS * STAYING_SUMS;
+    let barriers = sums + 2 * STAYING_SET;
     // One for each set of sums.
     let there = barriers + WARPS * stages * 8;
     let batch = thread::block_idx_z();
@@ -210,7 +219,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
             loads.next(tiles, lane == 0);
             filled += 1;
         }
-        let mut own = Own::new(linear, batch);
+        let mut own = Own::<1>::new(linear, batch);
         own.ask(linear, thread::block_idx_x());
         barrier::syncthreads();
 
@@ -264,7 +273,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
                 finish(linear, params.together, &own, before, turn - 1, sums, there);
                 own.ask(linear, tile);
             }
-            let set = to + (turn & 1) * (WARPS * STAYING_SUMS);
+            let set = to + (turn & 1) * STAYING_SET;
             shared::st(set, [d[0][0], d[0][1], d[1][0], d[1][1]]);
             shared::st(set + 512, [d[0][2], d[0][3], d[1][2], d[1][3]]);
             barrier::syncwarp(warp::FULL);
@@ -310,11 +319,11 @@ pub unsafe fn products<T: Mma>(mut d: [[f32; 4]; 2], w: [[u32; 4]; 4], x: [[u32;
 /// # Safety
 /// - All warps have sent or will send their sums.
 #[inline(always)]
-pub unsafe fn finish(linear: &LinearParams, together: u32, own: &Own, tile: u32, turn: u32, sums: u32, there: u32) {
+pub unsafe fn finish(linear: &LinearParams, together: u32, own: &Own<1>, tile: u32, turn: u32, sums: u32, there: u32) {
     // SAFETY: forwarded to the caller.
     unsafe {
         mbarrier::wait_parity(there + (turn & 1) * 8, turn / 2 & 1);
-        own.finish(linear, together, tile, sums + (turn & 1) * (WARPS * STAYING_SUMS));
+        own.finish(linear, together, tile, sums + (turn & 1) * STAYING_SET);
     }
 }
 

@@ -12,8 +12,13 @@ use super::case::normal;
 const SHORT_MICROSECONDS: f64 = 100.0;
 /// Extents of the products of which the fastest is the ceiling: the largest runs into the limit of power.
 pub const SQUARES: [u64; 2] = [4096, 8192];
-/// Runs of one graph.
-const GRAPH_RUNS: usize = 20;
+/// Microseconds of a graph, at most [`MOST_GRAPH_RUNS`] runs: its own start takes four.
+const GRAPH_MICROSECONDS: f64 = 1000.0;
+/// Runs of a graph, at least and at most.
+const LEAST_GRAPH_RUNS: usize = 20;
+const MOST_GRAPH_RUNS: usize = 200;
+/// Microseconds of graphs before the first that counts: clocks settle, and the driver clears memory that was freed.
+const SETTLING_MICROSECONDS: f64 = 50_000.0;
 
 /// Microseconds of one run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -74,13 +79,12 @@ impl Harness<'_> {
             let runs = self.runs.min((self.patience * 1e6 / trial) as usize).max(10);
             return Ok(statistics(self.sample(runs, 1, &mut |turn| run(turn))?, false));
         }
-        let (graph, ()) = self.device.capture(|| (0..GRAPH_RUNS).try_for_each(&mut *run))?;
-        let samples = (self.runs / GRAPH_RUNS).max(20);
-        self.sample(5, GRAPH_RUNS, &mut |_| graph.launch())?;
-        Ok(statistics(
-            self.sample(samples, GRAPH_RUNS, &mut |_| graph.launch())?,
-            true,
-        ))
+        let runs = ((GRAPH_MICROSECONDS / trial) as usize).clamp(LEAST_GRAPH_RUNS, MOST_GRAPH_RUNS);
+        let graph = self.graph(runs, run)?;
+        let settling = (SETTLING_MICROSECONDS / (trial * runs as f64)) as usize;
+        self.sample(settling.clamp(1, 200), runs, &mut |_| graph.launch())?;
+        let samples = (self.runs / runs).max(20);
+        Ok(statistics(self.sample(samples, runs, &mut |_| graph.launch())?, true))
     }
 
     /// A graph of `launches` runs, for turns with a peer.

@@ -1,7 +1,7 @@
-//! The epilogue of one element a lane, for kernels that ask for bias and residual long before the product is there. The
+//! The epilogue of an element or a few a lane, for kernels that ask for bias and residual long before the product is there. The
 //! bits are those of the epilogue of eight.
 
-use crate::activation::eight::activate_one;
+use crate::activation::eight::activate;
 use crate::linear::params::*;
 use crate::tile::element::{Bf16, Element, F16};
 use cuda_std::global;
@@ -111,28 +111,60 @@ impl LinearParams {
         unsafe { words.residual = ask(&self.residual, batch, row, column) }
     }
 
-    /// Finishes and writes an element, of which `z` is the product, `up` that of the second half of a gated layer.
+    /// Finishes and writes those elements of several of a problem's row, `[batch, row]`, that exist: `z` are their products,
+    /// `up` those of the second half of a gated layer. Each choice is made once for all of them.
     ///
     /// # Safety
-    /// - The element exists, and no other thread finishes it.
+    /// - No other thread finishes them.
     #[inline(always)]
-    pub unsafe fn finish_element(&self, words: &Words, [batch, row]: [u32; 2], column: u64, z: f32, up: f32) {
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            let z = z * self.alpha + value(&self.bias, words.bias);
-            if self.pre_activation.address != 0 {
-                store(&self.pre_activation, batch, row, column, z);
-            }
-            let mut result = activate_one(self.activation, z);
-            if self.gated != 0 {
-                let up = up * self.alpha + value(&self.bias, words.up);
-                if self.pre_activation.address != 0 {
-                    store(&self.pre_activation, batch, row, self.n + column, up);
+    pub unsafe fn finish_elements<const N: usize>(
+        &self,
+        words: &[Words; N],
+        [batch, row]: [u32; 2],
+        columns: [u64; N],
+        exist: [bool; N],
+        mut z: [f32; N],
+        mut up: [f32; N],
+    ) {
+        let store_all = |operand: &Operand, first: u64, values: &[f32; N]| {
+            let mut i = 0;
+            while i < N {
+                if exist[i] {
+                    // SAFETY: forwarded to the caller.
+                    unsafe { store(operand, batch, row, first + columns[i], values[i]) };
                 }
-                result *= up;
+                i += 1;
             }
-            result += value(&self.residual, words.residual);
-            store(&self.y, batch, row, column, result);
+        };
+        let mut i = 0;
+        while i < N {
+            z[i] = z[i] * self.alpha + value(&self.bias, words[i].bias);
+            i += 1;
         }
+        if self.pre_activation.address != 0 {
+            store_all(&self.pre_activation, 0, &z);
+        }
+        let mut result = activate(self.activation, z);
+        if self.gated != 0 {
+            i = 0;
+            while i < N {
+                up[i] = up[i] * self.alpha + value(&self.bias, words[i].up);
+                i += 1;
+            }
+            if self.pre_activation.address != 0 {
+                store_all(&self.pre_activation, self.n, &up);
+            }
+            i = 0;
+            while i < N {
+                result[i] *= up[i];
+                i += 1;
+            }
+        }
+        i = 0;
+        while i < N {
+            result[i] += value(&self.residual, words[i].residual);
+            i += 1;
+        }
+        store_all(&self.y, 0, &result);
     }
 }
