@@ -13,11 +13,12 @@
 use super::{
     backward_products::{product, store, weighted},
     backward_turns as turns,
-    mma::{Panels, Source, arrived, commit},
+    mma::{Panels, Source, arrived},
     params::BackwardParams,
     rows::{Rows, forget},
 };
 use crate::tile::{
+    copy::commit,
     element::{Bf16, F16},
     mma::Mma,
 };

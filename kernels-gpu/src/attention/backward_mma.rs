@@ -12,11 +12,11 @@ use super::{
     backward_products::{product, store, weighted},
     dropout::Kept,
     gradient::{Work, of_columns, weigh},
-    mma::{Panels, Source, arrived, commit},
+    mma::{Panels, Source, arrived},
     params::BackwardParams,
     rows::{Rows, forget},
 };
-use crate::tile::{element::F16, fragment::a_from_accumulator, mma::Mma};
+use crate::tile::{copy::commit, element::F16, fragment::a_from_accumulator, mma::Mma};
 use cuda_std::{barrier, kernel, shared::dynamic_base, thread};
 
 #[cfg(not(tier = "sm_75"))]

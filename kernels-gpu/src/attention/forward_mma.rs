@@ -9,13 +9,13 @@
 
 use super::{
     dropout::Kept,
-    mma::{Panels, Source, accumulate, arrived, commit},
+    mma::{Panels, Source, accumulate, arrived},
     params::{AttentionParams, flags},
     rows::{Rows, forget, store_row},
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
-use crate::tile::{element::F16, fragment::a_from_accumulator, mma::Mma};
+use crate::tile::{copy::commit, element::F16, fragment::a_from_accumulator, mma::Mma};
 use cuda_std::{global, kernel, matrix, shared::dynamic_base, thread};
 
 #[cfg(not(tier = "sm_75"))]

@@ -4,7 +4,7 @@
 //! Rows of the tiles are cut into panels with swizzled 16-byte chunks, so that `ldmatrix` meets no bank twice.
 
 use super::rows::forget;
-use crate::tile::{layout::Swizzle, mma::Mma};
+use crate::tile::{copy::wait, layout::Swizzle, mma::Mma};
 use cuda_std::{barrier, thread};
 
 #[cfg(not(tier = "sm_75"))]
@@ -143,19 +143,6 @@ unsafe fn copy_chunk(to: u32, from: u64, there: bool) {
     }
 }
 
-/// Closes the copies so far.
-///
-/// # Safety
-/// - None; an action of the thread alone.
-#[inline(always)]
-pub unsafe fn commit() {
-    #[cfg(not(tier = "sm_75"))]
-    // SAFETY: nothing to promise.
-    unsafe {
-        cp_async::commit_group()
-    };
-}
-
 /// All copies of the block are there, and all that was read before has been read.
 ///
 /// # Safety
@@ -164,8 +151,7 @@ pub unsafe fn commit() {
 pub unsafe fn arrived() {
     // SAFETY: the whole block is here.
     unsafe {
-        #[cfg(not(tier = "sm_75"))]
-        cp_async::wait_group::<0>();
+        wait::<0>();
         barrier::syncthreads();
     }
 }

@@ -58,32 +58,6 @@ unsafe fn copy_whole_16(target: u32, source: u64) {
     }
 }
 
-/// Closes the group of this thread's copies since the last.
-///
-/// # Safety
-/// - None of its own.
-#[inline(always)]
-pub unsafe fn commit() {
-    // SAFETY: no condition.
-    #[cfg(not(tier = "sm_75"))]
-    unsafe {
-        cp_async::commit_group()
-    }
-}
-
-/// Waits until at most the newest `N` groups of this thread are under way.
-///
-/// # Safety
-/// - A barrier follows before other threads read what was copied.
-#[inline(always)]
-pub unsafe fn wait<const N: u32>() {
-    // SAFETY: forwarded to the caller.
-    #[cfg(not(tier = "sm_75"))]
-    unsafe {
-        cp_async::wait_group::<N>()
-    }
-}
-
 /// How a thread copies its chunks of an operand into the stages: `CHUNKS` of them a stage, in a block of `THREADS`; the
 /// tile has `CHUNKS·THREADS/4` rows (of x, or columns of the weight). `ALONG` says that the operand is dense along its
 /// rows, not along k.

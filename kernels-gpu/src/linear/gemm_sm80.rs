@@ -6,9 +6,10 @@
 //! of 16 ahead of their products, over the end of a stage too. The accumulators go to the epilogue through shared memory,
 //! each warp its own part, 32 rows at a time.
 
-use super::copies::{Loader, commit, wait};
+use super::copies::Loader;
 use super::epilogue::{Columns, Epilogue, tile_of};
 use super::params::*;
+use crate::tile::copy::{commit, wait};
 #[cfg(not(tier = "sm_75"))]
 use crate::tile::element::Bf16;
 use crate::tile::element::F16;

@@ -147,16 +147,16 @@ impl RowsPlan {
         let order = Order::new(geometry.columns(), geometry.k);
         let maps = |rows: u32, columns: u32, with_x: bool| {
             let [x, w] = geometry.maps(lay, rows, columns);
-            Some(RowsMaps {
+            RowsMaps {
                 w,
                 x: with_x.then_some(x),
-            })
+            }
         };
         let Some((kind, stages, shared)) = staying(geometry, order, device) else {
             let rows = if geometry.m <= 16 { 16 } else { 64 };
             return Some(RowsPlan {
                 kind: Kind::Clusters(rows),
-                maps: maps(rows, ROWS_COLUMNS, true),
+                maps: Some(maps(rows, ROWS_COLUMNS, true)),
                 stages: 0,
                 ahead: 0,
                 order,
@@ -174,7 +174,7 @@ impl RowsPlan {
         };
         Some(RowsPlan {
             kind,
-            maps: maps(STAYING as u32, STREAMING_NK_COLUMNS, x_too).filter(|_| by_tma),
+            maps: by_tma.then(|| maps(STAYING as u32, STREAMING_NK_COLUMNS, x_too)),
             stages,
             ahead,
             order,
