@@ -114,6 +114,8 @@ unsafe fn multiply<T: Mma, const MT: usize, const NT: usize>(
     }
 }
 
+/// Whether fragments are read ahead: sm_75, whose copies pass through registers, has none left for them.
+const READ_AHEAD: bool = cfg!(not(tier = "sm_75"));
 /// Stages ahead of the one that is multiplied.
 const AHEAD: u32 = TILED_STAGES - 1;
 
@@ -180,7 +182,11 @@ impl<
             }
             wait::<{ AHEAD - 1 }>();
             barrier::syncthreads();
-            let now = reader.read(base, 0, Self::X_BYTES);
+            let now = if READ_AHEAD {
+                reader.read(base, 0, Self::X_BYTES)
+            } else {
+                ([[0; 4]; MT], [[0; 4]; NT])
+            };
             Self {
                 x,
                 w,
@@ -203,13 +209,21 @@ impl<
         let ahead = (AHEAD * TILED_DEPTH) as u64;
         // SAFETY: forwarded to the caller; all have read the free stage before the last barrier.
         unsafe {
-            let next = self.reader.read(self.stage, 1, Self::X_BYTES);
+            let mut next = ([[0; 4]; MT], [[0; 4]; NT]);
+            if READ_AHEAD {
+                next = self.reader.read(self.stage, 1, Self::X_BYTES);
+            } else {
+                self.now = self.reader.read(self.stage, 0, Self::X_BYTES);
+            }
             if MIDDLE {
                 self.x.load_whole(self.free);
             } else if k_left > ahead {
                 self.x.load(self.free, k_left - ahead);
             }
             multiply::<T, MT, NT>(acc, &self.now);
+            if !READ_AHEAD {
+                next = self.reader.read(self.stage, 1, Self::X_BYTES);
+            }
             if MIDDLE {
                 self.w.load_whole(self.free + Self::X_BYTES);
             } else if k_left > ahead {
@@ -223,7 +237,7 @@ impl<
             if self.stage == self.base + TILED_STAGES * Self::STAGE_BYTES {
                 self.stage = self.base;
             }
-            if MIDDLE || k_left > TILED_DEPTH as u64 {
+            if READ_AHEAD && (MIDDLE || k_left > TILED_DEPTH as u64) {
                 self.now = self.reader.read(self.stage, 0, Self::X_BYTES);
             }
             multiply::<T, MT, NT>(acc, &next);
