@@ -8,5 +8,7 @@ pub mod fragment;
 pub mod layout;
 #[cfg(target_arch = "nvptx64")]
 pub mod mma;
+#[cfg(target_arch = "nvptx64")]
+pub mod opaque;
 #[cfg(all(target_arch = "nvptx64", tier = "sm_90a"))]
 pub mod quantise;

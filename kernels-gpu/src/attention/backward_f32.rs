@@ -9,8 +9,9 @@ use super::{
     fma::{self, PAD, add_weighted, product, put_weights, store_row},
     gradient::{Work, of_columns, weigh},
     params::BackwardParams,
-    rows::{Rows, forget},
+    rows::Rows,
 };
+use crate::tile::opaque::opaque;
 use cuda_std::{barrier, kernel, shared::dynamic_base, thread};
 
 /// Warps of a block.
@@ -146,8 +147,8 @@ unsafe fn backward<
                 }
                 barrier::syncthreads();
 
-                let own_at = forget(own_row + lane / 4) * width;
-                let other_at = forget(lane % 4 * 2) * width;
+                let own_at = opaque(own_row + lane / 4) * width;
+                let other_at = opaque(lane % 4 * 2) * width;
                 let mut scores = product::<DIM, S>(own[0] + own_at, other[0] + other_at);
                 let mut gradients = product::<DIM, S>(own[1] + own_at, other[1] + other_at);
                 let own_rows = Rows::of_plane::<EXTENDED>(forward, (work.batch, work.head + turn), work.mask, first);

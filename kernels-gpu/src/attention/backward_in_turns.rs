@@ -15,8 +15,9 @@ use super::{
     backward_turns as turns,
     mma::{Panels, Source, arrived},
     params::BackwardParams,
-    rows::{Rows, forget},
+    rows::Rows,
 };
+use crate::tile::opaque::opaque;
 use crate::tile::{
     copy::commit,
     element::{Bf16, F16},
@@ -171,7 +172,7 @@ unsafe fn backward<
                 arrived();
                 // All have added to the tile before.
                 if thread::thread_idx_x() == 0 && n != begin {
-                    let work = turns::tile::<KEYS>(params, forget(index));
+                    let work = turns::tile::<KEYS>(params, opaque(index));
                     let counter = turns::counter(params, work.batch, work.head) + n as u32 - 1;
                     atomic::add_u32::<Release, Gpu>(turns::address(params, counter), 1);
                 }
@@ -181,7 +182,7 @@ unsafe fn backward<
                 }
 
                 // Addresses are found again for each product: together they would not fit the registers.
-                let (lane, warp) = (forget(thread::lane_id()), forget(thread::thread_idx_x()) / 32);
+                let (lane, warp) = (opaque(thread::lane_id()), opaque(thread::thread_idx_x()) / 32);
                 let (own_row, part) = (warp / SPLIT * 16 * M as u32, warp % SPLIT);
                 let a_lane = Panels::<DIM>::lane(lane % 16, lane / 16);
                 let b_lane = Panels::<DIM>::lane(lane / 16 * 8 + lane % 8, lane / 8 % 2);
@@ -193,7 +194,7 @@ unsafe fn backward<
                 let mut gradients = product::<E, DIM, M, S>((own[1], KEYS, own_row), (from, ROWS), lanes);
                 if n >= whole_end || n < whole_begin {
                     let column = n * ROWS as i32 + (part * 2 * S as u32) as i32;
-                    let work = turns::tile::<KEYS>(params, forget(index));
+                    let work = turns::tile::<KEYS>(params, opaque(index));
                     let plane = (work.batch, work.head);
                     let rows = Rows::of_plane::<false>(forward, plane, work.mask, work.first + own_row);
                     let mut m = 0;
@@ -203,7 +204,7 @@ unsafe fn backward<
                         m += 1;
                     }
                 }
-                let lane = forget(thread::lane_id());
+                let lane = opaque(thread::lane_id());
                 let staged = statistics + at * 8 * ROWS + part * 8 * S as u32 + lane % 4 * 8;
                 let mut i = 0;
                 while i < S / 4 {
@@ -260,7 +261,7 @@ unsafe fn backward<
                 }
                 // One thread waits for this block's turn.
                 if thread::thread_idx_x() == threads - 32 {
-                    let work = turns::tile::<KEYS>(params, forget(index));
+                    let work = turns::tile::<KEYS>(params, opaque(index));
                     let counter = turns::counter(params, work.batch, work.head) + n as u32;
                     let before = turns::before::<KEYS>(params, &work, n as u32);
                     let there = turns::address(params, counter);
@@ -269,7 +270,7 @@ unsafe fn backward<
                 }
                 barrier::syncthreads();
 
-                let (lane, warp) = (forget(thread::lane_id()), forget(thread::thread_idx_x()) / 32);
+                let (lane, warp) = (opaque(thread::lane_id()), opaque(thread::thread_idx_x()) / 32);
                 let (own_row, part) = (warp / SPLIT * 16 * M as u32, warp % SPLIT);
                 let a_lane = Panels::<DIM>::lane(lane % 16, lane / 16);
                 let fragment_lane = Panels::<ROWS>::lane(lane % 16, lane / 16);
@@ -311,7 +312,7 @@ unsafe fn backward<
                     m += 1;
                 }
 
-                let (lane, warp) = (forget(thread::lane_id()), forget(thread::thread_idx_x()) / 32);
+                let (lane, warp) = (opaque(thread::lane_id()), opaque(thread::thread_idx_x()) / 32);
                 let (own_row, part) = (warp / SPLIT * 16 * M as u32, warp % SPLIT);
                 let a_lane = Panels::<DIM>::lane(lane % 16, lane / 16);
                 let fragment_lane = Panels::<ROWS>::lane(lane % 16, lane / 16);
@@ -337,15 +338,15 @@ unsafe fn backward<
             }
             barrier::syncthreads();
             if thread::thread_idx_x() == 0 {
-                let work = turns::tile::<KEYS>(params, forget(index));
+                let work = turns::tile::<KEYS>(params, opaque(index));
                 let counter = turns::counter(params, work.batch, work.head) + n as u32;
                 atomic::add_u32::<Release, Gpu>(turns::address(params, counter), 1);
             }
         }
 
         // The place is found again rather than kept in registers all the way.
-        let work = turns::tile::<KEYS>(params, forget(index));
-        let warp = forget(thread::thread_idx_x()) / 32;
+        let work = turns::tile::<KEYS>(params, opaque(index));
+        let warp = opaque(thread::thread_idx_x()) / 32;
         let first_column = warp % SPLIT * (DIM / SPLIT);
         let place = work.keys(params);
         let mut m = 0;

@@ -14,8 +14,9 @@ use super::{
     gradient::{Work, of_columns, weigh},
     mma::{Panels, Source, arrived},
     params::BackwardParams,
-    rows::{Rows, forget},
+    rows::Rows,
 };
+use crate::tile::opaque::opaque;
 use crate::tile::{copy::commit, element::F16, fragment::a_from_accumulator, mma::Mma};
 use cuda_std::{barrier, kernel, shared::dynamic_base, thread};
 
@@ -133,7 +134,7 @@ unsafe fn backward<
                 }
 
                 // Addresses are found again for each product: together they would not fit the registers.
-                let (a_lane, b_lane, own_row) = (forget(a_lane), forget(b_lane), forget(own_row));
+                let (a_lane, b_lane, own_row) = (opaque(a_lane), opaque(b_lane), opaque(own_row));
                 let tile = other + stage * 2 * other_bytes;
                 let lanes = (a_lane, b_lane);
                 let mut scores = product::<E, DIM, 1, S>((own[0], rows, own_row), (tile, columns), lanes)[0];
@@ -160,7 +161,7 @@ unsafe fn backward<
                 if KEYS && dropout {
                     kept.keep(&mut scores, 1.0);
                 }
-                let (a_lane, tile) = (forget(a_lane), tile + part_offset);
+                let (a_lane, tile) = (opaque(a_lane), tile + part_offset);
                 if KEYS {
                     weighted::<E, DIM, 1, O>(&mut values, (tile + other_bytes, columns), a_lane, |_, step| {
                         a_from_accumulator(&scores, step as usize, E::pack)
@@ -185,8 +186,8 @@ unsafe fn backward<
         }
 
         // The place is found again rather than kept in registers all the way.
-        let work = Work::at::<KEYS>(forget(thread::block_idx_x()), params, rows);
-        let warp = forget(thread::thread_idx_x()) / 32;
+        let work = Work::at::<KEYS>(opaque(thread::block_idx_x()), params, rows);
+        let warp = opaque(thread::thread_idx_x()) / 32;
         let own = (work.first + warp / SPLIT * 16, work.own_len);
         let first_column = warp % SPLIT * (DIM / SPLIT);
         if KEYS {

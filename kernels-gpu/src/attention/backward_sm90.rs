@@ -18,9 +18,9 @@ use super::{
     gradient::Work,
     hopper::{Half, PANEL_BYTES},
     params::{BackwardParams, PANEL},
-    rows::forget,
 };
 use crate::pipeline::{Cursor, OneThread, Ring, Warps, ring_bytes};
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier, grid_dependency, kernel,
     launch::ParamAddress,
@@ -111,7 +111,7 @@ impl<const S: usize, const O: usize, const OWN: u32, const STAGES: u32, const LA
 unsafe fn own_work<const KEYS: bool>(params: &BackwardParams) -> Work {
     // SAFETY: `params` are those of the launch.
     unsafe {
-        let (index, all) = (forget(thread::block_idx_x()), forget(params.attention.flags));
+        let (index, all) = (opaque(thread::block_idx_x()), opaque(params.attention.flags));
         Work::by_flags::<KEYS>(index, params, all, ROWS)
     }
 }

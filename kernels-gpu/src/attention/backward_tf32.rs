@@ -9,8 +9,9 @@ use super::{
     floats::{Floats, arrived, product, store, weighted},
     gradient::{Work, of_columns, weigh},
     params::BackwardParams,
-    rows::{Rows, forget},
+    rows::Rows,
 };
+use crate::tile::opaque::opaque;
 use cuda_std::{barrier, cp_async, kernel, shared::dynamic_base, thread};
 
 /// Warps of a block.
@@ -94,9 +95,9 @@ unsafe fn backward<
             while turn < turns {
                 // The tile before has been read. The place is found again rather than kept in registers all the way.
                 barrier::syncthreads();
-                let work = Work::at::<KEYS>(forget(thread::block_idx_x()), params, rows);
+                let work = Work::at::<KEYS>(opaque(thread::block_idx_x()), params, rows);
                 let other_len = work.mask.seq_kv;
-                let first = work.first + forget(thread::thread_idx_x()) / 32 / SPLIT * 16;
+                let first = work.first + opaque(thread::thread_idx_x()) / 32 / SPLIT * 16;
                 let at = n * columns as i32;
                 if KEYS {
                     q(&work, turn, other_len).copy::<DIM>(other[0], at, columns, THREADS);
@@ -144,7 +145,7 @@ unsafe fn backward<
                 if KEYS && dropout {
                     kept.keep(&mut scores, 1.0);
                 }
-                let part_offset = forget(thread::thread_idx_x()) / 32 % SPLIT * (4 * DIM / SPLIT);
+                let part_offset = opaque(thread::thread_idx_x()) / 32 % SPLIT * (4 * DIM / SPLIT);
                 if KEYS {
                     weighted::<DIM, S, O>(&mut values, [1.0; 2], &scores, other[1] + part_offset);
                 }
@@ -155,8 +156,8 @@ unsafe fn backward<
         }
 
         // The place is found again rather than kept in registers all the way.
-        let work = Work::at::<KEYS>(forget(thread::block_idx_x()), params, rows);
-        let warp = forget(thread::thread_idx_x()) / 32;
+        let work = Work::at::<KEYS>(opaque(thread::block_idx_x()), params, rows);
+        let warp = opaque(thread::thread_idx_x()) / 32;
         let own = (work.first + warp / SPLIT * 16, work.own_len);
         let first_column = warp % SPLIT * (DIM / SPLIT);
         if KEYS {

@@ -14,9 +14,9 @@ use super::{
     gradient::Work,
     params::{ASCENDING, BackwardParams, DESCENDING, flags},
     ring::Ring,
-    rows::forget,
     schedule::Sequence,
 };
+use crate::tile::opaque::opaque;
 
 /// How many tiles of keys there are to take.
 #[inline(always)]
@@ -31,11 +31,11 @@ pub fn tiles(params: &BackwardParams) -> u32 {
 #[inline(always)]
 pub unsafe fn tile<const KEYS: u32>(params: &BackwardParams, index: u32) -> Work {
     // Found again at each call: kernels that call this often have no registers to keep what follows from parameters.
-    let planes = forget(params.attention.batch) * params.heads_kv;
+    let planes = opaque(params.attention.batch) * params.heads_kv;
     // SAFETY: forwarded to the caller; a section that exists has a head.
     unsafe {
         core::hint::assert_unchecked(params.section != 0 && params.key_tiles != 0);
-        let per_section = forget(params.section) * params.key_tiles;
+        let per_section = opaque(params.section) * params.key_tiles;
         core::hint::assert_unchecked(per_section != 0);
         let section = index / per_section;
         let rest = index - section * per_section;
@@ -52,7 +52,7 @@ pub unsafe fn tile<const KEYS: u32>(params: &BackwardParams, index: u32) -> Work
         } else {
             tile
         };
-        Work::of_keys(params, forget(params.attention.flags), plane, tile * KEYS)
+        Work::of_keys(params, opaque(params.attention.flags), plane, tile * KEYS)
     }
 }
 
@@ -138,7 +138,7 @@ pub unsafe fn before<const KEYS: u32>(params: &BackwardParams, work: &Work, n: u
         return unsafe { ring::<KEYS>(params, work) }.before(n);
     }
     // SAFETY: forwarded to the caller.
-    let sequence = unsafe { Sequence::at(&params.attention, forget(work.batch)) };
+    let sequence = unsafe { Sequence::at(&params.attention, opaque(work.batch)) };
     let (lowest, highest) = of_queries::<KEYS>(params, &sequence, n);
     let mine = (work.first / KEYS) as i32;
     let before = if descending(params) {

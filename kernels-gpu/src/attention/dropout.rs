@@ -8,11 +8,9 @@
 //! a thread holds, four lanes (two, where rows are queries) need the same counters: each lane computes one, and
 //! they exchange the answers, a bit each.
 
-use super::{
-    params::AttentionParams,
-    rows::{Rows, forget},
-};
+use super::{params::AttentionParams, rows::Rows};
 use crate::philox::philox4x32_10;
+use crate::tile::opaque::opaque;
 use cuda_std::{thread, warp};
 
 /// A bit for each register: whether its probability is kept.
@@ -34,7 +32,7 @@ impl Kept {
         rows: &Rows,
         first_column: i32,
     ) -> Self {
-        let lane = forget(thread::lane_id());
+        let lane = opaque(thread::lane_id());
         let (plane, row) = rows.place();
         let column = first_column as u32;
         // The counter of this lane among those of registers 0 to 3.
@@ -45,10 +43,10 @@ impl Kept {
         };
         let mut bits = 0;
         // A loop that the compiler cannot unroll: it would keep too many words in registers.
-        let (mut at, end) = (0, forget(S as u32));
+        let (mut at, end) = (0, opaque(S as u32));
         while at < end {
             // The keys of the rounds are found again for each counter: there are no registers for all of them.
-            let key = [forget(params.dropout_key[0]), forget(params.dropout_key[1])];
+            let key = [opaque(params.dropout_key[0]), opaque(params.dropout_key[1])];
             let words = philox4x32_10([key_block, query, plane, params.dropout_offset], key);
             let mut four = 0u32;
             let mut k = 0;

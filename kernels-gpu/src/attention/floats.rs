@@ -8,7 +8,7 @@
 //! steps are one load: the k axis of a product may be permuted as long as both operands agree, and so may the columns
 //! of the result, so a lane takes four neighbours at once where the instruction wants one from each of four places.
 
-use super::rows::forget;
+use crate::tile::opaque::opaque;
 use cuda_std::{barrier, cp_async, global, math::fma, matrix, shared::ld, thread};
 
 /// By what the chunks of row `row` are permuted. Rows `2t` (and rows `2t + 1`) of any eight differ, so that a quarter
@@ -56,7 +56,7 @@ impl Floats {
         let step = threads / chunks;
         let destination = row * (4 * DIM) + (chunk ^ turn(row)) * 16;
         // Where the compiler sees how rows go on from tile to tile, it keeps an address for each in registers.
-        let mut row = forget(first as u32 + row) as i32;
+        let mut row = opaque(first as u32 + row) as i32;
         let mut from = self.address + row as u64 * self.row_bytes + chunk as u64 * 16;
         let inside = chunk * 4 < self.columns;
         let mut i = 0;
@@ -161,11 +161,11 @@ pub unsafe fn product<const DIM: u32, const S: usize, const N: usize, const ROLL
     apart: bool,
 ) -> [f32; S] {
     // Addresses are found again for each product: together they would not fit the registers.
-    let lane = forget(thread::lane_id());
+    let lane = opaque(thread::lane_id());
     let (group, pair) = (lane / 4, lane % 4);
     let at = group * (4 * DIM) + (pair ^ turn(group)) * 16;
     let mut sums = [[0.0f32; 4]; 32];
-    let (mut step, end) = (0, if ROLLED { forget(DIM / 32) } else { DIM / 32 });
+    let (mut step, end) = (0, if ROLLED { opaque(DIM / 32) } else { DIM / 32 });
     while step < end {
         let mut half = 0;
         while half < 2 {
@@ -238,7 +238,7 @@ pub unsafe fn weighted<const DIM: u32, const S: usize, const O: usize>(
     weights: &[f32; S],
     other: u32,
 ) {
-    let lane = forget(thread::lane_id());
+    let lane = opaque(thread::lane_id());
     let (group, pair) = (lane / 4, lane % 4);
     // Columns 2t and 2t + 1 of the weights are k t and t + 4 of the product.
     let mut a = [Parts::ZERO; 16];

@@ -4,7 +4,7 @@
 //! the tensor cores' accumulators, so that mask and softmax are the same code; as weights it goes through the warp's own
 //! shared memory to the lanes that need it.
 
-use super::rows::forget;
+use crate::tile::opaque::opaque;
 use cuda_std::{
     global,
     math::fma,
@@ -128,7 +128,7 @@ pub unsafe fn add_weighted<const DIM: u32, const S: usize, const O: usize>(
     let columns = 2 * S as u32;
     let (group, pair) = (thread::lane_id() / 4, thread::lane_id() % 4);
     // A loop that the compiler cannot unroll as a whole: it would keep too many loads in the air.
-    let (mut row, end) = (0, forget(columns));
+    let (mut row, end) = (0, opaque(columns));
     while row < end {
         let from = exchange + 4 * (group * (columns + PAD) + row);
         // SAFETY: forwarded to the caller.

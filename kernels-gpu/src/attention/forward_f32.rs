@@ -8,10 +8,11 @@ use super::{
     dropout::Kept,
     fma::{PAD, add_weighted, copy, product, put_weights, store_row},
     params::{AttentionParams, flags},
-    rows::{Rows, forget},
+    rows::Rows,
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
+use crate::tile::opaque::opaque;
 use cuda_std::{barrier, global, kernel, shared::dynamic_base, thread};
 
 /// The whole kernel: `WARPS` warps of 16 rows, `S` registers of scores (keys of a tile / 2) and `O` of output
@@ -85,8 +86,8 @@ unsafe fn forward<const DIM: u32, const WARPS: u32, const S: usize, const O: usi
                 }
                 if params.dropout_threshold != 0 {
                     // Found again rather than kept in registers all the way.
-                    let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
-                    let warp_row = forget(thread::thread_idx_x()) / 32 * 16;
+                    let tile = Tile::at(opaque(thread::block_idx_x()), params, rows);
+                    let warp_row = opaque(thread::thread_idx_x()) / 32 * 16;
                     let own = Rows::new::<false>(params, &tile, tile.row + warp_row);
                     Kept::new::<S, false>(params, &own, n * keys as i32).keep(&mut scores, 1.0);
                 }

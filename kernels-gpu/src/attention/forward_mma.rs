@@ -11,10 +11,11 @@ use super::{
     dropout::Kept,
     mma::{Panels, Source, accumulate, arrived},
     params::{AttentionParams, flags},
-    rows::{Rows, forget, store_row},
+    rows::{Rows, store_row},
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
+use crate::tile::opaque::opaque;
 use crate::tile::{copy::commit, element::F16, fragment::a_from_accumulator, mma::Mma};
 use cuda_std::{global, kernel, matrix, shared::dynamic_base, thread};
 
@@ -89,7 +90,7 @@ unsafe fn forward<
                 commit();
 
                 // Addresses are found again for each product: together they would not fit the registers.
-                let (a_lane, b_lane, q_row) = (forget(a_lane), forget(b_lane), forget(warp_row));
+                let (a_lane, b_lane, q_row) = (opaque(a_lane), opaque(b_lane), opaque(warp_row));
                 let mut scores = [[0.0f32; S]; M];
                 let mut step = 0;
                 while step < DIM / 16 {
@@ -116,8 +117,8 @@ unsafe fn forward<
                     let own = if EXTENDED {
                         own.below(0)
                     } else {
-                        let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
-                        let warp_row = forget(thread::thread_idx_x()) / 32 * 16 * M as u32;
+                        let tile = Tile::at(opaque(thread::block_idx_x()), params, rows);
+                        let warp_row = opaque(thread::thread_idx_x()) / 32 * 16 * M as u32;
                         Rows::new::<EXTENDED>(params, &tile, tile.row + warp_row)
                     };
                     let mut m = 0;
@@ -153,7 +154,7 @@ unsafe fn forward<
                     }
                     m += 1;
                 }
-                let a_lane = forget(a_lane);
+                let a_lane = opaque(a_lane);
                 let mut step = 0;
                 while step < keys / 16 {
                     let a: [[u32; 4]; M] =
@@ -180,8 +181,8 @@ unsafe fn forward<
         }
 
         // The tile and the warp's row are found again rather than kept in registers all the way.
-        let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
-        let first_row = tile.row + forget(thread::thread_idx_x()) / 32 * 16 * M as u32 + thread::lane_id() / 4;
+        let tile = Tile::at(opaque(thread::block_idx_x()), params, rows);
+        let first_row = tile.row + opaque(thread::thread_idx_x()) / 32 * 16 * M as u32 + thread::lane_id() / 4;
         let sink = if params.sinks != 0 {
             global::ld_nc((params.sinks + tile.head as u64 * 4) as *const f32)
         } else {

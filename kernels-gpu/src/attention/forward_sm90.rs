@@ -25,11 +25,12 @@ use super::{
     dropout::Kept,
     hopper::{Half, PANEL_BYTES, clear_rows, issue_scores, issue_weighted, round},
     params::{AttentionParams, flags},
-    rows::{Rows, forget, start_of_row, store_columns, store_lse},
+    rows::{Rows, start_of_row, store_columns, store_lse},
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
 use crate::pipeline::{Cursor, Participants, Warps};
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier, global, grid_dependency, kernel,
     launch::ParamAddress,
@@ -135,7 +136,7 @@ unsafe fn consume<
     let mut turn = 0;
     macro_rules! given {
         () => {
-            Cursor::nth(forget(turn))
+            Cursor::nth(opaque(turn))
         };
     }
     // SAFETY: rings as initialised; all warpgroups run the same tiles, so turns and arrivals match.
@@ -185,7 +186,7 @@ unsafe fn consume<
             macro_rules! again {
                 () => {{
                     let tile = shared.tile(given!(), params);
-                    let thread = forget(thread::thread_idx_x()) - 128;
+                    let thread = opaque(thread::thread_idx_x()) - 128;
                     Rows::new::<false>(params, &tile, tile.row + thread / 32 * 16)
                 }};
             }
@@ -320,7 +321,7 @@ unsafe fn consume<
                     idle += before;
                 }
             }
-            let thread = forget(thread::thread_idx_x()) - 128;
+            let thread = opaque(thread::thread_idx_x()) - 128;
             let first_row = tile.row + thread / 32 * 16 + thread % 32 / 4;
             let sink = if params.sinks != 0 {
                 global::ld_nc((params.sinks + tile.head as u64 * 4) as *const f32)
@@ -371,7 +372,7 @@ unsafe fn consume<
 fn settle<const S: usize>(values: &mut [f32; S]) {
     let mut i = 0;
     while i < S {
-        values[i] = f32::from_bits(forget(values[i].to_bits()));
+        values[i] = f32::from_bits(opaque(values[i].to_bits()));
         i += 1;
     }
 }

@@ -8,10 +8,11 @@ use super::{
     dropout::Kept,
     floats::{Floats, arrived, product, store, weighted},
     params::{AttentionParams, flags},
-    rows::{Rows, forget},
+    rows::Rows,
     schedule::Tile,
     softmax::OnlineSoftmax,
 };
+use crate::tile::opaque::opaque;
 use cuda_std::{cp_async, global, kernel, shared::dynamic_base, thread};
 
 /// The whole kernel: `WARPS` warps of 16 rows, `S` registers of scores (keys of a tile / 2) and `O` of output
@@ -77,13 +78,13 @@ unsafe fn forward<
                 v.copy::<DIM>(v_tile, n * keys as i32, keys, threads);
                 cp_async::commit_group();
 
-                let own = q_tile + forget(warp_row) * (4 * DIM);
+                let own = q_tile + opaque(warp_row) * (4 * DIM);
                 let mut scores = product::<DIM, S, N, ROLLED>(own, k_tile, DIM > 128 || DIM > 64 && EXTENDED);
                 let partial = n >= whole_end || n < whole_begin;
                 if EXTENDED || DIM > 128 || partial {
                     // Found again rather than kept in registers all the way.
-                    let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
-                    let warp_row = forget(thread::thread_idx_x()) / 32 * 16;
+                    let tile = Tile::at(opaque(thread::block_idx_x()), params, rows);
+                    let warp_row = opaque(thread::thread_idx_x()) / 32 * 16;
                     let own = Rows::new::<EXTENDED>(params, &tile, tile.row + warp_row);
                     if EXTENDED {
                         own.extend(&mut scores, n * keys as i32);
@@ -101,8 +102,8 @@ unsafe fn forward<
 
                 let shrink = softmax.update(&mut scores, scale);
                 if EXTENDED && params.dropout_threshold != 0 {
-                    let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
-                    let warp_row = forget(thread::thread_idx_x()) / 32 * 16;
+                    let tile = Tile::at(opaque(thread::block_idx_x()), params, rows);
+                    let warp_row = opaque(thread::thread_idx_x()) / 32 * 16;
                     let own = Rows::new::<false>(params, &tile, tile.row + warp_row);
                     Kept::new::<S, false>(params, &own, n * keys as i32).keep(&mut scores, 1.0);
                 }
@@ -114,8 +115,8 @@ unsafe fn forward<
             }
         }
 
-        let tile = Tile::at(forget(thread::block_idx_x()), params, rows);
-        let first_row = tile.row + forget(thread::thread_idx_x()) / 32 * 16;
+        let tile = Tile::at(opaque(thread::block_idx_x()), params, rows);
+        let first_row = tile.row + opaque(thread::thread_idx_x()) / 32 * 16;
         let sink = if params.sinks != 0 {
             global::ld_nc((params.sinks + tile.head as u64 * 4) as *const f32)
         } else {

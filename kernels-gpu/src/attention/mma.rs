@@ -3,7 +3,7 @@
 //!
 //! Rows of the tiles are cut into panels with swizzled 16-byte chunks, so that `ldmatrix` meets no bank twice.
 
-use super::rows::forget;
+use crate::tile::opaque::opaque;
 use crate::tile::{copy::wait, layout::Swizzle, mma::Mma};
 use cuda_std::{barrier, thread};
 
@@ -96,7 +96,7 @@ impl Source {
         let destination = to + Panels::<DIM>::SWIZZLE.apply(row * Panels::<DIM>::WIDTH + chunk * 16);
         let mut place = row;
         // Where the compiler sees how rows go on from tile to tile, it keeps an address for each in registers.
-        let mut row = forget(first as u32 + place) as i32;
+        let mut row = opaque(first as u32 + place) as i32;
         let mut from = self.address + row as u64 * self.row_bytes + chunk as u64 * 16;
         let mut i = 0;
         while i < height.div_ceil(step) {

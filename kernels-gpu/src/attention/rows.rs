@@ -6,20 +6,12 @@ use super::{
     params::{AttentionParams, flags},
     schedule::Tile,
 };
-use core::arch::asm;
+use crate::tile::opaque::opaque;
 use cuda_std::{
     global,
     math::{ex2, fma, rcp},
     thread, warp,
 };
-
-/// The same value, about which the compiler knows nothing: what is computed from it is computed again.
-#[inline(always)]
-pub fn forget(mut value: u32) -> u32 {
-    // SAFETY: an empty instruction.
-    unsafe { asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
 
 /// What a computing thread knows of its two rows.
 pub struct Rows {
@@ -181,7 +173,7 @@ impl Rows {
             let row = self.first + 8 * h as i32;
             let (begin, end) = (self.mask.begin(row), self.mask.end(row));
             // Forgotten, or the compiler asks for each score whether the row has keys at all.
-            let width = forget(if end > begin { (end - begin) as u32 } else { 0 });
+            let width = opaque(if end > begin { (end - begin) as u32 } else { 0 });
             let origin = (first_key + self.column - begin) as u32;
             let mut i = 2 * h;
             while i < S {

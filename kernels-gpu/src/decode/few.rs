@@ -11,10 +11,11 @@
 use super::{
     DecodeParams, JOIN_ROWS, MappedParams, Shape, finish,
     fp8::{Query, widen},
-    stream::{Engine, opaque},
+    stream::Engine,
     tensor::{Scoring, finished, queries_at, query_word, staged_row},
     work::Work,
 };
+use crate::tile::opaque::opaque;
 use crate::tile::{
     element::{Bf16, F16},
     mma::Mma,

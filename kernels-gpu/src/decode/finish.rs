@@ -1,13 +1,8 @@
 //! Joining: warps to a piece, pieces to a row, a row to its output. Fixed order everywhere.
 
-use super::{
-    DecodeParams,
-    end::End,
-    fresh::Quad,
-    stream::{Engine, opaque},
-    work::Work,
-};
+use super::{DecodeParams, end::End, fresh::Quad, stream::Engine, work::Work};
 use crate::tile::element::Element;
+use crate::tile::opaque::opaque;
 use core::marker::PhantomData;
 use cuda_std::{
     global,

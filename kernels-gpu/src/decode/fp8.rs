@@ -13,6 +13,7 @@ use super::{
     tensor::{self, Scoring, Seen, queries_at, query_word, row_of_turn, staged_row},
     work::Work,
 };
+use crate::tile::opaque::opaque;
 use crate::tile::{
     element::{Bf16, Element, F16},
     fragment,
@@ -121,7 +122,7 @@ impl<E: Query, const DIM: u32, const T: usize, const S: usize> Engine for Fp8<E,
         const { assert!(T as u32 * 8 == DIM && S as u32 * 16 == DIM && Self::SHAPE.query_bytes == 0) };
         unsafe {
             // Nothing of this is kept from tile to tile.
-            let lane = super::stream::opaque(thread::lane_id());
+            let lane = opaque(thread::lane_id());
             let (group, pair) = (lane / 4, lane % 4);
             let mut queries = [[0; 4]; S];
             let scoring = Scoring::new(params, work.head);

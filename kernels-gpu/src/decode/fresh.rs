@@ -8,9 +8,10 @@
 
 use super::{
     DecodeParams, finish,
-    stream::{Engine, SM, opaque},
+    stream::{Engine, SM},
     work::Work,
 };
+use crate::tile::opaque::opaque;
 use crate::{
     angles::INTERLEAVED,
     tile::element::{Bf16, Element, F16},

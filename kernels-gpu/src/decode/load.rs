@@ -3,9 +3,10 @@
 use super::{
     DecodeParams, KEYS, fresh,
     plan::{self, Cursor},
-    stream::{Engine, SM, opaque},
+    stream::{Engine, SM},
 };
 use crate::paging::Place;
+use crate::tile::opaque::opaque;
 use cuda_std::{barrier::syncwarp, shared, thread, warp};
 
 #[cfg(tier = "sm_90a")]

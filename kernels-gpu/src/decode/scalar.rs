@@ -6,10 +6,11 @@
 
 use super::{
     DecodeParams, JOIN_ROWS, KEYS, ROWS, Shape, finish,
-    stream::{Engine, SM, opaque},
+    stream::{Engine, SM},
     tensor::{Scoring, finished},
     work::Work,
 };
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier::syncwarp,
     global,
@@ -39,7 +40,7 @@ impl<const DIM: u32, const W: usize> Engine for Scalar<DIM, W> {
         unsafe {
             let base = shared::dynamic_base() + Self::SHAPE.header();
             // Nothing of this is kept from tile to tile.
-            let mut index = super::stream::opaque(thread::thread_idx_x());
+            let mut index = opaque(thread::thread_idx_x());
             while index < ROWS * DIM {
                 let (row, column) = (index / DIM, index % DIM);
                 let mut value = 0.0;

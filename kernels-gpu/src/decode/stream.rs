@@ -7,6 +7,7 @@ use super::{
     plan::{self, Cursor, Segment},
     work::Work,
 };
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier::{syncthreads, syncwarp},
     shared, thread, warp,
@@ -155,14 +156,6 @@ pub trait Engine: Sized {
 
     /// Forgets the keys seen.
     fn clear(&mut self);
-}
-
-/// The same number, without the compiler's knowing it.
-#[inline(always)]
-pub fn opaque(mut value: u32) -> u32 {
-    // SAFETY: an empty instruction.
-    unsafe { core::arch::asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
-    value
 }
 
 /// A decode kernel: a block attends all its segments; see [`plan`].

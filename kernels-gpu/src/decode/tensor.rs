@@ -7,6 +7,7 @@ use super::{
 };
 #[cfg(not(tier = "sm_75"))]
 use crate::tile::element::Bf16;
+use crate::tile::opaque::opaque;
 use crate::tile::{element::F16, fragment, mma::Mma};
 use core::marker::PhantomData;
 use cuda_std::{
@@ -231,7 +232,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
         unsafe {
             let base = shared::dynamic_base() + Self::SHAPE.header();
             // Nothing of this is kept from tile to tile.
-            let mut index = super::stream::opaque(thread::thread_idx_x());
+            let mut index = opaque(thread::thread_idx_x());
             while index < ROWS * DIM / 2 {
                 let (row, column) = (index / (DIM / 2), index % (DIM / 2) * 2);
                 let word = query_word(params, finish::query::<Self>(row), column);
@@ -251,7 +252,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
         const { assert!(T as u32 * 8 == DIM && S as u32 * 16 == DIM) };
         unsafe {
             // Nothing of this is kept from tile to tile.
-            let lane = super::stream::opaque(thread::lane_id());
+            let lane = opaque(thread::lane_id());
             let (group, pair) = (lane / 4, lane % 4);
             let mut queries = [[0; 4]; S];
             if Self::IN_REGISTERS && staged {
@@ -290,7 +291,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
             // Where the chunks lie does not change from step to step: wide heads have no registers to keep that.
             let wide = !Self::IN_REGISTERS;
             let lane = if wide {
-                super::stream::opaque(thread::lane_id())
+                opaque(thread::lane_id())
             } else {
                 thread::lane_id()
             };
@@ -303,11 +304,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
             // Turing's wide heads have no register to spare for fragments of several turns or for a second chain.
             let narrow = SM == 75 && !Self::IN_REGISTERS;
             let chains = if narrow { 1 } else { 2 };
-            let turns = if narrow {
-                super::stream::opaque(S as u32) as usize
-            } else {
-                S
-            };
+            let turns = if narrow { opaque(S as u32) as usize } else { S };
             let mut pair = 0;
             while pair < turns {
                 let mut odd = 0;
@@ -335,7 +332,7 @@ impl<E: Mma, const DIM: u32, const T: usize, const S: usize> Engine for Tensor<E
             self.seen.weigh(&mut x, params.rows > 8);
             let p = fragment::a_from_accumulator(&x, 0, E::pack);
             let mut t = 0;
-            let lane = if wide { super::stream::opaque(lane) } else { lane };
+            let lane = if wide { opaque(lane) } else { lane };
             while narrow && t < T {
                 let b = matrix::ldmatrix_x2_trans(chunk_at::<DIM>(values, lane % 16, t as u32));
                 self.seen.out[t] = E::mma(p, b, self.seen.out[t]);

@@ -10,10 +10,11 @@ use super::{
     end::End,
     finish::{self, Layout},
     fresh::Quad,
-    stream::{Engine, opaque},
+    stream::Engine,
     tensor::{Scoring, chunk_at, finished, query_word},
     work::Work,
 };
+use crate::tile::opaque::opaque;
 use crate::tile::{
     element::{Bf16, F16},
     mma::Mma,

@@ -15,6 +15,7 @@ use crate::activation::eight::activate_fast;
 use crate::pipeline::{Cursor, OneThread, Ring, Warps};
 use crate::tile::element::{Bf16, Element, F16};
 use crate::tile::layout::{Swizzle, TileLayout};
+use crate::tile::opaque::opaque;
 use core::mem::offset_of;
 use cuda_std::{
     barrier,
@@ -258,15 +259,6 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
             }
         }
     }
-}
-
-/// A number that the compiler does not know, so that the loop up to it stays a loop.
-#[inline(always)]
-fn opaque(value: u32) -> u32 {
-    let result: u32;
-    // SAFETY: copies a register.
-    unsafe { core::arch::asm!("mov.u32 {0}, {1};", out(reg32) result, in(reg32) value, options(nostack)) };
-    result
 }
 
 /// Eight floats of shared memory.

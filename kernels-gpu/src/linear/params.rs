@@ -34,10 +34,14 @@ pub const TILED_DEPTH: u32 = 32;
 /// Stages of `linear_tiled*`.
 pub const TILED_STAGES: u32 = 4;
 
-/// Dynamic shared memory of `linear_tiled*` with tiles of `rows × columns`: the stages, which the accumulators replace.
+/// Dynamic shared memory of `linear_tiled*` with tiles of `rows × columns`: the stages, of which the
+/// accumulators replace the last.
 pub const fn tiled_shared([rows, columns]: [u32; 2]) -> u32 {
     TILED_STAGES * (rows + columns) * TILED_DEPTH * 2
 }
+
+/// Rows of the tiles of `linear_tiled*` whose block has a multiprocessor to itself, and takes tiles until there are none.
+pub const TILED_STAYING: u32 = 256;
 
 /// Threads of a block of `linear_streaming_*`; those with a number in their name have so many warps.
 pub const STREAMING_THREADS: u32 = 256;

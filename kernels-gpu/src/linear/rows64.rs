@@ -12,6 +12,7 @@ use super::rows8::column_of;
 use crate::pipeline::{Cursor, OneThread, Ring, Warps};
 use crate::tile::element::{Bf16, F16};
 use crate::tile::mma::Mma;
+use crate::tile::opaque::opaque;
 use core::mem::offset_of;
 use cuda_std::{barrier, grid_dependency, launch::ParamAddress, mbarrier, shared, thread, tma, warp};
 
@@ -419,15 +420,6 @@ unsafe fn total(parts: u32, row: u32, column: u32) -> [f32; 8] {
         first += 4;
     }
     total
-}
-
-/// A number that the compiler does not know, so that the loop up to it stays a loop.
-#[inline(always)]
-fn opaque(value: u32) -> u32 {
-    let result: u32;
-    // SAFETY: copies a register.
-    unsafe { core::arch::asm!("mov.u32 {0}, {1};", out(reg32) result, in(reg32) value, options(nostack)) };
-    result
 }
 
 /// Entries, by element type and eights of rows.

@@ -1,10 +1,8 @@
 //! dS on its way to two products, P on its way to dS.
 
 use super::{KEYS, PART, Shared};
-use crate::attention::{
-    hopper::{Half, PANEL_BYTES},
-    rows::forget,
-};
+use crate::attention::hopper::{Half, PANEL_BYTES};
+use crate::tile::opaque::opaque;
 use cuda_std::{
     matrix, thread,
     wgmma::{Acc, Descriptor, InFlight, MmaShape, Swizzle, commit_group},
@@ -16,7 +14,7 @@ use cuda_std::{
 /// - The whole warpgroup executes this; nobody reads the buffer.
 #[inline(always)]
 pub unsafe fn store_slopes<const S: usize>(to: u32, group: u32, slopes: &[u32; S]) {
-    let (warp, lane) = (forget(thread::thread_idx_x()) / 32 % 4, forget(thread::lane_id()));
+    let (warp, lane) = (opaque(thread::thread_idx_x()) / 32 % 4, opaque(thread::lane_id()));
     let row = group * 64 + warp * 16 + lane % 16;
     let base = to + row * PANEL_BYTES;
     let (half, turn) = (lane / 16, lane % 8);
@@ -65,8 +63,8 @@ where
     // SAFETY: forwarded to the caller.
     unsafe {
         let mut sum = sum.start();
-        let a = Descriptor::new(forget(slopes + group * 64 * PANEL_BYTES), 16, 1024, Swizzle::B128);
-        let b = Descriptor::new(forget(q), q_panel, 1024, Swizzle::B128);
+        let a = Descriptor::new(opaque(slopes + group * 64 * PANEL_BYTES), 16, 1024, Swizzle::B128);
+        let b = Descriptor::new(opaque(q), q_panel, 1024, Swizzle::B128);
         let mut step = 0;
         while step < S as u32 / 8 {
             let a = a.advance(step / 4 * KEYS * PANEL_BYTES + step % 4 * 32);
@@ -98,8 +96,8 @@ pub unsafe fn issue_queries<E: Half, const S: usize, const O: usize, const STAGE
     };
     // SAFETY: forwarded to the caller.
     unsafe {
-        let a = Descriptor::new(forget(a), KEYS * PANEL_BYTES, 1024, Swizzle::B128);
-        let b = Descriptor::new(forget(b), KEYS * PANEL_BYTES, 1024, Swizzle::B128);
+        let a = Descriptor::new(opaque(a), KEYS * PANEL_BYTES, 1024, Swizzle::B128);
+        let b = Descriptor::new(opaque(b), KEYS * PANEL_BYTES, 1024, Swizzle::B128);
         let mut sum = Acc::<PART>::ZERO.start();
         let mut step = 0;
         while step < KEYS / 16 {

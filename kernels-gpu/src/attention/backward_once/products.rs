@@ -8,9 +8,10 @@ use crate::attention::{
     backward_turns as turns,
     hopper::{Half, PANEL_BYTES, clear_rows, issue_scores, issue_weighted, round, store_rows},
     params::{BackwardParams, flags},
-    rows::{Rows, forget},
+    rows::Rows,
 };
 use crate::pipeline::Cursor;
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier,
     math::{ex2, fma},
@@ -45,7 +46,7 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
     // Registers are scarce: all places in rings follow from two counters, all else is found again where it is needed.
     let (mut tiles, mut step) = (0, 0u32);
     let operand = |which: u32| {
-        let at = forget(shared.own(which) + group * 64 * PANEL_BYTES);
+        let at = opaque(shared.own(which) + group * 64 * PANEL_BYTES);
         (at, Shared::<S, O, STAGES, PARTS>::KEY_PANEL)
     };
     // SAFETY: rings as initialised; all warpgroups run the same tiles, so arrivals match.
@@ -66,7 +67,7 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                     let work = turns::tile::<KEYS>(params, index);
                     if work.first + KEYS > work.own_len {
                         let tail = (work.own_len - work.first, KEYS);
-                        let me = (forget(thread::thread_idx_x()) - 128, THREADS);
+                        let me = (opaque(thread::thread_idx_x()) - 128, THREADS);
                         clear_rows(shared.own(0), Shared::<S, O, STAGES, PARTS>::PANELS, tail, me);
                         clear_rows(shared.own(1), Shared::<S, O, STAGES, PARTS>::PANELS, tail, me);
                         barrier::sync(TOGETHER, THREADS);
@@ -75,9 +76,9 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                 // Clears what of a tile of Q or dO belongs to others.
                 let clear = |tile: u32, info: u32| {
                     if info & RAGGED != 0 {
-                        let work = turns::tile::<KEYS>(params, forget(index));
+                        let work = turns::tile::<KEYS>(params, opaque(index));
                         let tail = (work.mask.seq_kv as u32 % rows, rows);
-                        let me = (forget(thread::thread_idx_x()) - 128, THREADS);
+                        let me = (opaque(thread::thread_idx_x()) - 128, THREADS);
                         clear_rows(tile, Shared::<S, O, STAGES, PARTS>::PANELS, tail, me);
                         barrier::sync(TOGETHER, THREADS);
                     }
@@ -100,13 +101,13 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                         clear(shared.grad(grad), info);
                         let gradients = issue_scores::<E, S>(dim, operand(1), (shared.grad(grad), row_panel));
                         if info & MASKED != 0 {
-                            let work = turns::tile::<KEYS>(params, forget(index));
-                            let first = work.first + group * 64 + forget(thread::thread_idx_x()) / 32 % 4 * 16;
+                            let work = turns::tile::<KEYS>(params, opaque(index));
+                            let first = work.first + group * 64 + opaque(thread::thread_idx_x()) / 32 % 4 * 16;
                             let own = Rows::of_plane::<false>(forward, (work.batch, work.head), work.mask, first);
                             let column = (info & TILE) * rows;
                             own.mask_within(&mut scores.0, column as i32, work.own_len as i32);
                         }
-                        let staged = shared.statistics(q) + forget(thread::thread_idx_x()) % 4 * 8;
+                        let staged = shared.statistics(q) + opaque(thread::thread_idx_x()) % 4 * 8;
                         let (mut weights, mut held) = ([0; S], [0; S]);
                         let mut i = 0;
                         while i < S / 4 {
@@ -157,17 +158,17 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                             barrier::sync(FREE + group, THREADS);
                             0
                         } else {
-                            forget(step) % 2
+                            opaque(step) % 2
                         };
                         store_slopes::<S>(shared.slopes(buffer), group, &slopes);
                         barrier::fence_proxy_async_shared();
                         if PARTS == 2 && pending {
                             // One fence for dS and the last part of dQ.
-                            part_ring.publish(Cursor::nth(forget(step) - 1));
+                            part_ring.publish(Cursor::nth(opaque(step) - 1));
                         }
                         // The registers of P are needed.
                         values = more_values.wait::<0>();
-                        grad_ring.release(Cursor::nth(forget(step)));
+                        grad_ring.release(Cursor::nth(opaque(step)));
                         let more_scores = if $more {
                             let q = Cursor::<STAGES>::nth(step + 1);
                             q_ring.wait_full(q);
@@ -183,7 +184,7 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                         };
                         barrier::sync(TOGETHER, THREADS);
                         let queries = issue_queries::<E, S, O, STAGES, PARTS>(shared, buffer, group);
-                        let q = Cursor::<STAGES>::nth(forget(step));
+                        let q = Cursor::<STAGES>::nth(opaque(step));
                         keys_sum =
                             issue_slopes::<E, S, O>(keys, shared.slopes(buffer), group, (shared.q(q), row_panel));
 
@@ -197,9 +198,9 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
                         if !$more {
                             own_ring.release(Cursor::nth(tiles));
                         }
-                        let part = Cursor::<PARTS>::nth(forget(step));
+                        let part = Cursor::<PARTS>::nth(opaque(step));
                         part_ring.wait_empty(part);
-                        let to = shared.part(part, group) + forget(thread::thread_idx_x()) % 128 * 16;
+                        let to = shared.part(part, group) + opaque(thread::thread_idx_x()) % 128 * 16;
                         let mut i = 0;
                         while i < PART / 4 {
                             let [a, b, c, d] = [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(|r| queries.0[r]);
@@ -226,7 +227,7 @@ pub unsafe fn consume<E: Half, const S: usize, const O: usize, const STAGES: u32
             tiles += 1;
             let work = turns::tile::<KEYS>(params, index & !EMPTY);
             let place = (
-                work.first + group * 64 + forget(thread::thread_idx_x()) / 32 % 4 * 16,
+                work.first + group * 64 + opaque(thread::thread_idx_x()) / 32 % 4 * 16,
                 work.own_len,
             );
             let to = (params.dv, &params.dv_strides, work.keys(params));

@@ -4,9 +4,9 @@ use super::{ROWS, Shared, own_work, tiles};
 use crate::attention::{
     hopper::load_panels,
     params::{AttentionParams, BackwardParams},
-    rows::forget,
 };
 use crate::pipeline::Cursor;
+use crate::tile::opaque::opaque;
 use core::mem::offset_of;
 use cuda_std::{global, launch::ParamAddress, shared::st, thread};
 
@@ -126,7 +126,7 @@ pub unsafe fn stage_statistics<const S: usize, const O: usize, const OWN: u32, c
             let mut values = [[f32::NEG_INFINITY, 0.0]; 4];
             let mut i = 0;
             while 32 * i < columns {
-                let row = forget(tile) + 32 * i + thread::lane_id();
+                let row = opaque(tile) + 32 * i + thread::lane_id();
                 if row < rows {
                     let from = plane + 4 * row as u64;
                     values[i as usize] = [
@@ -142,7 +142,7 @@ pub unsafe fn stage_statistics<const S: usize, const O: usize, const OWN: u32, c
         let mut values = load(plane, tile);
         while left > 0 {
             ring.wait_empty(at);
-            let target = forget(shared.statistics(at, 0) + 4 * thread::lane_id());
+            let target = opaque(shared.statistics(at, 0) + 4 * thread::lane_id());
             let mut i = 0;
             while 32 * i < columns {
                 let [natural, delta] = values[i as usize];

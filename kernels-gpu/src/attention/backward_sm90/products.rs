@@ -4,9 +4,10 @@ use super::{ROWS, Shared, THREADS, TOGETHER, own_work, tiles};
 use crate::attention::{
     hopper::{Half, PANEL_BYTES, clear_rows, issue_scores, issue_weighted, round, store_rows},
     params::{BackwardParams, flags},
-    rows::{Rows, forget},
+    rows::Rows,
 };
 use crate::pipeline::Cursor;
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier,
     math::{ex2, fma},
@@ -89,8 +90,8 @@ pub unsafe fn consume<
                 }
                 let valid = work.mask.seq_kv - $n * columns as i32;
                 if forward.flags & flags::VARLEN != 0 && valid < columns as i32 {
-                    let me = (forget(thread::thread_idx_x()) - 128, THREADS);
-                    let rows = (forget(valid as u32), columns);
+                    let me = (opaque(thread::thread_idx_x()) - 128, THREADS);
+                    let rows = (opaque(valid as u32), columns);
                     if !joint {
                         shared.later_ring().wait_full(later);
                     }
@@ -110,7 +111,7 @@ pub unsafe fn consume<
             ($n:expr, $masked:expr) => {{
                 arrived!($n);
                 // Descriptors are made again for each tile: all together they would not fit the registers.
-                let base = forget(shared.base + group * 64 * PANEL_BYTES);
+                let base = opaque(shared.base + group * 64 * PANEL_BYTES);
                 let own = [
                     (base, Shared::<S, O, OWN, STAGES, LATER>::OWN_PANEL),
                     (
@@ -121,12 +122,12 @@ pub unsafe fn consume<
                 let other = [
                     (shared.other(at), Shared::<S, O, OWN, STAGES, LATER>::OTHER_PANEL),
                     (
-                        forget(shared.later(later)),
+                        opaque(shared.later(later)),
                         Shared::<S, O, OWN, STAGES, LATER>::OTHER_PANEL,
                     ),
                 ];
                 let dim = Shared::<S, O, OWN, STAGES, LATER>::DIM;
-                let staged = shared.statistics(at, 0) + forget(thread::thread_idx_x()) % 4 * 8;
+                let staged = shared.statistics(at, 0) + opaque(thread::thread_idx_x()) % 4 * 8;
                 let scores = issue_scores::<E, S>(dim, own[0], other[0]);
                 if FIRST && !joint {
                     shared.later_ring().wait_full(later);
@@ -136,7 +137,7 @@ pub unsafe fn consume<
                 let mut scores = scores.wait::<1>();
                 if $masked {
                     let work = own_work::<KEYS>(params);
-                    let first = work.first + group * 64 + forget(thread::thread_idx_x()) / 32 % 4 * 16;
+                    let first = work.first + group * 64 + opaque(thread::thread_idx_x()) / 32 % 4 * 16;
                     let own = Rows::of_plane::<false>(forward, (work.batch, work.head), work.mask, first);
                     own.mask(&mut scores.0, $n * columns as i32);
                 }
@@ -245,7 +246,7 @@ pub unsafe fn consume<
 
         let work = own_work::<KEYS>(params);
         let own = (
-            work.first + group * 64 + forget(thread::thread_idx_x()) / 32 % 4 * 16,
+            work.first + group * 64 + opaque(thread::thread_idx_x()) / 32 % 4 * 16,
             work.own_len,
         );
         if FIRST {

@@ -5,12 +5,12 @@ use super::{
         hopper::load_panels,
         mask::Mask,
         params::AttentionParams,
-        rows::forget,
         schedule::{self, Tile},
     },
     shared::Shared,
 };
 use crate::pipeline::{Cursor, Participants};
+use crate::tile::opaque::opaque;
 use core::mem::offset_of;
 use cuda_std::{launch::ParamAddress, tma};
 
@@ -25,7 +25,7 @@ pub unsafe fn produce<C: Participants, const S: usize, const O: usize, const W: 
     address: ParamAddress,
 ) {
     // Addresses are found again from here: those that both sides use would not fit the uniform registers.
-    let shared = &Shared::<C, S, O, W, Q, K>::new(forget(shared.base));
+    let shared = &Shared::<C, S, O, W, Q, K>::new(opaque(shared.base));
     let q_map = address.tensor_map(offset_of!(AttentionParams, q_map));
     let k_map = address.tensor_map(offset_of!(AttentionParams, k_map));
     let v_map = address.tensor_map(offset_of!(AttentionParams, v_map));
@@ -77,7 +77,7 @@ unsafe fn load<C: Participants, const S: usize, const O: usize, const W: u32, co
     unsafe {
         shared.hand_out(Cursor::nth(turn), Some(tile));
         // Bounds are found again rather than kept in registers while the slot is waited for.
-        let mask = Mask::by_flags(params, forget(params.flags), tile.seq_q, tile.mask.seq_kv as u32);
+        let mask = Mask::by_flags(params, opaque(params.flags), tile.seq_q, tile.mask.seq_kv as u32);
         let (begin, end) = Tile { mask, ..*tile }.key_tiles(rows, keys);
         core::hint::assert_unchecked(params.group != 0);
         let kv_head = (tile.head / params.group) as i32;

@@ -6,9 +6,9 @@
 
 use super::super::{
     params::{AttentionParams, flags},
-    rows::forget,
     schedule::{Sequence, Tile},
 };
+use crate::tile::opaque::opaque;
 use cuda_std::{
     atomic::{self, Gpu, Relaxed},
     shared::{ld_volatile, st},
@@ -45,7 +45,7 @@ impl Queue {
             let taken = atomic::add_u32::<Relaxed, Gpu>(params.next as *mut u32, 1);
             let [mut batch, mut first]: [u32; 2] = ld_volatile(self.0);
             while batch < params.batch {
-                let sequence = Sequence::by_flags(params, flags::VARLEN | forget(params.flags), batch);
+                let sequence = Sequence::by_flags(params, flags::VARLEN | opaque(params.flags), batch);
                 let blocks = sequence.seq_q.div_ceil(rows);
                 let place = taken - first;
                 if place >= blocks * params.heads_q {
@@ -56,7 +56,7 @@ impl Queue {
                 st(self.0, [batch, first]);
                 // Heads of one key head follow each other, the longest tiles first, as in the fixed order. What divides
                 // is found again: the thread has no registers for what could be kept.
-                let width = forget(params.section);
+                let width = opaque(params.section);
                 core::hint::assert_unchecked(width != 0 && blocks != 0);
                 let (of_block, head) = (place / width, place % width);
                 let (section, block) = (of_block / blocks, of_block % blocks);

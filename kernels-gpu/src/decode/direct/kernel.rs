@@ -7,7 +7,6 @@ use super::{
         finish::{ended, fold, shift, write_output},
         fresh::Quad,
         split_tokens,
-        stream::opaque,
         tensor::Scoring,
     },
     DIRECT_KEYS, DIRECT_LOOKUPS, DIRECT_PIECES, DIRECT_STAGES, DIRECT_WARPS, DirectParams, DirectShape,
@@ -15,6 +14,7 @@ use super::{
     steps::{hide, lay, queries_at},
 };
 use crate::tile::element::{Bf16, F16};
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier::{cluster_arrive_relaxed, cluster_wait, syncthreads, syncwarp},
     cp_async, global, grid_dependency,

@@ -9,7 +9,6 @@ use super::{
         few::{Few, Product},
         fresh::Quad,
         quotient,
-        stream::opaque,
         tensor::Scoring,
     },
     DIRECT_KEYS, DIRECT_ROWS, DIRECT_WARPS, DirectParams, TilesShape,
@@ -20,6 +19,7 @@ use super::{
     steps::hide,
 };
 use crate::tile::element::{Bf16, F16};
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier::{syncthreads, syncwarp},
     cp_async, global, grid_dependency, shared, thread, warp,

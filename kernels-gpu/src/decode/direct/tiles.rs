@@ -11,7 +11,6 @@ use super::{
         few::{Few, Product},
         fresh::Quad,
         quotient, split_tokens,
-        stream::opaque,
         tensor::Scoring,
     },
     DIRECT_KEYS, DIRECT_ROWS, DIRECT_WARPS, DirectParams, TilesShape,
@@ -21,6 +20,7 @@ use super::{
     steps::{copy, hide, lay, queries_at},
 };
 use crate::tile::element::{Bf16, F16};
+use crate::tile::opaque::opaque;
 use cuda_std::{
     barrier::{syncthreads, syncwarp},
     cp_async, global, grid_dependency, shared, thread, warp,

@@ -5,12 +5,12 @@ use super::{
         DecodeParams,
         finish::{ended, lse_address, output_address},
         merge::fold_pieces,
-        stream::opaque,
     },
     PackedShape,
     kernel::COMPUTING,
     produce::Item,
 };
+use crate::tile::opaque::opaque;
 use crate::{attention::hopper::Half, tile::element::Element};
 use cuda_std::{
     global, mbarrier,

@@ -6,7 +6,6 @@ use super::{
         finish::{finished as finish_row, fold, join, output_address, shift, tile_number, write_lse},
         fresh::Quad,
         merge::merge,
-        stream::opaque,
         tensor::{Scoring, finished},
         work::Row,
     },
@@ -15,6 +14,7 @@ use super::{
     operands::{meet, mend, operand_row, place_in, prefetch_queries, stage_queries, stage_rotated},
     produce::{Feed, Item, base, first_item, ring, tile_of},
 };
+use crate::tile::opaque::opaque;
 use crate::{
     attention::hopper::{Half, issue_scores, issue_weighted},
     pipeline::Cursor,

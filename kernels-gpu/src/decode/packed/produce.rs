@@ -1,10 +1,11 @@
 //! The loading warps: look up pages and start copies.
 
 use super::{
-    super::{DecodeParams, quotient, split_tokens, stream::opaque, work::Work},
+    super::{DecodeParams, quotient, split_tokens, work::Work},
     PACKED_KEYS, PACKED_PANEL_BYTES, PACKED_ROWS, PACKED_THREADS, PackedParams, PackedShape,
     kernel::COMPUTING,
 };
+use crate::tile::opaque::opaque;
 use crate::{
     attention::params::PANEL,
     pipeline::{Cursor, OneThread, Ring, Warps},
