@@ -94,25 +94,18 @@ impl<const TILES: usize> Own<TILES> {
         let outputs = if linear.gated != 0 { COLUMNS / 2 } else { COLUMNS };
         let index = thread::thread_idx_x();
         let (row, column) = (index / outputs, index % outputs);
-        // A gated tile has fewer elements than the block has threads.
-        let exists = row < linear.m as u32;
         Self {
             row,
             column,
             outputs,
-            exists,
+            exists: row < linear.m as u32,
             batch,
-            // Sums of a row that does not exist are read as those of another, which is shorter than a branch.
-            place: if exists {
-                place_of(slot_of(column), row % 4) + row / 8 * 8 + row / 4 % 2 * 4
-            } else {
-                0
-            },
+            place: place_of(slot_of(column), row % 4) + row / 8 * 8 + row / 4 % 2 * 4,
             words: [Words::NONE; TILES],
         }
     }
 
-    /// The output column of the tile number `t` from `tile` on, and whether it exists in this row.
+    /// The output column of the tile number `t` from `tile` on; that of the first where there is none.
     #[inline(always)]
     fn output(&self, linear: &LinearParams, tile: u32, t: usize) -> (u64, bool) {
         let column = (tile + t as u32) as u64 * self.outputs as u64 + self.column as u64;
@@ -145,6 +138,10 @@ impl<const TILES: usize> Own<TILES> {
     /// - The sets are complete, and the thread finishes each tile once.
     #[inline(always)]
     pub unsafe fn finish(&self, linear: &LinearParams, together: u32, tile: u32, set: u32) {
+        // A gated tile has fewer elements than the block has threads.
+        if !self.exists {
+            return;
+        }
         let (mut z, mut up) = ([0.0; TILES], [0.0; TILES]);
         let (mut columns, mut exist) = ([0; TILES], [false; TILES]);
         let mut t = 0;

@@ -11,7 +11,11 @@ use std::{
 use host::{AnyTensor, DType, Device};
 use libloading::Library;
 
-use super::{case::Product, harness::median, peers::Rival};
+use super::{
+    case::Product,
+    harness::{TURN, median},
+    peers::Rival,
+};
 
 type Handle = *mut c_void;
 type Status = c_int;
@@ -102,7 +106,8 @@ pub struct CublasLt {
     cuda: Cuda,
     handle: Handle,
     stream: Handle,
-    events: [Handle; 2],
+    /// Before and after each graph of a turn.
+    events: [[Handle; 2]; TURN],
     workspace: AnyTensor,
     // Last: the functions above live in them.
     _libraries: [Library; 2],
@@ -160,7 +165,7 @@ impl CublasLt {
             cuda,
             handle: null_mut(),
             stream: null_mut(),
-            events: [null_mut(); 2],
+            events: [[null_mut(); 2]; TURN],
             workspace,
             _libraries: [library, driver],
         };
@@ -168,7 +173,7 @@ impl CublasLt {
         unsafe {
             ok("cublasLtCreate", (lt.create)(&mut peer.handle))?;
             ok("cuStreamCreate", (cuda.stream_create)(&mut peer.stream, NON_BLOCKING))?;
-            for event in &mut peer.events {
+            for event in peer.events.as_flattened_mut() {
                 ok("cuEventCreate", (cuda.event_create)(event, 0))?;
             }
         }
@@ -325,23 +330,27 @@ impl CublasLt {
         Ok(exec)
     }
 
-    /// Microseconds of a run within a graph: the median of a few.
+    /// Microseconds of a run within a graph, as [`Harness::turn`](super::Harness::turn) measures ours.
     fn time(&self, exec: Handle, launches: usize) -> Result<f64, String> {
+        let record = |event| {
+            // SAFETY: the event and the stream are live.
+            ok("cuEventRecord", unsafe { (self.cuda.event_record)(event, self.stream) })
+        };
+        for [start, end] in self.events {
+            record(start)?;
+            // SAFETY: the graph and the stream are live.
+            ok("cuGraphLaunch", unsafe { (self.cuda.graph_launch)(exec, self.stream) })?;
+            record(end)?;
+        }
+        let last = self.events[TURN - 1][1];
+        // SAFETY: the event is live.
+        ok("cuEventSynchronize", unsafe { (self.cuda.event_synchronize)(last) })?;
         let mut samples = Vec::new();
-        for _ in 0..5 {
+        for [start, end] in &self.events[1..] {
             let mut milliseconds = 0.0;
-            // SAFETY: the graph, the stream and the events are live.
-            unsafe {
-                ok("cuEventRecord", (self.cuda.event_record)(self.events[0], self.stream))?;
-                ok("cuGraphLaunch", (self.cuda.graph_launch)(exec, self.stream))?;
-                ok("cuEventRecord", (self.cuda.event_record)(self.events[1], self.stream))?;
-                ok("cuEventSynchronize", (self.cuda.event_synchronize)(self.events[1]))?;
-                let [start, end] = self.events;
-                ok(
-                    "cuEventElapsedTime",
-                    (self.cuda.event_elapsed)(&mut milliseconds, start, end),
-                )?;
-            }
+            // SAFETY: both events are live and over.
+            let status = unsafe { (self.cuda.event_elapsed)(&mut milliseconds, *start, *end) };
+            ok("cuEventElapsedTime", status)?;
             samples.push(f64::from(milliseconds) * 1e3 / launches as f64);
         }
         Ok(median(&samples))
@@ -355,7 +364,7 @@ impl Drop for CublasLt {
             if !self.handle.is_null() {
                 (self.lt.destroy)(self.handle);
             }
-            for event in self.events.into_iter().filter(|event| !event.is_null()) {
+            for event in self.events.into_iter().flatten().filter(|event| !event.is_null()) {
                 (self.cuda.event_destroy)(event);
             }
             if !self.stream.is_null() {

@@ -20,6 +20,10 @@ const MOST_GRAPH_RUNS: usize = 200;
 /// Microseconds of graphs before the first that counts: clocks settle, and the driver clears memory that was freed.
 const SETTLING_MICROSECONDS: f64 = 50_000.0;
 
+/// Graphs of a turn, of everybody's: one after the other without a wait, which would let the GPU rest and cool. The first,
+/// behind somebody else's turn, does not count.
+pub const TURN: usize = 6;
+
 /// Microseconds of one run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Timing {
@@ -92,9 +96,9 @@ impl Harness<'_> {
         Ok(self.device.capture(|| (0..launches).try_for_each(&mut *run))?.0)
     }
 
-    /// Microseconds of a run within one turn of a graph: the median of a few.
+    /// Microseconds of a run within one turn of a graph: the median of [`TURN`] but the first.
     pub fn turn(&self, graph: &Graph, launches: usize) -> Result<f64> {
-        Ok(median(&self.sample(5, launches, &mut |_| graph.launch())?))
+        Ok(median(&self.sample(TURN, launches, &mut |_| graph.launch())?[1..]))
     }
 
     /// Microseconds of each of `samples` turns, each of which holds `runs` runs.

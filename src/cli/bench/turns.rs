@@ -72,10 +72,22 @@ impl Rivals {
     }
 }
 
+/// Whose turn it is.
+#[derive(PartialEq, Eq)]
+enum Turn {
+    Ours,
+    /// Another case of our own.
+    Beside,
+    /// cuBLASLt.
+    Library,
+    /// A peer of the script.
+    Script(String),
+}
+
 /// How long a peer may take to answer: torch.compile needs a while.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A, B, A, B, …: one turn of ours, one of each peer, as many rounds as asked for.
+/// A, B, B, A, A, …: one turn of ours, one of each peer, as many rounds as asked for.
 pub fn in_turns(
     harness: &Harness<'_>,
     case: &mut Case,
@@ -84,7 +96,8 @@ pub fn in_turns(
     cublas: Option<&CublasLt>,
 ) -> Result<Vec<PeerTime>, String> {
     let said = |error: host::Error| error.to_string();
-    let launches = ((1000.0 / microseconds) as usize).clamp(1, 50).max(case.copies);
+    // A graph's own start takes a few microseconds: about a millisecond hides it.
+    let launches = ((1000.0 / microseconds) as usize).clamp(1, 200).max(case.copies);
     let product = case.product.as_ref();
     let mut library = match (cublas, product) {
         (Some(library), Some(product)) => match library.prepare(product, launches) {
@@ -134,32 +147,51 @@ pub fn in_turns(
     };
     let mut ours = Vec::new();
     let mut theirs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut order: Vec<Turn> = vec![Turn::Ours];
+    order.extend(beside.is_some().then_some(Turn::Beside));
+    order.extend(library.is_some().then_some(Turn::Library));
+    order.extend(names.into_iter().map(Turn::Script));
     for _ in 0..rivals.rounds {
-        ours.push(harness.turn(&graph, launches).map_err(said)?);
-        if let Some((name, graph, part)) = &beside {
-            let us = harness.turn(graph, 1).map_err(said)? * part;
-            theirs.entry((*name).to_owned()).or_default().push(us);
-        }
-        if let Some(prepared) = &mut library {
-            match prepared.turn() {
-                Ok(us) => theirs.entry(prepared.name().to_owned()).or_default().push(us),
-                Err(why) => {
-                    rivals.missing.push(format!("cuBLASLt: {why}"));
+        let mut gone = Vec::new();
+        for turn in &order {
+            let result = match turn {
+                Turn::Ours => {
+                    ours.push(harness.turn(&graph, launches).map_err(said)?);
+                    continue;
+                }
+                Turn::Beside => {
+                    let Some((name, graph, part)) = &beside else { continue };
+                    ((*name).to_owned(), Ok(harness.turn(graph, 1).map_err(said)? * part))
+                }
+                Turn::Library => {
+                    let Some(prepared) = &mut library else { continue };
+                    (prepared.name().to_owned(), prepared.turn())
+                }
+                Turn::Script(name) => {
+                    // Its other names went with it where it had to start again.
+                    let Some(script) = rivals.script.as_mut().filter(|_| gone.is_empty()) else {
+                        continue;
+                    };
+                    (name.clone(), script.turn(name))
+                }
+            };
+            match result {
+                (name, Ok(us)) => theirs.entry(name).or_default().push(us),
+                (name, Err(why)) if *turn == Turn::Library => {
+                    rivals.missing.push(format!("{name}: {why}"));
                     library = None;
                 }
-            }
-        }
-        for name in &names.clone() {
-            let Some(script) = &mut rivals.script else { break };
-            match script.turn(name) {
-                Ok(us) => theirs.entry(name.clone()).or_default().push(us),
-                Err(why) => {
-                    rivals.restart(name, &why);
-                    names.clear();
-                    break;
+                (name, Err(why)) => {
+                    rivals.restart(&name, &why);
+                    gone.push(name);
                 }
             }
         }
+        if !gone.is_empty() {
+            order.retain(|turn| !matches!(turn, Turn::Script(_)));
+        }
+        // Nobody always follows the same one: what ran before has warmed the GPU, or let it rest.
+        order.reverse();
     }
     let ours = median(&ours);
     let times = theirs.into_iter().map(|(name, samples)| {
