@@ -5,7 +5,7 @@
 //! So a whole stage needs no masks; only k's last part is padded with zeros.
 
 use super::params::TILED_DEPTH;
-use crate::tile::{layout::Swizzle, opaque::opaque};
+use crate::tile::layout::Swizzle;
 #[cfg(not(tier = "sm_75"))]
 use cuda_std::cp_async;
 use cuda_std::thread;
@@ -79,8 +79,7 @@ impl<const CHUNKS: usize, const THREADS: u32, const ALONG: bool> Loader<CHUNKS, 
     /// operand's first row, `rows` exist.
     #[inline(always)]
     pub fn new(base: u64, k_stride: u64, rows: u64, place: impl Fn(u32) -> (u64, u64)) -> Self {
-        // Worked out for each tile: there are no registers to keep it.
-        let t = opaque(thread::thread_idx_x());
+        let t = thread::thread_idx_x();
         // A row of 32 k is four chunks; a panel of 64 rows at one k is eight.
         let (row, k) = if ALONG { (t % 8 * 8, t / 8) } else { (t / 4, t % 4 * 8) };
         let target = if ALONG {

@@ -4,10 +4,7 @@
 //! depth 32 are copied ahead by `cp.async` (sm_80) or through registers (sm_75). Operands lie in shared memory the way
 //! they lie in global memory, swizzled; `ldmatrix` transposes those that run the other way. Fragments are read one step
 //! of 16 ahead of their products, over the end of a stage too. The accumulators go to the epilogue through shared memory,
-//! each warp its own part, 16 rows at a time.
-//!
-//! A block that has a multiprocessor to itself computes one tile after another. It asks for the first stages of the next one
-//! before the epilogue, which passes through the stages behind those.
+//! each warp its own part, 32 rows at a time.
 
 use super::copies::Loader;
 use super::epilogue::{Columns, Epilogue, tile_of};
@@ -18,7 +15,6 @@ use crate::tile::element::Bf16;
 use crate::tile::element::F16;
 use crate::tile::layout::Swizzle;
 use crate::tile::mma::Mma;
-use crate::tile::opaque::opaque;
 use cuda_std::{barrier, matrix, shared, thread, warp};
 
 /// What a warp multiplies in a step: `16·MT` rows and `16·NT` columns.
@@ -122,26 +118,6 @@ unsafe fn multiply<T: Mma, const MT: usize, const NT: usize>(
 const READ_AHEAD: bool = cfg!(not(tier = "sm_75"));
 /// Stages ahead of the one that is multiplied.
 const AHEAD: u32 = TILED_STAGES - 1;
-/// Stages of the next tile that are asked for before the epilogue.
-const BEFORE_EPILOGUE: u32 = 2;
-
-/// Where a tile lies.
-struct Place {
-    first_row: u64,
-    columns: Columns,
-}
-
-impl Place {
-    /// Tile `tile` of a problem, of so many rows and columns of the weight.
-    #[inline(always)]
-    fn new(params: &LinearParams, tile: u32, [rows, columns]: [u32; 2]) -> Self {
-        let (tile_m, tile_n) = tile_of::<8>(params, tile);
-        Self {
-            first_row: tile_m as u64 * rows as u64,
-            columns: Columns::new(params, tile_n, columns),
-        }
-    }
-}
 
 /// What a warp keeps of the stages.
 struct Pipeline<
@@ -179,100 +155,55 @@ impl<
     const X_BYTES: u32 = THREADS / 4 * MT as u32 * (TILED_DEPTH * 2);
     const STAGE_BYTES: u32 = Self::X_BYTES + 32 * NT as u32 * (TILED_DEPTH * 2);
 
-    /// Whether a block goes on to the next tile. Where a multiprocessor runs several, they fill each other's pauses.
-    const STAYS: bool = THREADS == 256;
-    /// Rows and columns of a tile.
-    const TILE: [u32; 2] = [THREADS / 4 * MT as u32, 32 * NT as u32];
-
-    /// For a warp whose rows and columns of a tile begin there, and the tile at `place` of problem `batch`.
+    /// Copies the first stages and reads the first fragments. The warp's rows and columns of a tile begin there.
+    ///
+    /// # Safety
+    /// - The block calls this together; the operands are as the loaders were told, and k is not 0.
     #[inline(always)]
-    fn new(params: &LinearParams, batch: u64, place: &Place, [row, column]: [u32; 2]) -> Self {
+    unsafe fn start(
+        mut x: Loader<X, THREADS, X_ALONG>,
+        mut w: Loader<W, THREADS, W_ALONG>,
+        [row, column]: [u32; 2],
+        k: u64,
+    ) -> Self {
         let base = shared::dynamic_base();
-        let (x, w) = Self::loaders(params, batch, place);
-        Self {
-            x,
-            w,
-            reader: Reader::new(row, column, Self::X_BYTES),
-            base,
-            stage: base,
-            free: base + AHEAD * Self::STAGE_BYTES,
-            now: ([[0; 4]; MT], [[0; 4]; NT]),
-        }
-    }
-
-    /// What copies the operands of a tile.
-    #[inline(always)]
-    fn loaders(
-        params: &LinearParams,
-        batch: u64,
-        place: &Place,
-    ) -> (Loader<X, THREADS, X_ALONG>, Loader<W, THREADS, W_ALONG>) {
-        let x_base = params.x + batch * params.x_batch_stride * 2;
-        let x = Loader::new(x_base, params.x_k_stride, params.m, |row| {
-            let row = place.first_row + row as u64;
-            (row * params.x_row_stride, params.m.saturating_sub(row))
-        });
-        let w_base = params.w + batch * params.w_batch_stride * 2;
-        let w = Loader::new(w_base, params.w_k_stride, params.n, |column| {
-            let (output, column) = place.columns.of(column);
-            (column * params.w_n_stride, params.n.saturating_sub(output))
-        });
-        (x, w)
-    }
-
-    /// Starts the copies of stages `from..to` of a tile.
-    ///
-    /// # Safety
-    /// - The block calls this together, for all stages below [`AHEAD`] in their order; the operands are as the host described
-    ///   them, and the stages are free.
-    #[inline(always)]
-    unsafe fn fill(&mut self, from: u32, to: u32, k: u64) {
-        let mut ahead = from;
-        while ahead < to {
-            let at = (ahead * TILED_DEPTH) as u64;
-            let stage = self.base + ahead * Self::STAGE_BYTES;
-            // SAFETY: forwarded to the caller.
-            unsafe {
-                if at < k {
-                    self.x.load(stage, k - at);
-                    self.w.load(stage + Self::X_BYTES, k - at);
-                }
-                commit();
-            }
-            ahead += 1;
-        }
-    }
-
-    /// Waits for the first stage of a tile and reads the first fragments.
-    ///
-    /// # Safety
-    /// - The block calls this together, after `fill`.
-    #[inline(always)]
-    unsafe fn begin(&mut self) {
-        self.stage = self.base;
-        self.free = self.base + AHEAD * Self::STAGE_BYTES;
+        let reader = Reader::new(row, column, Self::X_BYTES);
         // SAFETY: forwarded to the caller; all threads meet at the barrier.
         unsafe {
+            let mut ahead = 0;
+            while ahead < AHEAD {
+                let at = (ahead * TILED_DEPTH) as u64;
+                if at < k {
+                    x.load(base + ahead * Self::STAGE_BYTES, k - at);
+                    w.load(base + ahead * Self::STAGE_BYTES + Self::X_BYTES, k - at);
+                }
+                commit();
+                ahead += 1;
+            }
             wait::<{ AHEAD - 1 }>();
             barrier::syncthreads();
-            if READ_AHEAD {
-                self.now = self.reader.read(self.base, 0, Self::X_BYTES);
+            let now = if READ_AHEAD {
+                reader.read(base, 0, Self::X_BYTES)
+            } else {
+                ([[0; 4]; MT], [[0; 4]; NT])
+            };
+            Self {
+                x,
+                w,
+                reader,
+                base,
+                stage: base,
+                free: base + AHEAD * Self::STAGE_BYTES,
+                now,
             }
         }
-    }
-
-    /// The stages that the epilogue may have.
-    #[inline(always)]
-    fn staging(&self) -> u32 {
-        const { assert!(THREADS * 32 * NT as u32 <= (TILED_STAGES - BEFORE_EPILOGUE) * Self::STAGE_BYTES) };
-        self.base + BEFORE_EPILOGUE * Self::STAGE_BYTES
     }
 
     /// Multiplies a stage, of which `k_left` elements along k and more are left. If it is in the `MIDDLE`, so many that the
     /// stage that is copied meanwhile is whole.
     ///
     /// # Safety
-    /// - The block calls this together, after `begin`.
+    /// - As for `start`.
     #[inline(always)]
     unsafe fn turn<T: Mma, const MIDDLE: bool>(&mut self, acc: &mut [[[[f32; 4]; 2]; NT]; MT], k_left: u64) {
         let ahead = (AHEAD * TILED_DEPTH) as u64;
@@ -319,8 +250,7 @@ impl<
 ///
 /// # Safety
 /// - `params` describes tensors of the device, with dense and 16-byte aligned rows in the sense of the two constants;
-///   the launch has `THREADS` threads, 64 to a row of warps, [`tiled_shared`] bytes, and as many blocks side by side as a problem
-///   has tiles, or fewer where they stay; k is not 0.
+///   the launch has `THREADS` threads, 64 to a row of warps, [`tiled_shared`] bytes, and a block for each tile and problem.
 #[inline(always)]
 unsafe fn linear<
     T: Mma,
@@ -335,110 +265,80 @@ unsafe fn linear<
     params: &LinearParams,
 ) {
     const { assert!(X == MT && W as u32 * THREADS == NT as u32 * 128 && (MT == 2 || MT == 4)) };
+    let rows = THREADS / 4 * MT as u32;
+    let columns_of_tile = 32 * NT as u32;
     let batch = thread::block_idx_z() as u64;
-    let warp_place = |warp: u32| [warp / 2 * (16 * MT as u32), warp % 2 * (16 * NT as u32)];
-    let tiles = params.tiles_m * params.tiles_n;
-    let mut tile = thread::block_idx_x();
-    let size = Pipeline::<MT, NT, THREADS, X, W, X_ALONG, W_ALONG>::TILE;
-    let place = Place::new(params, tile, size);
-    let mut pipeline =
-        Pipeline::<MT, NT, THREADS, X, W, X_ALONG, W_ALONG>::new(params, batch, &place, warp_place(thread::warp_idx()));
-    // SAFETY: the caller's description of operands; barriers are reached by all threads, k and tiles being the same for all.
+    let (tile_m, tile_n) = tile_of::<8>(params, thread::block_idx_x());
+    let columns = Columns::new(params, tile_n, columns_of_tile);
+    let first_row = tile_m as u64 * rows as u64;
+    let x_base = params.x + batch * params.x_batch_stride * 2;
+    let x = Loader::<X, THREADS, X_ALONG>::new(x_base, params.x_k_stride, params.m, |row| {
+        let row = first_row + row as u64;
+        (row * params.x_row_stride, params.m.saturating_sub(row))
+    });
+    let w_base = params.w + batch * params.w_batch_stride * 2;
+    let w = Loader::<W, THREADS, W_ALONG>::new(w_base, params.w_k_stride, params.n, |column| {
+        let (output, column) = columns.of(column);
+        (column * params.w_n_stride, params.n.saturating_sub(output))
+    });
+    let lane = thread::lane_id();
+    let warp_idx = thread::warp_idx();
+    let (warp_row, warp_column) = (warp_idx / 2 * (16 * MT as u32), warp_idx % 2 * (16 * NT as u32));
+
+    let mut acc = [[[[0.0f32; 4]; 2]; NT]; MT];
+    // SAFETY: the caller's description of operands; barriers are reached by all threads, k being the same for all.
     unsafe {
-        pipeline.fill(0, AHEAD, params.k);
-        loop {
-            let mut acc = [[[[0.0f32; 4]; 2]; NT]; MT];
-            let mut left = params.k;
-            pipeline.begin();
-            while left >= (TILED_STAGES * TILED_DEPTH) as u64 {
-                pipeline.turn::<T, true>(&mut acc, left);
-                left -= TILED_DEPTH as u64;
-            }
-            while left > 0 {
-                pipeline.turn::<T, false>(&mut acc, left);
-                left = left.saturating_sub(TILED_DEPTH as u64);
-            }
-            wait::<0>();
-            barrier::syncthreads();
-
-            // Found again rather than kept in registers.
-            let done = Place::new(params, opaque(tile), size);
-            tile += thread::grid_dim_x();
-            let more = Pipeline::<MT, NT, THREADS, X, W, X_ALONG, W_ALONG>::STAYS && tile < tiles;
-            if more {
-                let place = Place::new(params, tile, size);
-                (pipeline.x, pipeline.w) =
-                    Pipeline::<MT, NT, THREADS, X, W, X_ALONG, W_ALONG>::loaders(params, batch, &place);
-                pipeline.fill(0, BEFORE_EPILOGUE, params.k);
-            }
-            let warp = opaque(thread::warp_idx());
-            let staging = pipeline.staging() + warp * (1024 * NT as u32);
-            finish(params, batch, &done, warp_place(warp), staging, &acc);
-            if !more {
-                break;
-            }
-            // All have read what passed through the other stages.
-            barrier::syncthreads();
-            pipeline.fill(BEFORE_EPILOGUE, AHEAD, params.k);
+        let mut left = params.k;
+        let mut pipeline =
+            Pipeline::<MT, NT, THREADS, X, W, X_ALONG, W_ALONG>::start(x, w, [warp_row, warp_column], left);
+        while left >= (TILED_STAGES * TILED_DEPTH) as u64 {
+            pipeline.turn::<T, true>(&mut acc, left);
+            left -= TILED_DEPTH as u64;
         }
-    }
-}
+        while left > 0 {
+            pipeline.turn::<T, false>(&mut acc, left);
+            left = left.saturating_sub(TILED_DEPTH as u64);
+        }
+        wait::<0>();
+        barrier::syncthreads();
 
-/// The epilogue of a warp's part of a tile, by way of its 1024·NT bytes from `staging` on.
-///
-/// # Safety
-/// - The warp calls this together; `params` describes the tensors, and the warp's rows and columns of the tile begin at
-///   `warp_row` and `warp_column`.
-#[inline(always)]
-unsafe fn finish<const MT: usize, const NT: usize>(
-    params: &LinearParams,
-    batch: u64,
-    place: &Place,
-    [warp_row, warp_column]: [u32; 2],
-    staging: u32,
-    acc: &[[[[f32; 4]; 2]; NT]; MT],
-) {
-    // 16 rows of 16·NT floats; groups of 8 columns are exchanged by XOR with the row.
-    let pitch = 16 * NT as u32 * 4;
-    let groups = 2 * NT as u32;
-    let lane = opaque(thread::lane_id());
-    let (row, pair) = (lane / 4, lane % 4);
-    let epilogue = Epilogue::new(params, batch);
-    let gated = params.gated != 0;
-    let outputs = if gated { NT as u32 } else { groups };
-    let (mut part, parts) = (0, opaque(MT as u32));
-    while part < parts {
-        // SAFETY: forwarded to the caller; the warp meets before others of its lanes read, and before it writes again.
-        unsafe {
-            // By constants: registers have no numbers at run time.
+        // Each warp has 32 × 16·NT floats; groups of 8 columns are exchanged by XOR with the row.
+        let staging = shared::dynamic_base() + warp_idx * (512 * 4 * NT as u32);
+        let pitch = 16 * NT as u32 * 4;
+        let groups = 2 * NT as u32;
+        let (row, pair) = (lane / 4, lane % 4);
+        let epilogue = Epilogue::new(params, batch);
+        let gated = params.gated != 0;
+        let outputs = if gated { NT as u32 } else { groups };
+        let mut half = 0;
+        while half < MT {
             let mut i = 0;
-            while i < MT {
-                if i as u32 == part {
-                    let mut j = 0;
-                    while j < groups as usize {
-                        let group = j as u32 ^ (row % groups);
-                        let at = staging + row * pitch + group * 32 + pair * 8;
-                        let d = acc[i][j / 2][j % 2];
-                        shared::st(at, [d[0], d[1]]);
-                        // Eight rows further the XOR is the same.
-                        shared::st(at + 8 * pitch, [d[2], d[3]]);
-                        j += 1;
-                    }
+            while i < 2 {
+                let mut j = 0;
+                while j < groups as usize {
+                    let group = j as u32 ^ (row % groups);
+                    let at = staging + (16 * i as u32 + row) * pitch + group * 32 + pair * 8;
+                    // By constants: registers have no numbers at run time.
+                    let d = if half == 0 { acc[i] } else { acc[MT - 2 + i] }[j / 2][j % 2];
+                    shared::st(at, [d[0], d[1]]);
+                    // Eight rows further the XOR is the same.
+                    shared::st(at + 8 * pitch, [d[2], d[3]]);
+                    j += 1;
                 }
                 i += 1;
             }
             barrier::syncwarp(warp::FULL);
             let mut unit = lane;
-            while unit < 16 * outputs {
+            while unit < 32 * outputs {
                 // NT and groups are powers of two.
                 let (row, group) = if gated {
                     (unit / NT as u32, unit % NT as u32 * 2)
                 } else {
                     (unit / groups, unit % groups)
                 };
-                let y_row = place.first_row + (warp_row + 16 * part + row) as u64;
+                let y_row = first_row + (warp_row + 16 * half as u32 + row) as u64;
                 if y_row < params.m {
-                    let column = place.columns.of(warp_column + group * 8).0;
+                    let column = columns.of(warp_column + group * 8).0;
                     let at = staging + row * pitch;
                     let swizzle = row % 8 % groups;
                     let z = staged(at + (group ^ swizzle) * 32);
@@ -452,8 +352,8 @@ unsafe fn finish<const MT: usize, const NT: usize>(
                 unit += 32;
             }
             barrier::syncwarp(warp::FULL);
+            half += 2;
         }
-        part += 1;
     }
 }
 

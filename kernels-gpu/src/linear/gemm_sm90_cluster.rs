@@ -299,6 +299,8 @@ unsafe fn linear<
                 let x_map = address.tensor_map(offset_of!(ClusterParams, x_map));
                 let w_map = address.tensor_map(offset_of!(ClusterParams, w_map));
                 let everyone = (1 << C) - 1;
+                // Blocks of the same rows and other columns read x again, at other times: L2 shall keep it longer.
+                let keep = bulk::CachePolicy::evict_last();
                 let mut index = cluster;
                 while index < params.pairs {
                     let pair = Pair::new::<MIXED>(params, index, widths);
@@ -316,7 +318,7 @@ unsafe fn linear<
                         let full = ring.full(at);
                         let x = base + at.stage() * stage_bytes;
                         let k = (step * HOPPER_DEPTH) as i32;
-                        tma::load_3d(x, x_map, [k, row, batch], full);
+                        tma::load_3d_cache_hint(x, x_map, [k, row, batch], full, keep);
                         let w = x + w_at;
                         if KN {
                             let panels = width / 64 / C;

@@ -34,14 +34,10 @@ pub const TILED_DEPTH: u32 = 32;
 /// Stages of `linear_tiled*`.
 pub const TILED_STAGES: u32 = 4;
 
-/// Dynamic shared memory of `linear_tiled*` with tiles of `rows × columns`: the stages, of which the
-/// accumulators replace the last.
+/// Dynamic shared memory of `linear_tiled*` with tiles of `rows × columns`: the stages, which the accumulators replace.
 pub const fn tiled_shared([rows, columns]: [u32; 2]) -> u32 {
     TILED_STAGES * (rows + columns) * TILED_DEPTH * 2
 }
-
-/// Rows of the tiles of `linear_tiled*` whose block has a multiprocessor to itself, and takes tiles until there are none.
-pub const TILED_STAYING: u32 = 256;
 
 /// Threads of a block of `linear_streaming_*`; those with a number in their name have so many warps.
 pub const STREAMING_THREADS: u32 = 256;
@@ -363,6 +359,9 @@ kernel_params! {
         pub reciprocal: f32,
         /// Stages that are asked for before x is; the others follow it.
         pub ahead: u32,
+        /// Tiles of every block, and blocks that have one more, where a block's tiles are neighbours.
+        pub share: u32,
+        pub over: u32,
         /// The arguments of all linear kernels.
         pub linear: LinearParams,
     }

@@ -132,7 +132,7 @@ impl Problem<'_> {
             }
             Extra::Rows(rows) => match &rows.maps {
                 Some(maps) => self.launch_stream(launch, &geometry, rows, maps, params),
-                None => self.launch_lanes(launch, &geometry, rows, params),
+                None => self.launch_lanes(launch, &geometry, rows, params, plan.grid[0] as u32),
             },
         }
     }
@@ -180,6 +180,7 @@ impl Problem<'_> {
         geometry: &Geometry,
         rows: &RowsPlan,
         linear: LinearParams,
+        blocks: u32,
     ) -> Result<()> {
         let norm = NormArguments::new(self.layer);
         let row = linear.w_n_stride * 2;
@@ -204,6 +205,8 @@ impl Problem<'_> {
             norm: norm.kind,
             reciprocal: (1.0 / geometry.k as f64) as f32,
             ahead: rows.ahead,
+            share: linear.tiles_n / blocks,
+            over: linear.tiles_n % blocks,
             linear,
         };
         // SAFETY: LanesParams is the argument of these kernels; their plan holds where tiles and loads are whole and slices

@@ -2,8 +2,7 @@
 
 use kernels_gpu::linear::{
     ANY_SHARED, ANY_TILE, HOPPER_DEPTH, HOPPER_ROWS, STREAMING_F32_ROWS, STREAMING_KN_COLUMNS,
-    STREAMING_KN_F32_COLUMNS, STREAMING_NK_COLUMNS, STREAMING_ROWS, TILED_STAYING, hopper_shared, streaming_shared,
-    tiled_shared,
+    STREAMING_KN_F32_COLUMNS, STREAMING_NK_COLUMNS, STREAMING_ROWS, hopper_shared, streaming_shared, tiled_shared,
 };
 
 use super::{
@@ -160,13 +159,7 @@ impl Plan {
             .min_by_key(|size| time(size))
             .map_or(TILED[0].0, |size| size.0);
         let entry = format!("linear_tiled{}_{}_{}", tile[0], lay.name(), geometry.dtype);
-        let mut plan = Plan::of_tiles(geometry, entry, tile, tiled_shared(tile))?;
-        plan.few_tiles(geometry)?;
-        if tile[0] == TILED_STAYING {
-            // A block that stays loads its next tile beside the end of the last.
-            plan.grid[0] = plan.grid[0].min(multiprocessors);
-        }
-        Ok(plan)
+        Plan::of_tiles(geometry, entry, tile, tiled_shared(tile))
     }
 
     fn streaming(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {

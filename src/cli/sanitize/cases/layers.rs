@@ -79,6 +79,7 @@ fn fma_and_streaming() -> Vec<Case> {
             (3, 2128, 64),
             (2, 32, 4160),
             (11, 32, 1600),
+            (11, 32, 2688),
         ] {
             cases.push(case("linear", format!("streaming, {m}×{n}×{k} {dtype}"), move |bed| {
                 let (x, w) = (bed.floats(dtype, &[m, k])?, bed.floats(dtype, &[n, k])?);
