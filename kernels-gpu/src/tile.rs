@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "nvptx64")]
 pub mod copy;
+pub mod division;
 #[cfg(target_arch = "nvptx64")]
 pub mod element;
 pub mod fragment;

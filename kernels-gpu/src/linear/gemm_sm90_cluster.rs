@@ -10,11 +10,15 @@
 //! Sums are those of `linear_hopper*`, bit by bit.
 
 use super::boxes::{BOX_BYTES, Destination, store_rows};
-use super::epilogue::{Columns, Epilogue, tile_among};
+use super::epilogue::{Columns, Epilogue};
 use super::gemm_sm90::{Half, operand_tiles};
 use super::params::*;
 use crate::pipeline::{Cursor, InCluster, OneThread, Ring, Warps};
-use crate::tile::element::{Bf16, F16};
+use crate::tile::{
+    division::Divisor,
+    element::{Bf16, F16},
+    opaque::opaque,
+};
 use core::mem::offset_of;
 use cuda_std::{
     barrier, bulk, grid_dependency,
@@ -28,6 +32,9 @@ const BIAS_THERE: u32 = 1;
 
 /// The first computing warpgroup's products may begin; the second one's barrier is the next.
 const TURN: u32 = 3;
+
+/// The ring is there, in blocks that are no clusters.
+const START: u32 = 5;
 
 /// A cluster's tile.
 #[derive(Clone, Copy)]
@@ -46,25 +53,25 @@ impl Pair {
     /// Tile number `index` of all: first those of the full `width`, then the `narrow` ones, if there may be any.
     #[inline(always)]
     fn new<const MIXED: bool>(params: &ClusterParams, index: u32, [width, narrow]: [u32; 2]) -> Self {
-        let linear = &params.linear;
         let wide = !MIXED || index < params.wide;
-        let (index, tiles_n, before, width) = if wide {
-            (index, if MIXED { params.wide_n } else { linear.tiles_n }, 0, width)
+        let (index, before, width) = if wide {
+            (index, 0, width)
         } else {
-            (
-                index - params.wide,
-                linear.tiles_n - params.wide_n,
-                params.wide_n * width,
-                narrow,
-            )
+            (index - params.wide, params.wide_n * width, narrow)
         };
-        let of_problem = linear.tiles_m * tiles_n;
-        // SAFETY: there is a tile of this width.
-        unsafe { core::hint::assert_unchecked(of_problem != 0) };
-        let (row, tile_n) = tile_among([linear.tiles_m, tiles_n], index % of_problem, params.group);
+        let of = |widths: [Divisor; 2]| if wide { widths[0] } else { widths[1] };
+        let (batch, index) = of(params.of_problem).divide(index);
+        let (group, within) = of(params.of_group).divide(index);
+        let first = group * params.group[0].by;
+        let below = if first + params.group[0].by > params.linear.tiles_m {
+            params.group[1]
+        } else {
+            params.group[0]
+        };
+        let (tile_n, row) = below.divide(within);
         Self {
-            batch: index / of_problem,
-            row,
+            batch,
+            row: first + row,
             column: before + tile_n * width,
             wide,
         }
@@ -264,108 +271,138 @@ unsafe fn linear<
     let rank = if C == 1 { 0 } else { thread::cluster_block_rank() };
     let cluster = thread::block_idx_x() / C;
     let clusters = thread::grid_dim_x() / C;
-    // SAFETY: the caller's description of tensors and maps; all threads meet at the barriers; the ring's participants
-    // are one thread and the warps that compute a tile, of all blocks of the cluster.
-    unsafe {
-        if thread::thread_idx_x() == 0 {
-            tma::prefetch_tensormap(address.tensor_map(offset_of!(ClusterParams, x_map)));
-            tma::prefetch_tensormap(address.tensor_map(offset_of!(ClusterParams, w_map)));
-            tma::prefetch_tensormap(address.tensor_map(offset_of!(ClusterParams, y_map)));
-            ring.init();
-            mbarrier::fence_init();
-        }
-        if linear.bias.address == 0 && thread::thread_idx_x() < width {
-            shared::st(biases + thread::thread_idx_x() * 4, 0.0f32);
-            shared::st(biases + (width + thread::thread_idx_x()) * 4, 0.0f32);
-        }
-        barrier::syncthreads();
-        if C > 1 {
-            // The fence above has released what matters.
+    // What this block's barriers are told before that goes for all of the cluster.
+    let meet = || {
+        // SAFETY: all threads of the cluster call this. `fence_init` has released what matters.
+        unsafe {
             barrier::cluster_arrive_relaxed();
             barrier::cluster_wait();
         }
-        grid_dependency::launch_dependents();
-        grid_dependency::wait();
-        let mut at = Cursor::<STAGES>::start();
+    };
+    // SAFETY: the caller's description of tensors and maps; all threads meet at the barriers; the ring's participants
+    // are one thread and the warps that compute a tile, of all blocks of the cluster.
+    unsafe {
         if warp_idx < 4 {
+            let leads = thread::thread_idx_x() == 0;
+            let [x_map, w_map, y_map] = [
+                offset_of!(ClusterParams, x_map),
+                offset_of!(ClusterParams, w_map),
+                offset_of!(ClusterParams, y_map),
+            ]
+            .map(|offset| address.tensor_map(offset));
+            if leads {
+                tma::prefetch_tensormap(x_map);
+                tma::prefetch_tensormap(w_map);
+                ring.init();
+                mbarrier::fence_init();
+            } else if thread::thread_idx_x() == 32 {
+                tma::prefetch_tensormap(y_map);
+            }
+            // Found before the wait, not after it.
+            let mut pair = Pair::new::<MIXED>(params, cluster, widths);
+            pair.row = opaque(pair.row);
+            pair.column = opaque(pair.column);
+            pair.batch = opaque(pair.batch);
+            if C > 1 {
+                meet();
+            } else if warp_idx == 0 {
+                barrier::syncwarp(warp::FULL);
+                barrier::arrive(START, 256 + 32);
+            }
+            grid_dependency::launch_dependents();
+            grid_dependency::wait();
+
+            // Starts the loads of a step along k into the stage, which is free.
+            let load = |pair: &Pair, step: u32, at: Cursor<STAGES>| {
+                let batch = pair.batch as i32;
+                let w_batch = if linear.w_batch_stride == 0 { 0 } else { batch };
+                let row = ((pair.row * C + rank) * rows) as i32;
+                // Columns of this block's part of the weight's tile.
+                let part = if pair.wide { widths[0] } else { widths[1] } / C;
+                let first = pair.column + rank * part;
+                let everyone = (1 << C) - 1;
+                ring.expect(at, x_bytes + part * C * HOPPER_DEPTH * 2);
+                let full = ring.full(at);
+                let x = base + at.stage() * stage_bytes;
+                let k = (step * HOPPER_DEPTH) as i32;
+                // Blocks of the same rows and other columns read x again, at other times: L2 shall keep it longer. Made
+                // anew at each step: there is no register to keep it in.
+                let keep = bulk::CachePolicy::evict_last();
+                tma::load_3d_cache_hint(x, x_map, [k, row, batch], full, keep);
+                let w = x + x_bytes + rank * part * (HOPPER_DEPTH * 2);
+                if KN {
+                    let panels = width / 64 / C;
+                    let mut panel = 0;
+                    while panel < panels {
+                        let to = w + panel * w_tile.panel_bytes();
+                        let column = (first + panel * 64) as i32;
+                        if C == 1 {
+                            tma::load_3d(to, w_map, [column, k, w_batch], full);
+                        } else {
+                            tma::load_3d_multicast(to, w_map, [column, k, w_batch], full, everyone);
+                        }
+                        panel += 1;
+                    }
+                } else {
+                    let mut column = 0;
+                    while column < width / C && (column < widths[1] / C || pair.wide) {
+                        let to = w + column * (HOPPER_DEPTH * 2);
+                        let from = (first + column) as i32;
+                        if linear.gated != 0 {
+                            let from = [k, 0, 0, from / 16, w_batch];
+                            if C == 1 {
+                                tma::load_5d(to, w_map, from, full);
+                            } else {
+                                tma::load_5d_multicast(to, w_map, from, full, everyone);
+                            }
+                        } else if C == 1 {
+                            tma::load_3d(to, w_map, [k, from, w_batch], full);
+                        } else {
+                            tma::load_3d_multicast(to, w_map, [k, from, w_batch], full, everyone);
+                        }
+                        column += if MIXED { 32 } else { width / C };
+                    }
+                }
+            };
             // The block has 168 · 384 registers: 40 · 128 + 232 · 256, or 24 · 128 + 240 · 256. Eight more, and a
             // warpgroup waits for ever.
             if H * R > 128 {
                 register::setmaxnreg_dec::<24>();
-            } else {
+            } else if H * R > 64 {
                 register::setmaxnreg_dec::<40>();
             }
-            if thread::thread_idx_x() == 0 {
-                let x_map = address.tensor_map(offset_of!(ClusterParams, x_map));
-                let w_map = address.tensor_map(offset_of!(ClusterParams, w_map));
-                let everyone = (1 << C) - 1;
-                // Blocks of the same rows and other columns read x again, at other times: L2 shall keep it longer.
-                let keep = bulk::CachePolicy::evict_last();
+            if leads {
                 let mut index = cluster;
-                while index < params.pairs {
-                    let pair = Pair::new::<MIXED>(params, index, widths);
-                    let batch = pair.batch as i32;
-                    let w_batch = if linear.w_batch_stride == 0 { 0 } else { batch };
-                    let row = ((pair.row * C + rank) * rows) as i32;
-                    // Columns of this block's part of the weight's tile.
-                    let part = if pair.wide { widths[0] } else { widths[1] } / C;
-                    let first = pair.column + rank * part;
-                    let w_at = x_bytes + rank * part * (HOPPER_DEPTH * 2);
+                let mut at = Cursor::<STAGES>::start();
+                loop {
                     let mut step = 0;
                     while step < steps {
                         ring.wait_empty(at);
-                        ring.expect(at, x_bytes + part * C * HOPPER_DEPTH * 2);
-                        let full = ring.full(at);
-                        let x = base + at.stage() * stage_bytes;
-                        let k = (step * HOPPER_DEPTH) as i32;
-                        tma::load_3d_cache_hint(x, x_map, [k, row, batch], full, keep);
-                        let w = x + w_at;
-                        if KN {
-                            let panels = width / 64 / C;
-                            let mut panel = 0;
-                            while panel < panels {
-                                let to = w + panel * w_tile.panel_bytes();
-                                let column = (first + panel * 64) as i32;
-                                if C == 1 {
-                                    tma::load_3d(to, w_map, [column, k, w_batch], full);
-                                } else {
-                                    tma::load_3d_multicast(to, w_map, [column, k, w_batch], full, everyone);
-                                }
-                                panel += 1;
-                            }
-                        } else {
-                            let mut column = 0;
-                            while column < width / C && (column < widths[1] / C || pair.wide) {
-                                let to = w + column * (HOPPER_DEPTH * 2);
-                                let from = (first + column) as i32;
-                                if linear.gated != 0 {
-                                    let from = [k, 0, 0, from / 16, w_batch];
-                                    if C == 1 {
-                                        tma::load_5d(to, w_map, from, full);
-                                    } else {
-                                        tma::load_5d_multicast(to, w_map, from, full, everyone);
-                                    }
-                                } else if C == 1 {
-                                    tma::load_3d(to, w_map, [k, from, w_batch], full);
-                                } else {
-                                    tma::load_3d_multicast(to, w_map, [k, from, w_batch], full, everyone);
-                                }
-                                column += if MIXED { 32 } else { width / C };
-                            }
-                        }
+                        load(&pair, step, at);
                         at = at.next();
                         step += 1;
                     }
                     index += clusters;
+                    if index >= params.pairs {
+                        break;
+                    }
+                    pair = Pair::new::<MIXED>(params, index, widths);
                 }
             }
         } else {
+            if C > 1 {
+                meet();
+            } else {
+                barrier::sync(START, 256 + 32);
+            }
+            grid_dependency::wait();
             if H * R > 128 {
                 register::setmaxnreg_inc::<240>();
-            } else {
+            } else if H * R > 64 {
                 register::setmaxnreg_inc::<232>();
             }
             let group = warp_idx / 4 - 1;
+            let mut at = Cursor::<STAGES>::start();
             let side = Side::<STAGES, C> {
                 params,
                 ring,
@@ -377,6 +414,14 @@ unsafe fn linear<
                 y_map: address.tensor_map(offset_of!(ClusterParams, y_map)),
                 rank,
             };
+            if linear.bias.address == 0 {
+                let mut column = thread::thread_idx_x() % 128;
+                while column < width {
+                    shared::st(side.bias + column * 4, 0.0f32);
+                    column += 128;
+                }
+                barrier::sync(BIAS_THERE + group, 128);
+            }
             // This warpgroup's tiles are every second one of the block's.
             let mut index = cluster;
             if group == 1 {
@@ -401,8 +446,7 @@ unsafe fn linear<
         // Nobody ends while another block still arrives at its barriers.
         if C > 1 {
             barrier::syncwarp(warp::FULL);
-            barrier::cluster_arrive_relaxed();
-            barrier::cluster_wait();
+            meet();
         }
     }
 }

@@ -29,9 +29,6 @@ pub struct Loads {
     /// Bytes from one tile to the next.
     pitch: u64,
     tile: u32,
-    /// Tiles from one to the next, and one past the last.
-    step: u32,
-    end: u32,
     /// Loads of the tile that are left.
     left: u32,
     /// Loads of a tile.
@@ -43,25 +40,23 @@ pub struct Loads {
 }
 
 impl Loads {
-    /// Those of a warp whose ring lies at `ring`; its slice has `count` loads from `first` on, and `tiles` are the first, one past
-    /// the last and how far from one to the next.
+    /// Those of warp `warp`, whose ring lies at `ring`; its slice has `count` loads from `first` on.
     #[inline(always)]
-    pub fn new(params: &LanesParams, ring: u32, [first, count]: [u32; 2], [tile, end, step]: [u32; 3]) -> Self {
+    pub fn new(params: &LanesParams, ring: u32, [first, count]: [u32; 2]) -> Self {
         let lane = thread::lane_id();
         let (row, vector) = (lane / 8, lane % 8);
         let origin = params.w
             + thread::block_idx_z() as u64 * params.w_batch
             + row as u64 * params.w_row
             + (first * (ROWS_DEPTH * 2) + vector * 16) as u64;
+        let tile = thread::block_idx_x();
         Self {
             source: origin + tile as u64 * params.w_tile,
             origin,
             rows: [4 * params.w_row, params.w_eight],
             pitch: params.w_tile,
             // A warp without a slice has nothing to load.
-            tile: if count > 0 { tile } else { end },
-            step,
-            end,
+            tile: if count > 0 { tile } else { params.tiles },
             left: count,
             count,
             stage: 0,
@@ -77,8 +72,8 @@ impl Loads {
     /// # Safety
     /// - The warp calls this; the stage is free.
     #[inline(always)]
-    pub unsafe fn next<const STAGES: u32>(&mut self) {
-        if self.tile < self.end {
+    pub unsafe fn next<const STAGES: u32>(&mut self, tiles: u32) {
+        if self.tile < tiles {
             let to = self.places.map(|place| place + self.stage);
             let [four, eight] = self.rows;
             // SAFETY: forwarded to the caller.
@@ -97,7 +92,7 @@ impl Loads {
             self.left -= 1;
             if self.left == 0 {
                 self.left = self.count;
-                self.tile += self.step;
+                self.tile += thread::grid_dim_x();
                 self.source = self.origin + self.tile as u64 * self.pitch;
             }
         }
@@ -134,12 +129,7 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
     let sums = shared::dynamic_base() + WARPS * LANES_STAGES * ROWS8_STAGE;
     let rows = params.rows;
     let sums_bytes = WARPS * rows * COLUMNS * 4;
-    let mut loads = Loads::new(
-        params,
-        ring,
-        [first, count],
-        [thread::block_idx_x(), tiles, thread::grid_dim_x()],
-    );
+    let mut loads = Loads::new(params, ring, [first, count]);
     // SAFETY: the caller's description; each warp's ring is its own, and a stage is loaded again when all its lanes have
     // read it.
     unsafe {
@@ -159,7 +149,7 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
         let affine = norm.affine();
         let mut filled = 0;
         while filled < params.ahead {
-            loads.next::<LANES_STAGES>();
+            loads.next::<LANES_STAGES>(tiles);
             filled += 1;
         }
         let mut own = Own::new(linear, batch);
@@ -187,7 +177,7 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
                 each += 1;
             }
             while filled < LANES_STAGES {
-                loads.next::<LANES_STAGES>();
+                loads.next::<LANES_STAGES>(tiles);
                 filled += 1;
             }
             let (mut each, mut turn) = (0, 0);
@@ -220,7 +210,7 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
                 step += 1;
             }
             while filled < LANES_STAGES {
-                loads.next::<LANES_STAGES>();
+                loads.next::<LANES_STAGES>(tiles);
                 filled += 1;
             }
         }
@@ -244,7 +234,7 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
                     let low: [[u32; 4]; 2] = [shared::ld(at[0]), shared::ld(at[1])];
                     let high: [[u32; 4]; 2] = [shared::ld(at[0] + 1024), shared::ld(at[1] + 1024)];
                     barrier::syncwarp(warp::FULL);
-                    loads.next::<LANES_STAGES>();
+                    loads.next::<LANES_STAGES>(tiles);
                     stage += ROWS8_STAGE;
                     if stage == LANES_STAGES * ROWS8_STAGE {
                         stage = 0;

@@ -118,11 +118,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
     let (group, pair) = (lane / 4, lane % 4);
-    // Neighbouring tiles, whose results share lines: written by several blocks, half of each went to memory by itself.
-    let block = thread::block_idx_x();
-    let more = block < params.over;
-    let begin = block * params.share + if more { block } else { params.over };
-    let end = begin + params.share + more as u32;
+    let tiles = params.tiles;
     let batch = thread::block_idx_z();
     let [first, count] = slice(params, warp_idx);
     let ring = shared::dynamic_base() + warp_idx * STAGES * ROWS8_STAGE;
@@ -131,7 +127,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
     let sums = xs + params.loads * X_BYTES;
     // One barrier for each set of sums.
     let there = sums + 2 * STAYING_SET;
-    let mut loads = Loads::new(params, ring, [first, count], [begin, end, 1]);
+    let mut loads = Loads::new(params, ring, [first, count]);
     // SAFETY: the caller's description; each warp's ring and slice of x are its own, and a stage is loaded again when all
     // its lanes have read it. A set of sums is written again when all warps have come to that of the tile between, which
     // they do when they have read it.
@@ -144,7 +140,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
         // Copies are waited for in order: what is asked for here arrives before the first of x.
         let mut filled = 0;
         while filled < EARLY {
-            loads.next::<STAGES>();
+            loads.next::<STAGES>(tiles);
             filled += 1;
         }
         if warp_idx == 0 {
@@ -164,17 +160,17 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
             if step < EARLY {
                 cp_async::commit_group();
             } else {
-                loads.next::<STAGES>();
+                loads.next::<STAGES>(tiles);
             }
             step += 1;
         }
-        own.ask(linear, begin);
+        own.ask(linear, thread::block_idx_x());
 
         let chunks = Chunks::new();
         let to = sums + warp_idx * STAYING_SUMS + place_of(group, pair);
         let mut stage = 0;
-        let (mut tile, mut turn) = (begin, 0);
-        while tile < end {
+        let (mut tile, mut turn) = (thread::block_idx_x(), 0);
+        while tile < tiles {
             let mut d = [[0.0f32; 4]; 2];
             let mut step = 0;
             while step < count {
@@ -186,7 +182,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
                 if turn == 0 {
                     inputs.load(step + STAGES, own_x + (step + STAGES) * X_BYTES);
                 }
-                loads.next::<STAGES>();
+                loads.next::<STAGES>(tiles);
                 stage += ROWS8_STAGE;
                 if stage == STAGES * ROWS8_STAGE {
                     stage = 0;
@@ -195,7 +191,8 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
                 step += 1;
             }
             if turn > 0 {
-                finish(linear, params.together, &own, tile - 1, turn - 1, sums, there);
+                let before = tile - thread::grid_dim_x();
+                finish(linear, params.together, &own, before, turn - 1, sums, there);
                 own.ask(linear, tile);
             }
             let set = to + (turn & 1) * STAYING_SET;
@@ -204,10 +201,11 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
             // Every lane: compute-sanitizer does not see that one may stand for its warp.
             mbarrier::arrive(there + (turn & 1) * 8);
             turn += 1;
-            tile += 1;
+            tile += thread::grid_dim_x();
         }
         if turn > 0 {
-            finish(linear, params.together, &own, end - 1, turn - 1, sums, there);
+            let last = tile - thread::grid_dim_x();
+            finish(linear, params.together, &own, last, turn - 1, sums, there);
         }
     }
 }

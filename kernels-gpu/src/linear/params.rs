@@ -1,6 +1,6 @@
 //! Arguments of the linear kernels, and the tile sizes that the host computes grids from.
 
-use crate::{kernel_params, params::TensorMap};
+use crate::{kernel_params, params::TensorMap, tile::division::Divisor};
 
 /// [`LinearParams::activation`]: nothing.
 pub const ACTIVATION_IDENTITY: u32 = 0;
@@ -250,21 +250,23 @@ kernel_params! {
         pub w_map: TensorMap,
         /// `y` as (n, m, batch), box 64 × 16 × 1.
         pub y_map: TensorMap,
-        /// The arguments of all linear kernels; `tiles_m` counts a cluster's tiles, which lie below one another, as one, and
-        /// `tiles_n` tiles of both widths.
-        pub linear: LinearParams,
         /// Clusters' tiles of all problems; those of full width come first.
         pub pairs: u32,
-        /// Those of full width among them.
+        /// Steps along k.
+        pub steps: u32,
+        /// Those of full width among the tiles.
         pub wide: u32,
         /// Tiles of full width side by side, which are the first columns of each problem.
         pub wide_n: u32,
-        /// Steps along k.
-        pub steps: u32,
-        /// Rows of clusters' tiles that are computed column by column.
-        pub group: u32,
-        /// Fills the struct to a multiple of 8 bytes.
-        pub reserved: u32,
+        /// Tiles of full width of a problem, and narrow ones.
+        pub of_problem: [Divisor; 2],
+        /// Tiles of full width, and narrow ones, of so many rows of clusters' tiles as are computed column by column.
+        pub of_group: [Divisor; 2],
+        /// Rows of clusters' tiles that are computed column by column, and those of a problem's last rows.
+        pub group: [Divisor; 2],
+        /// The arguments of all linear kernels; `tiles_m` counts a cluster's tiles, which lie below one another, as one, and
+        /// `tiles_n` tiles of both widths.
+        pub linear: LinearParams,
     }
 
     /// Arguments of the Hopper kernels.
@@ -359,9 +361,6 @@ kernel_params! {
         pub reciprocal: f32,
         /// Stages that are asked for before x is; the others follow it.
         pub ahead: u32,
-        /// Tiles of every block, and blocks that have one more, where a block's tiles are neighbours.
-        pub share: u32,
-        pub over: u32,
         /// The arguments of all linear kernels.
         pub linear: LinearParams,
     }

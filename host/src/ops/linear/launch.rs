@@ -4,6 +4,7 @@ use kernels_gpu::linear::{
     ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU, ACTIVATION_SILU, ClusterParams,
     HOPPER_DEPTH, HopperParams, LanesParams, LinearParams, NORM_NONE, ROWS_DEPTH, StreamParams,
 };
+use kernels_gpu::tile::division::Divisor;
 
 use super::{
     Linear,
@@ -115,24 +116,27 @@ impl Problem<'_> {
                 wide_n,
                 wide,
             }) => {
+                let rows = (*group).min(params.tiles_m);
+                let widths = [*wide_n, params.tiles_n - wide_n];
                 let params = ClusterParams {
                     x_map: backend.encode_tensor_map(x_map)?,
                     w_map: backend.encode_tensor_map(w_map)?,
                     y_map: backend.encode_tensor_map(y)?,
-                    linear: params,
                     pairs: tiles,
+                    steps,
                     wide: *wide,
                     wide_n: *wide_n,
-                    steps,
-                    group: *group,
-                    reserved: 0,
+                    of_problem: widths.map(|side_by_side| Divisor::new(params.tiles_m * side_by_side)),
+                    of_group: widths.map(|side_by_side| Divisor::new(rows * side_by_side)),
+                    group: [rows, params.tiles_m % rows].map(Divisor::new),
+                    linear: params,
                 };
                 // SAFETY: as above, for the kernels of clusters and ClusterParams; the third map describes y.
                 unsafe { launch.launch(&params) }
             }
             Extra::Rows(rows) => match &rows.maps {
                 Some(maps) => self.launch_stream(launch, &geometry, rows, maps, params),
-                None => self.launch_lanes(launch, &geometry, rows, params, plan.grid[0] as u32),
+                None => self.launch_lanes(launch, &geometry, rows, params),
             },
         }
     }
@@ -180,7 +184,6 @@ impl Problem<'_> {
         geometry: &Geometry,
         rows: &RowsPlan,
         linear: LinearParams,
-        blocks: u32,
     ) -> Result<()> {
         let norm = NormArguments::new(self.layer);
         let row = linear.w_n_stride * 2;
@@ -205,8 +208,6 @@ impl Problem<'_> {
             norm: norm.kind,
             reciprocal: (1.0 / geometry.k as f64) as f32,
             ahead: rows.ahead,
-            share: linear.tiles_n / blocks,
-            over: linear.tiles_n % blocks,
             linear,
         };
         // SAFETY: LanesParams is the argument of these kernels; their plan holds where tiles and loads are whole and slices
