@@ -46,16 +46,28 @@ pub(super) trait Half: Element {
     type Operand: wgmma::Element;
     /// `DTYPE_*`.
     const DTYPE: u32;
+    /// The value of so many bits.
+    fn of_bits(bits: u16) -> Self;
 }
 
 impl Half for F16 {
     type Operand = wgmma::F16;
     const DTYPE: u32 = DTYPE_F16;
+
+    #[inline(always)]
+    fn of_bits(bits: u16) -> Self {
+        Self(bits)
+    }
 }
 
 impl Half for Bf16 {
     type Operand = wgmma::Bf16;
     const DTYPE: u32 = DTYPE_BF16;
+
+    #[inline(always)]
+    fn of_bits(bits: u16) -> Self {
+        Self(bits)
+    }
 }
 
 /// The kernel: tiles of 128 rows and `2·R` columns of the weight, through `STAGES` stages. `KN` says that the weight

@@ -290,13 +290,14 @@ unsafe fn linear<
                 offset_of!(ClusterParams, y_map),
             ]
             .map(|offset| address.tensor_map(offset));
-            if leads {
+            if thread::thread_idx_x() == 32 {
                 tma::prefetch_tensormap(x_map);
                 tma::prefetch_tensormap(w_map);
+                tma::prefetch_tensormap(y_map);
+            }
+            if leads {
                 ring.init();
                 mbarrier::fence_init();
-            } else if thread::thread_idx_x() == 32 {
-                tma::prefetch_tensormap(y_map);
             }
             // Found before the wait, not after it.
             let mut pair = Pair::new::<MIXED>(params, cluster, widths);

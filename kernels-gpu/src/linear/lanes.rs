@@ -6,6 +6,7 @@
 //! copies; and x, of which a warp needs its slice only, stays in registers. It comes there straight from memory, unless a
 //! norm is in front: nothing but a tile's end makes warps wait for one another.
 
+use super::gemm_sm90::Half;
 use super::norm_rows::{Norm, normalise};
 use super::params::*;
 use super::rows8::{Own, column_of, products};
@@ -118,7 +119,7 @@ pub fn slice(params: &LanesParams, warp: u32) -> [u32; 2] {
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesParams) {
+unsafe fn lanes8<T: Mma + Half, const DEPTH: usize, const NORM: bool>(params: &LanesParams) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
     let (group, pair) = (lane / 4, lane % 4);
@@ -152,7 +153,7 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
             loads.next::<LANES_STAGES>(tiles);
             filled += 1;
         }
-        let mut own = Own::new(linear, batch);
+        let mut own = Own::new::<T>(linear, batch);
         own.ask_bias(linear);
         grid_dependency::wait();
 
@@ -244,7 +245,7 @@ unsafe fn lanes8<T: Mma, const DEPTH: usize, const NORM: bool>(params: &LanesPar
                 step += 1;
             }
             let set = sums + (turn & 1) * sums_bytes;
-            own.end(linear, params.together, tile, set, [rows, warp_idx, pair, column], d);
+            own.end::<T>(linear, params.together, tile, set, [rows, warp_idx, pair, column], d);
             turn += 1;
             tile += thread::grid_dim_x();
         }

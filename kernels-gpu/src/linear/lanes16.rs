@@ -2,6 +2,7 @@
 //!
 //! As there, but each lane copies its own part of the weights and of the warp's slice of x, and waits for its own copies.
 
+use super::gemm_sm90::Half;
 use super::lanes::{Loads, slice};
 use super::params::*;
 use super::rows8::column_of;
@@ -114,7 +115,7 @@ impl Chunks {
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn lanes16<T: Mma>(params: &LanesParams) {
+unsafe fn lanes16<T: Mma + Half>(params: &LanesParams) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
     let (group, pair) = (lane / 4, lane % 4);
@@ -149,7 +150,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
             }
             mbarrier::fence_init();
         }
-        let mut own = Own::<1>::new(linear, batch);
+        let mut own = Own::<1>::new::<T>(linear, batch);
         barrier::syncthreads();
         grid_dependency::wait();
 
@@ -192,7 +193,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
             }
             if turn > 0 {
                 let before = tile - thread::grid_dim_x();
-                finish(linear, params.together, &own, before, turn - 1, sums, there);
+                finish::<T>(linear, params.together, &own, before, turn - 1, sums, there);
                 own.ask(linear, tile);
             }
             let set = to + (turn & 1) * STAYING_SET;
@@ -205,7 +206,7 @@ unsafe fn lanes16<T: Mma>(params: &LanesParams) {
         }
         if turn > 0 {
             let last = tile - thread::grid_dim_x();
-            finish(linear, params.together, &own, last, turn - 1, sums, there);
+            finish::<T>(linear, params.together, &own, last, turn - 1, sums, there);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! columns share a load of x, which passes through the ring beside their weights: it takes no more room there than it
 //! saves, and memory always has enough to fetch.
 
+use super::gemm_sm90::Half;
 use super::lanes::slice;
 use super::lanes16::{Chunks, Inputs, X_BYTES};
 use super::params::*;
@@ -88,7 +89,7 @@ impl Weights {
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn passing16<T: Mma>(params: &LanesParams) {
+unsafe fn passing16<T: Mma + Half>(params: &LanesParams) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
     let [first, count] = slice(params, warp_idx);
@@ -123,7 +124,7 @@ unsafe fn passing16<T: Mma>(params: &LanesParams) {
             step += 1;
         }
         let tile = TILES * thread::block_idx_x();
-        let mut own = Own::<{ TILES as usize }>::new(linear, thread::block_idx_z());
+        let mut own = Own::<{ TILES as usize }>::new::<T>(linear, thread::block_idx_z());
         own.ask(linear, tile);
 
         let chunks = Chunks::new();
@@ -161,7 +162,7 @@ unsafe fn passing16<T: Mma>(params: &LanesParams) {
             t += 1;
         }
         barrier::syncthreads();
-        own.finish(linear, params.together, tile, sums);
+        own.finish::<T>(linear, params.together, tile, sums);
     }
 }
 

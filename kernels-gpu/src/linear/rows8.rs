@@ -12,6 +12,7 @@
 //! alone.
 
 use super::epilogue::Words;
+use super::gemm_sm90::Half;
 use super::norm_rows::{Norm, copy_row, normalise};
 use super::params::*;
 use super::slice_loads::SliceLoads;
@@ -36,7 +37,7 @@ pub fn column_of(group: u32) -> u32 {
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
+unsafe fn rows8<T: Mma + Half>(params: &StreamParams, address: ParamAddress) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
     let (group, pair) = (lane / 4, lane % 4);
@@ -79,7 +80,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
             loads.next(tiles, lane == 0, 0);
             filled += 1;
         }
-        let mut own = Own::new(linear, batch);
+        let mut own = Own::new::<T>(linear, batch);
         own.ask_bias(linear);
         grid_dependency::wait();
 
@@ -161,7 +162,7 @@ unsafe fn rows8<T: Mma>(params: &StreamParams, address: ParamAddress) {
                 d = products::<T>(d, [low, high], b);
             }
             let set = sums + (turn & 1) * sums_bytes;
-            own.end(linear, params.together, tile, set, [rows, warp_idx, pair, column], d);
+            own.end::<T>(linear, params.together, tile, set, [rows, warp_idx, pair, column], d);
             turn += 1;
             tile += thread::grid_dim_x();
         }
@@ -200,12 +201,14 @@ pub struct Own {
     column: u32,
     exists: bool,
     words: Words,
+    /// [`LinearParams::is_simple`].
+    simple: bool,
 }
 
 impl Own {
     /// That of this thread.
     #[inline(always)]
-    pub fn new(linear: &LinearParams, batch: u32) -> Self {
+    pub(super) fn new<T: Half>(linear: &LinearParams, batch: u32) -> Self {
         let outputs = outputs(linear);
         let elements = linear.m as u32 * outputs;
         // 1, 2 or 4 warps.
@@ -220,6 +223,7 @@ impl Own {
             column: index % outputs,
             exists: index < elements,
             words: Words::NONE,
+            simple: linear.is_simple::<T>(),
         }
     }
 
@@ -267,7 +271,7 @@ impl Own {
     /// # Safety
     /// - All threads of the block call this together, for one tile after the other; rows are those of the problem.
     #[inline(always)]
-    pub unsafe fn end(
+    pub(super) unsafe fn end<T: Half>(
         &mut self,
         linear: &LinearParams,
         together: u32,
@@ -291,7 +295,7 @@ impl Own {
             barrier::syncwarp(warp::FULL);
             barrier::syncthreads();
             if tile == self.tile {
-                self.finish(linear, together, set);
+                self.finish::<T>(linear, together, set);
                 self.tile += self.stride;
                 self.ask_bias(linear);
                 self.ask_residual(linear);
@@ -304,19 +308,24 @@ impl Own {
     /// # Safety
     /// - The set's sums are complete, and the lane finishes each tile once.
     #[inline(always)]
-    unsafe fn finish(&self, linear: &LinearParams, together: u32, set: u32) {
+    unsafe fn finish<T: Half>(&self, linear: &LinearParams, together: u32, set: u32) {
         if self.has_work(linear) {
             let distance = linear.m as u32 * COLUMNS * 4;
             let at = set + (self.row * COLUMNS + self.column) * 4;
             // SAFETY: forwarded to the caller.
             unsafe {
+                let place = [self.batch, self.row];
+                if self.simple {
+                    let z = total_at_once(together, at, distance);
+                    linear.finish_simple::<T, 1>(&[self.words], place, [self.output(linear)], [true], [z]);
+                    return;
+                }
                 let z = total(together, at, distance);
                 let up = if linear.gated != 0 {
                     total(together, at + 32, distance)
                 } else {
                     z
                 };
-                let place = [self.batch, self.row];
                 linear.finish_elements(&[self.words], place, [self.output(linear)], [true], [z], [up]);
             }
         }
@@ -344,6 +353,26 @@ pub unsafe fn total(together: u32, at: u32, distance: u32) -> f32 {
         4 => by::<4>(of),
         // One by one is the order of all together.
         _ => by::<8>(of),
+    }
+}
+
+/// [`total`] without a branch.
+#[inline(always)]
+pub unsafe fn total_at_once(together: u32, at: u32, distance: u32) -> f32 {
+    let mut of = [0.0f32; WARPS as usize];
+    let mut i = 0;
+    while i < of.len() {
+        // SAFETY: forwarded to the caller.
+        of[i] = unsafe { shared::ld(at + i as u32 * distance) };
+        i += 1;
+    }
+    let [two, four, eight] = [by::<2>(of), by::<4>(of), by::<8>(of)];
+    if together == 2 {
+        two
+    } else if together == 4 {
+        four
+    } else {
+        eight
     }
 }
 

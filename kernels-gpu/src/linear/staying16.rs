@@ -6,8 +6,9 @@
 //! written when the products of the next are done, by then they are all there.
 
 use super::epilogue::Words;
+use super::gemm_sm90::Half;
 use super::params::*;
-use super::rows8::{column_of, total};
+use super::rows8::{column_of, total, total_at_once};
 use super::slice_loads::SliceLoads;
 use crate::tile::element::{Bf16, F16};
 use crate::tile::mma::Mma;
@@ -73,6 +74,8 @@ pub struct Own<const TILES: usize> {
     /// Where its sums lie in those of a slice.
     place: u32,
     words: [Words; TILES],
+    /// [`LinearParams::is_simple`].
+    simple: bool,
 }
 
 /// The slot of a column among a slice's sums: those of neighbouring fragment rows follow one another.
@@ -90,7 +93,7 @@ pub fn place_of(slot: u32, pair: u32) -> u32 {
 impl<const TILES: usize> Own<TILES> {
     /// That of this thread.
     #[inline(always)]
-    pub fn new(linear: &LinearParams, batch: u32) -> Self {
+    pub(super) fn new<T: Half>(linear: &LinearParams, batch: u32) -> Self {
         let outputs = if linear.gated != 0 { COLUMNS / 2 } else { COLUMNS };
         let index = thread::thread_idx_x();
         let (row, column) = (index / outputs, index % outputs);
@@ -102,10 +105,11 @@ impl<const TILES: usize> Own<TILES> {
             batch,
             place: place_of(slot_of(column), row % 4) + row / 8 * 8 + row / 4 % 2 * 4,
             words: [Words::NONE; TILES],
+            simple: linear.is_simple::<T>(),
         }
     }
 
-    /// The output column of the tile number `t` from `tile` on; that of the first where there is none.
+    /// The output column of the tile number `t` from `tile` on, and whether its element exists.
     #[inline(always)]
     fn output(&self, linear: &LinearParams, tile: u32, t: usize) -> (u64, bool) {
         let column = (tile + t as u32) as u64 * self.outputs as u64 + self.column as u64;
@@ -137,9 +141,22 @@ impl<const TILES: usize> Own<TILES> {
     /// # Safety
     /// - The sets are complete, and the thread finishes each tile once.
     #[inline(always)]
-    pub unsafe fn finish(&self, linear: &LinearParams, together: u32, tile: u32, set: u32) {
+    pub(super) unsafe fn finish<T: Half>(&self, linear: &LinearParams, together: u32, tile: u32, set: u32) {
         // A gated tile has fewer elements than the block has threads.
         if !self.exists {
+            return;
+        }
+        if self.simple {
+            let (mut z, mut columns, mut exist) = ([0.0; TILES], [0; TILES], [false; TILES]);
+            let mut t = 0;
+            while t < TILES {
+                // SAFETY: forwarded to the caller.
+                z[t] = unsafe { total_at_once(together, set + t as u32 * STAYING_SET + self.place, STAYING_SUMS) };
+                (columns[t], exist[t]) = self.output(linear, tile, t);
+                t += 1;
+            }
+            // SAFETY: forwarded to the caller.
+            unsafe { linear.finish_simple::<T, TILES>(&self.words, [self.batch, self.row], columns, exist, z) };
             return;
         }
         let (mut z, mut up) = ([0.0; TILES], [0.0; TILES]);
@@ -168,7 +185,7 @@ impl<const TILES: usize> Own<TILES> {
 /// # Safety
 /// - As for the entries.
 #[inline(always)]
-unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
+unsafe fn staying16<T: Mma + Half>(params: &StreamParams, address: ParamAddress) {
     let linear = &params.linear;
     let (lane, warp_idx) = (thread::lane_id(), thread::warp_idx());
     let (group, pair) = (lane / 4, lane % 4);
@@ -223,7 +240,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
             loads.next(tiles, lane == 0);
             filled += 1;
         }
-        let mut own = Own::<1>::new(linear, batch);
+        let mut own = Own::<1>::new::<T>(linear, batch);
         own.ask(linear, thread::block_idx_x());
         barrier::syncthreads();
 
@@ -274,7 +291,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
             }
             if turn > 0 {
                 let before = tile - thread::grid_dim_x();
-                finish(linear, params.together, &own, before, turn - 1, sums, there);
+                finish::<T>(linear, params.together, &own, before, turn - 1, sums, there);
                 own.ask(linear, tile);
             }
             let set = to + (turn & 1) * STAYING_SET;
@@ -287,7 +304,7 @@ unsafe fn staying16<T: Mma>(params: &StreamParams, address: ParamAddress) {
         }
         if turn > 0 {
             let last = tile - thread::grid_dim_x();
-            finish(linear, params.together, &own, last, turn - 1, sums, there);
+            finish::<T>(linear, params.together, &own, last, turn - 1, sums, there);
         }
     }
 }
@@ -323,11 +340,19 @@ pub unsafe fn products<T: Mma>(mut d: [[f32; 4]; 2], w: [[u32; 4]; 4], x: [[u32;
 /// # Safety
 /// - All warps have sent or will send their sums.
 #[inline(always)]
-pub unsafe fn finish(linear: &LinearParams, together: u32, own: &Own<1>, tile: u32, turn: u32, sums: u32, there: u32) {
+pub(super) unsafe fn finish<T: Half>(
+    linear: &LinearParams,
+    together: u32,
+    own: &Own<1>,
+    tile: u32,
+    turn: u32,
+    sums: u32,
+    there: u32,
+) {
     // SAFETY: forwarded to the caller.
     unsafe {
         mbarrier::wait_parity(there + (turn & 1) * 8, turn / 2 & 1);
-        own.finish(linear, together, tile, sums + (turn & 1) * STAYING_SET);
+        own.finish::<T>(linear, together, tile, sums + (turn & 1) * STAYING_SET);
     }
 }
 

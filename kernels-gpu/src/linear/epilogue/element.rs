@@ -2,7 +2,7 @@
 //! bits are those of the epilogue of eight.
 
 use crate::activation::eight::activate;
-use crate::linear::params::*;
+use crate::linear::{gemm_sm90::Half, params::*};
 use crate::tile::element::{Bf16, Element, F16};
 use cuda_std::global;
 
@@ -18,11 +18,14 @@ pub struct Words {
 
 impl Words {
     pub const NONE: Words = Words {
-        bias: 0,
-        up: 0,
-        residual: 0,
+        bias: NOTHING,
+        up: NOTHING,
+        residual: NOTHING,
     };
 }
+
+/// Where there is no operand: −0 in 16 bits, which changes nothing that it is added to.
+const NOTHING: u32 = 0x8000;
 
 /// An element of an operand, counted from its address.
 #[inline(always)]
@@ -37,7 +40,7 @@ fn place(operand: &Operand, batch: u32, row: u32, column: u64) -> u64 {
 #[inline(always)]
 unsafe fn ask(operand: &Operand, batch: u32, row: u32, column: u64) -> u32 {
     if operand.address == 0 {
-        return 0;
+        return NOTHING;
     }
     let at = place(operand, batch, row, column);
     // SAFETY: forwarded to the caller.
@@ -109,6 +112,46 @@ impl LinearParams {
     pub unsafe fn ask_residual(&self, words: &mut Words, batch: u32, row: u32, column: u64) {
         // SAFETY: forwarded to the caller.
         unsafe { words.residual = ask(&self.residual, batch, row, column) }
+    }
+
+    /// Whether elements are their products by the factor, and what is added to them, all of it in `T`.
+    #[inline(always)]
+    pub(in crate::linear) fn is_simple<T: Half>(&self) -> bool {
+        let fits = |operand: &Operand| operand.address == 0 || operand.dtype == T::DTYPE;
+        self.gated == 0
+            && self.activation == ACTIVATION_IDENTITY
+            && self.pre_activation.address == 0
+            && self.y.dtype == T::DTYPE
+            && fits(&self.bias)
+            && fits(&self.residual)
+    }
+
+    /// [`finish_elements`](Self::finish_elements) where [`is_simple`](Self::is_simple) holds for `T`: short, and without a branch
+    /// but those around stores. Nothing else happens at the end of a launch, and instructions that were not there before
+    /// come one line after the other.
+    ///
+    /// # Safety
+    /// - As there.
+    #[inline(always)]
+    pub(in crate::linear) unsafe fn finish_simple<T: Half, const N: usize>(
+        &self,
+        words: &[Words; N],
+        [batch, row]: [u32; 2],
+        columns: [u64; N],
+        exist: [bool; N],
+        z: [f32; N],
+    ) {
+        let mut i = 0;
+        while i < N {
+            let [bias, residual] = [words[i].bias, words[i].residual].map(|word| T::of_bits(word as u16).to_f32());
+            let value = T::from_f32(z[i] * self.alpha + bias + residual);
+            let at = place(&self.y, batch, row, columns[i]);
+            if exist[i] {
+                // SAFETY: forwarded to the caller.
+                unsafe { global::st((self.y.address + at * 2) as *mut T, value) };
+            }
+            i += 1;
+        }
     }
 
     /// Finishes and writes those elements of several of a problem's row, `[batch, row]`, that exist: `z` are their products,
