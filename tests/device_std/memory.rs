@@ -6,7 +6,7 @@ use kernels_gpu::device_tests::memory::{COPY_BYTES, GLOBAL_COPIES, SHARED_COPIES
 fn global_loads_and_stores_move_every_size() {
     let input = Random(2).bytes(COPY_BYTES as usize);
     for device in devices(ALL) {
-        let copies = GLOBAL_COPIES as usize + (device.tier() != Tier::Sm75) as usize;
+        let copies = GLOBAL_COPIES as usize + 2 * (device.tier() != Tier::Sm75) as usize;
         let output = vec![0; (copies + 1) * input.len()];
         let (_, output) = launch_on(&device, "device_test_global", [1; 3], 0, &input, &output);
         for (copy, image) in output.chunks_exact(input.len()).enumerate() {

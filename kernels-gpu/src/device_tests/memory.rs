@@ -62,6 +62,13 @@ cuda_std::kernel! {
         #[cfg(not(tier = "sm_75"))]
         {
             copy_with!(ld_nc_no_allocate_l2_256b, st);
+            let mut at = thread * 2;
+            while at < COPY_BYTES {
+                let value: u16 = global::ld((params.input + at) as *const u16);
+                global::st16_cache_hint((output + at) as *mut u16, value, cuda_std::bulk::CachePolicy::evict_last());
+                at += 128;
+            }
+            output += COPY_BYTES;
         }
         let _ = output;
     }

@@ -48,6 +48,8 @@ pub(super) trait Half: Element {
     const DTYPE: u32;
     /// The value of so many bits.
     fn of_bits(bits: u16) -> Self;
+    /// Its bits.
+    fn bits(self) -> u16;
 }
 
 impl Half for F16 {
@@ -58,6 +60,11 @@ impl Half for F16 {
     fn of_bits(bits: u16) -> Self {
         Self(bits)
     }
+
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        self.0
+    }
 }
 
 impl Half for Bf16 {
@@ -67,6 +74,11 @@ impl Half for Bf16 {
     #[inline(always)]
     fn of_bits(bits: u16) -> Self {
         Self(bits)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        self.0
     }
 }
 

@@ -5,6 +5,7 @@
 //! the memory is written during the kernel, by anyone.
 
 use crate::access::{loads, stores};
+use crate::bulk::CachePolicy;
 use core::arch::asm;
 
 pub use crate::access::Value;
@@ -103,4 +104,16 @@ stores! {
 pub unsafe fn prefetch_l2<T>(address: *const T) {
     // SAFETY: forwarded to the caller.
     unsafe { asm!("prefetch.global.L2 [{0}];", in(reg64) address, options(nostack)) }
+}
+
+/// `st.global.L2::cache_hint.b16`: with an L2 cache policy (sm_80).
+///
+/// # Safety
+/// - `address` is writable global memory, aligned to 2 bytes.
+#[inline(always)]
+pub unsafe fn st16_cache_hint(address: *mut u16, value: u16, policy: CachePolicy) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("st.global.L2::cache_hint.b16 [{0}], {1}, {2};", in(reg64) address, in(reg16) value, in(reg64) policy.0, options(nostack))
+    }
 }

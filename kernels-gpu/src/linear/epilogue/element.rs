@@ -4,7 +4,7 @@
 use crate::activation::eight::activate;
 use crate::linear::{gemm_sm90::Half, params::*};
 use crate::tile::element::{Bf16, Element, F16};
-use cuda_std::global;
+use cuda_std::{bulk::CachePolicy, global};
 
 /// What is added to an element, as it lies in memory: nothing here waits for a load.
 #[derive(Clone, Copy)]
@@ -141,14 +141,17 @@ impl LinearParams {
         exist: [bool; N],
         z: [f32; N],
     ) {
+        // A block writes parts of a line; the weights on their way past must not drive these out of L2 before other blocks
+        // have written the rest: memory takes whole lines sooner.
+        let keep = CachePolicy::evict_last();
         let mut i = 0;
         while i < N {
             let [bias, residual] = [words[i].bias, words[i].residual].map(|word| T::of_bits(word as u16).to_f32());
             let value = T::from_f32(z[i] * self.alpha + bias + residual);
-            let at = place(&self.y, batch, row, columns[i]);
+            let at = (self.y.address + place(&self.y, batch, row, columns[i]) * 2) as *mut u16;
             if exist[i] {
                 // SAFETY: forwarded to the caller.
-                unsafe { global::st((self.y.address + at * 2) as *mut T, value) };
+                unsafe { global::st16_cache_hint(at, value.bits(), keep) };
             }
             i += 1;
         }
