@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use host::{
-    ops::{Layout, PoolLayout, WeightLayout},
+    ops::{Layout, LinearMode, PoolLayout, WeightLayout},
     reference::{
         activation::Activation,
         attention::{AttentionOptions, AttentionShape, Causal},
@@ -194,7 +194,12 @@ fn flashkernel(size: Size) -> Vec<(String, Drawn)> {
 fn flashkernel_gelu(size: Size) -> Vec<(String, Drawn)> {
     let mut problems = Vec::new();
     for (m, n, k) in [(128, 3072, 768), (1, 3072, 768), (33, 257, 129), (64, 64, 64)] {
-        for activation in [Activation::GeluErf, Activation::GeluTanh] {
+        for (activation, with_z) in [
+            (Activation::GeluErf, true),
+            (Activation::GeluErf, false),
+            (Activation::GeluTanh, true),
+            (Activation::GeluTanh, false),
+        ] {
             let smaller = |extent: usize| extent.min(size.choose(136, extent));
             let layer = Linear {
                 m: smaller(m),
@@ -206,10 +211,13 @@ fn flashkernel_gelu(size: Size) -> Vec<(String, Drawn)> {
                 alpha: 1.0,
                 bias: true,
                 residual: false,
+                with_z,
+                mode: LinearMode::Auto,
                 padding: 0,
                 seed: 42,
             };
-            problems.push((format!("{activation:?} {m}×{n}×{k}"), Arc::new(layer) as Drawn));
+            let stored = if with_z { " and what enters it" } else { "" };
+            problems.push((format!("{activation:?} {m}×{n}×{k}{stored}"), Arc::new(layer) as Drawn));
         }
     }
     problems

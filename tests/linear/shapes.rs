@@ -1,7 +1,7 @@
 //! Extents, strides and layouts: every tail, ragged rows and columns, transposes, leading axes, and any of them at random.
 
 use crate::common::devices;
-use crate::support::{Case, Data, all_dtypes, check_close, check_exact, check_y};
+use crate::support::{Case, Data, all_dtypes, check_close, check_exact, check_y, run};
 use ferroflash::{Activation, Device, LinearMode, Tensor, Tier, WeightLayout, bf16, f16, linear};
 use host::compare::same_bits;
 use proptest::prelude::*;
@@ -147,6 +147,34 @@ fn several_tiles_a_block() {
                 check_plain_and_gated(&device, case, n);
             }
         }
+    }
+}
+
+/// The cooperative kernels: tiles of both widths and several a cluster, fewer steps than stages, ragged ends; the bits of
+/// the others.
+#[test]
+fn cooperative_tiles() {
+    for device in devices().into_iter().filter(|device| device.tier() == Tier::Sm90a) {
+        let cooperative = Case {
+            mode: LinearMode::HopperCooperative,
+            bias: true,
+            activation: Activation::Relu,
+            ..Case::new(700, 1000, 200)
+        };
+        for (m, n, k) in [
+            (700, 1000, 200),
+            (257, 392, 64),
+            (129, 264, 24),
+            (1, 8, 456),
+            (520, 760, 1096),
+        ] {
+            let case = Case { m, n, k, ..cooperative };
+            check_plain_and_gated(&device, case, n);
+        }
+        let data = Data::<bf16>::normal(&cooperative, 5);
+        let [one, other] = [LinearMode::Hopper, LinearMode::HopperCooperative]
+            .map(|mode| run(&device, &Case { mode, ..cooperative }, &data).0);
+        assert_eq!(same_bits(&one, &other), Ok(()));
     }
 }
 

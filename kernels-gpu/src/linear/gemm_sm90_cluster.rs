@@ -9,224 +9,104 @@
 //!
 //! Sums are those of `linear_hopper*`, bit by bit.
 
-use super::boxes::{BOX_BYTES, Destination, store_rows};
-use super::epilogue::{Columns, Epilogue};
+use super::boxes::BOX_BYTES;
+use super::cluster_tile::{ClusterTile, OWN_BARRIERS, Operands, Part, Side, Turns};
 use super::gemm_sm90::{Half, operand_tiles};
 use super::params::*;
 use crate::pipeline::{Cursor, InCluster, OneThread, Ring, Warps};
-use crate::tile::{
-    division::Divisor,
-    element::{Bf16, F16},
-    opaque::opaque,
-};
+use crate::tile::element::{Bf16, F16};
 use core::mem::offset_of;
 use cuda_std::{
     barrier, bulk, grid_dependency,
     launch::ParamAddress,
     mbarrier, register, shared, thread, tma, warp,
-    wgmma::{self, Acc, InFlight, MmaShape},
+    wgmma::{InFlight, MmaShape},
 };
 
-/// The first computing warpgroup's bias has come; the second one's barrier is the next.
-const BIAS_THERE: u32 = 1;
-
 /// The first computing warpgroup's products may begin; the second one's barrier is the next.
-const TURN: u32 = 3;
+const TURN: u32 = OWN_BARRIERS;
 
 /// The ring is there, in blocks that are no clusters.
-const START: u32 = 5;
+const START: u32 = OWN_BARRIERS + 2;
 
-/// A cluster's tile.
+/// A warpgroup's products begin when the other one's tile has all of its own.
 #[derive(Clone, Copy)]
-struct Pair {
-    /// The problem.
-    batch: u32,
-    /// Its place among the cluster's tiles below one another.
-    row: u32,
-    /// The first column of the weight's tile; of a gated layer as its gates and factors take turns.
-    column: u32,
-    /// Whether the tile has the full width.
-    wide: bool,
+struct Alternately {
+    group: u32,
+    /// Whether the tile is the block's first, or its last.
+    first: bool,
+    last: bool,
 }
 
-impl Pair {
-    /// Tile number `index` of all: first those of the full `width`, then the `narrow` ones, if there may be any.
+impl Turns for Alternately {
     #[inline(always)]
-    fn new<const MIXED: bool>(params: &ClusterParams, index: u32, [width, narrow]: [u32; 2]) -> Self {
-        let wide = !MIXED || index < params.wide;
-        let (index, before, width) = if wide {
-            (index, 0, width)
-        } else {
-            (index - params.wide, params.wide_n * width, narrow)
-        };
-        let of = |widths: [Divisor; 2]| if wide { widths[0] } else { widths[1] };
-        let (batch, index) = of(params.of_problem).divide(index);
-        let (group, within) = of(params.of_group).divide(index);
-        let first = group * params.group[0].by;
-        let below = if first + params.group[0].by > params.linear.tiles_m {
-            params.group[1]
-        } else {
-            params.group[0]
-        };
-        let (tile_n, row) = below.divide(within);
-        Self {
-            batch,
-            row: first + row,
-            column: before + tile_n * width,
-            wide,
+    unsafe fn begin(self) {
+        // A stage's parity says nothing to who is two rounds ahead, so a tile waits for the loads of the one before.
+        if !self.first {
+            // SAFETY: forwarded to the caller; the other warpgroup arrives.
+            unsafe { barrier::sync(TURN + self.group, 256) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end(self) {
+        if !self.last {
+            // SAFETY: forwarded to the caller; the other warpgroup waits.
+            unsafe { barrier::arrive(TURN + 1 - self.group, 256) }
         }
     }
 }
 
-/// What a computing warpgroup has.
-struct Side<'a, const STAGES: u32, const C: u32> {
-    params: &'a ClusterParams,
+/// Operands side by side in the stages of one ring.
+#[derive(Clone, Copy)]
+struct Staged<const STAGES: u32, const C: u32> {
     ring: Ring<STAGES, OneThread, InCluster<Warps<4>, C>>,
-    /// Its number.
-    group: u32,
-    /// Shared address of the stages, and bytes of one.
+    at: Cursor<STAGES>,
+    previous: Cursor<STAGES>,
+    /// Shared address of the stages, bytes of one and of x in it.
     base: u32,
-    stage_bytes: u32,
-    /// Shared addresses of its bias, and of the warp's boxes.
-    bias: u32,
-    buffers: u32,
-    y_map: *const u8,
-    /// The block's place in the cluster.
-    rank: u32,
+    bytes: u32,
+    x_bytes: u32,
 }
 
-impl<const STAGES: u32, const C: u32> Side<'_, STAGES, C> {
-    /// Computes the tile of `64·H × 2·R` at `pair`, from stage `at` on. It waits for the other warpgroup unless it is the
-    /// block's `first`, and lets it go on unless it is the `last`. Boxes go to the warp's buffers from buffer `turn` on. The stage
-    /// behind the tile's is returned.
-    ///
-    /// # Safety
-    /// - The warpgroup calls this together, for every second tile of its block.
+impl<const STAGES: u32, const C: u32> Staged<STAGES, C> {
+    /// Those of `count` steps later.
     #[inline(always)]
-    unsafe fn tile<E: Half, const H: usize, const R: usize, const B: u32, const KN: bool>(
-        &self,
-        pair: Pair,
-        mut at: Cursor<STAGES>,
-        [first, last]: [bool; 2],
-        turn: u32,
-    ) -> Cursor<STAGES>
-    where
-        InFlight<R>: MmaShape,
-    {
-        let (params, ring) = (self.params, self.ring);
-        let linear = &params.linear;
-        let steps = params.steps;
-        let width = 2 * R as u32;
-        let rows = H as u32 * 64;
-        let [x_tile, w_tile] = const { operand_tiles(2 * R as u32, KN) };
-        let x_bytes = rows * HOPPER_DEPTH * 2;
-        let thread = thread::thread_idx_x() % 128;
-        // SAFETY: forwarded to the caller.
-        unsafe {
-            // The tile's bias comes while the tensor cores work.
-            let gated = linear.gated != 0;
-            let columns = Columns::from(linear, if gated { pair.column / 2 } else { pair.column } as u64);
-            let mut bias_here = [0.0; 2];
-            if linear.bias.address != 0 {
-                let epilogue = Epilogue::new(linear, pair.batch as u64);
-                let mut i = 0;
-                while i < 2 {
-                    let (column, weight_column) = columns.of(thread + 128 * i as u32);
-                    if thread + 128 * (i as u32) < width && column < linear.n {
-                        bias_here[i] = epilogue.bias_at(weight_column);
-                    }
-                    i += 1;
-                }
-            }
-            let mut d = Acc::<R>::ZERO.start();
-            let mut below: InFlight<R> = if H == 2 {
-                Acc::<R>::ZERO.start()
-            } else {
-                core::mem::zeroed()
-            };
-            // A stage's parity says nothing to who is two rounds ahead, so a tile waits for the loads of the one before.
-            if !first {
-                barrier::sync(TURN + self.group, 256);
-            }
-            let mut step = 0;
-            let mut previous = at;
-            while step < steps {
-                ring.wait_full(at);
-                let x = self.base + at.stage() * self.stage_bytes;
-                let a = x_tile.k_major(x);
-                let b = if KN {
-                    w_tile.mn_major(x + x_bytes)
-                } else {
-                    w_tile.k_major(x + x_bytes)
-                };
-                wgmma::fence();
-                let mut i = 0;
-                while i < HOPPER_DEPTH / 16 {
-                    let b = b.advance(if KN { w_tile.mn_step(i) } else { w_tile.k_step(i) });
-                    let a = a.advance(x_tile.k_step(i));
-                    let more = step > 0 || i > 0;
-                    d = d.mma_shared::<E::Operand, false, KN>(a, b, more);
-                    if H == 2 {
-                        below = below.mma_shared::<E::Operand, false, KN>(a.advance(x_tile.bytes()), b, more);
-                    }
-                    i += 1;
-                }
-                wgmma::commit_group();
-                // The step before has read its stage.
-                wgmma::wait_group::<1>();
-                if step > 0 {
-                    ring.release(previous);
-                }
-                previous = at;
-                at = at.next();
-                step += 1;
-            }
-            if !last {
-                barrier::arrive(TURN + 1 - self.group, 256);
-            }
-            let d = d.wait::<0>().0;
-            ring.release(previous);
-
-            let bias = self.bias;
-            if linear.bias.address != 0 {
-                // All warps have left the epilogue before.
-                barrier::sync(BIAS_THERE + self.group, 128);
-                if thread < width {
-                    shared::st(bias + thread * 4, bias_here[0]);
-                }
-                if width > 128 && thread + 128 < width {
-                    shared::st(bias + (thread + 128) * 4, bias_here[1]);
-                }
-                barrier::sync(BIAS_THERE + self.group, 128);
-            }
-            let row = (pair.row * C + self.rank) * rows + thread / 32 * 16;
-            let to = Destination {
-                map: self.y_map,
-                at: [columns.first() as i32, row as i32, pair.batch as i32],
-                buffers: self.buffers,
-                first: turn,
-            };
-            // Boxes of 64 columns; half the columns of a gated tile of 192 are boxes of 32. No gated layer has narrow tiles.
-            let plain = KN || turn != 0 || !gated;
-            if plain {
-                store_rows::<E, R, 32, B, false>(linear, &d, bias, to, 0, H);
-            } else if R == 96 {
-                store_rows::<E, R, 16, B, true>(linear, &d, bias, to, 0, H);
-            } else {
-                store_rows::<E, R, 32, B, true>(linear, &d, bias, to, 0, H);
-            }
-            if H == 2 {
-                let d = below.complete().0;
-                if plain {
-                    store_rows::<E, R, 32, B, false>(linear, &d, bias, to, 1, H);
-                } else if R == 96 {
-                    store_rows::<E, R, 16, B, true>(linear, &d, bias, to, 1, H);
-                } else {
-                    store_rows::<E, R, 32, B, true>(linear, &d, bias, to, 1, H);
-                }
-            }
+    #[must_use]
+    fn skip(self, count: u32) -> Self {
+        Self {
+            at: self.at.skip(count),
+            ..self
         }
-        at
+    }
+}
+
+impl<const STAGES: u32, const C: u32> Operands for Staged<STAGES, C> {
+    #[inline(always)]
+    unsafe fn wait(self) {
+        // SAFETY: forwarded to the caller.
+        unsafe { self.ring.wait_full(self.at) }
+    }
+
+    #[inline(always)]
+    fn addresses(self) -> [u32; 2] {
+        let x = self.base + self.at.stage() * self.bytes;
+        [x, x + self.x_bytes]
+    }
+
+    #[inline(always)]
+    fn next(self) -> Self {
+        Self {
+            previous: self.at,
+            at: self.at.next(),
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn release_previous(self) {
+        // SAFETY: forwarded to the caller.
+        unsafe { self.ring.release(self.previous) }
     }
 }
 
@@ -300,10 +180,7 @@ unsafe fn linear<
                 mbarrier::fence_init();
             }
             // Found before the wait, not after it.
-            let mut pair = Pair::new::<MIXED>(params, cluster, widths);
-            pair.row = opaque(pair.row);
-            pair.column = opaque(pair.column);
-            pair.batch = opaque(pair.batch);
+            let mut pair = ClusterTile::new::<MIXED>(params, cluster, widths).found();
             if C > 1 {
                 meet();
             } else if warp_idx == 0 {
@@ -314,7 +191,7 @@ unsafe fn linear<
             grid_dependency::wait();
 
             // Starts the loads of a step along k into the stage, which is free.
-            let load = |pair: &Pair, step: u32, at: Cursor<STAGES>| {
+            let load = |pair: &ClusterTile, step: u32, at: Cursor<STAGES>| {
                 let batch = pair.batch as i32;
                 let w_batch = if linear.w_batch_stride == 0 { 0 } else { batch };
                 let row = ((pair.row * C + rank) * rows) as i32;
@@ -387,7 +264,7 @@ unsafe fn linear<
                     if index >= params.pairs {
                         break;
                     }
-                    pair = Pair::new::<MIXED>(params, index, widths);
+                    pair = ClusterTile::new::<MIXED>(params, index, widths);
                 }
             }
         } else {
@@ -403,26 +280,22 @@ unsafe fn linear<
                 register::setmaxnreg_inc::<232>();
             }
             let group = warp_idx / 4 - 1;
-            let mut at = Cursor::<STAGES>::start();
-            let side = Side::<STAGES, C> {
-                params,
+            let mut at = Staged {
                 ring,
-                group,
+                at: Cursor::<STAGES>::start(),
+                previous: Cursor::start(),
                 base,
-                stage_bytes,
+                bytes: stage_bytes,
+                x_bytes,
+            };
+            let side = Side {
+                params,
+                group,
                 bias: biases + group * width * 4,
                 buffers: staging + (warp_idx - 4) * (B * BOX_BYTES),
                 y_map: address.tensor_map(offset_of!(ClusterParams, y_map)),
-                rank,
             };
-            if linear.bias.address == 0 {
-                let mut column = thread::thread_idx_x() % 128;
-                while column < width {
-                    shared::st(side.bias + column * 4, 0.0f32);
-                    column += 128;
-                }
-                barrier::sync(BIAS_THERE + group, 128);
-            }
+            side.without_bias(width);
             // This warpgroup's tiles are every second one of the block's.
             let mut index = cluster;
             if group == 1 {
@@ -430,13 +303,22 @@ unsafe fn linear<
                 at = at.skip(steps);
             }
             while index < params.pairs {
-                let pair = Pair::new::<MIXED>(params, index, widths);
-                let ends = [index == cluster, index + clusters >= params.pairs];
+                let pair = ClusterTile::new::<MIXED>(params, index, widths);
+                let part = Part {
+                    batch: pair.batch,
+                    row: (pair.row * C + rank) * rows,
+                    column: pair.column,
+                };
+                let turns = Alternately {
+                    group,
+                    first: index == cluster,
+                    last: index + clusters >= params.pairs,
+                };
                 at = if MIXED && !pair.wide {
                     // Six boxes of a wide tile end before buffer 2 of four.
-                    side.tile::<E, H, N, B, KN>(pair, at, ends, 2)
+                    side.tile::<E, _, H, N, B, KN>(part, at, turns, 2)
                 } else {
-                    side.tile::<E, H, R, B, KN>(pair, at, ends, 0)
+                    side.tile::<E, _, H, R, B, KN>(part, at, turns, 0)
                 };
                 index += 2 * clusters;
                 at = at.skip(steps);

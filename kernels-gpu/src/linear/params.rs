@@ -179,19 +179,23 @@ pub const fn hopper_shared(columns: u32) -> u32 {
     stages * (HOPPER_ROWS + columns) * HOPPER_DEPTH * 2 + HOPPER_STAGING + stages * 16
 }
 
-/// How a kernel of `linear_cluster*` cuts its problem.
+/// How a kernel of `linear_cluster*` or `linear_cooperative*` cuts its problem.
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterShape {
-    /// Rows of a tile: 64 or 128.
+    /// Rows that a warpgroup computes at a time: 64 or 128.
     pub rows: u32,
-    /// Columns of a tile: 128 or 192.
+    /// Columns of a block's tile: 128 or 192.
     pub columns: u32,
     /// Columns of the tiles behind those; as many where there are none.
     pub narrow: u32,
-    /// Stages of operands.
+    /// Stages of operands; of x, if it has a ring of its own.
     pub stages: u32,
-    /// Blocks of a cluster, whose tiles lie below one another.
+    /// Stages of the weight.
+    pub weight_stages: u32,
+    /// Blocks of a cluster, whose tiles lie below one another, or side by side if they are computed cooperatively.
     pub blocks: u32,
+    /// Whether both warpgroups compute halves of a tile of twice the rows, and the cluster shares those of x.
+    pub cooperative: bool,
     /// Boxes of 16 rows and 64 columns that each warp can have on their way to memory.
     pub buffers: u32,
 }
@@ -199,18 +203,43 @@ pub struct ClusterShape {
 impl ClusterShape {
     /// Columns of the weight's boxes: a block's part of a tile, or what divides that of both widths.
     pub const fn box_columns(self) -> u32 {
-        if self.columns == self.narrow {
-            self.columns / self.blocks
+        match (self.columns == self.narrow, self.cooperative) {
+            (true, false) => self.columns / self.blocks,
+            (true, true) => self.columns,
+            (false, false) => 32,
+            (false, true) => 64,
+        }
+    }
+
+    /// Rows of a block's tile.
+    pub const fn block_rows(self) -> u32 {
+        if self.cooperative { 2 * self.rows } else { self.rows }
+    }
+
+    /// Rows of x's boxes: a block's part of a tile.
+    pub const fn box_rows(self) -> u32 {
+        if self.cooperative {
+            self.rows / self.blocks
         } else {
-            32
+            self.rows
+        }
+    }
+
+    /// Rows and columns of a cluster's tile, and columns of a narrow one.
+    pub const fn cluster_tile(self) -> [u32; 3] {
+        if self.cooperative {
+            [self.block_rows(), self.columns * self.blocks, self.narrow * self.blocks]
+        } else {
+            [self.rows * self.blocks, self.columns, self.narrow]
         }
     }
 
     /// Dynamic shared memory of a block: stages, boxes on their way out, a bias for each of two warpgroups, barriers.
     pub const fn shared(self) -> u32 {
-        self.stages * (self.rows + self.columns) * HOPPER_DEPTH * 2
+        let rings = if self.cooperative { 3 } else { 1 };
+        (self.stages * self.block_rows() + self.weight_stages * self.columns) * HOPPER_DEPTH * 2
             + 2 * (4 * self.buffers * 16 * 128 + self.columns * 4)
-            + self.stages * 16
+            + rings * self.weight_stages * 16
     }
 }
 
@@ -220,7 +249,9 @@ pub const CLUSTER_64: ClusterShape = ClusterShape {
     columns: 128,
     narrow: 128,
     stages: 7,
+    weight_stages: 7,
     blocks: 1,
+    cooperative: false,
     buffers: 2,
 };
 /// Most problems.
@@ -229,7 +260,9 @@ pub const CLUSTER_128: ClusterShape = ClusterShape {
     columns: 128,
     narrow: 128,
     stages: 6,
+    weight_stages: 6,
     blocks: 2,
+    cooperative: false,
     buffers: 2,
 };
 /// Fewer bytes a product; narrow tiles fill the last rounds.
@@ -238,11 +271,24 @@ pub const CLUSTER_192: ClusterShape = ClusterShape {
     columns: 192,
     narrow: 128,
     stages: 4,
+    weight_stages: 4,
     blocks: 2,
+    cooperative: false,
     buffers: 4,
 };
+/// The fewest bytes a product, and an epilogue that nothing hides.
+pub const COOPERATIVE_192: ClusterShape = ClusterShape {
+    rows: 128,
+    columns: 192,
+    narrow: 128,
+    stages: 3,
+    weight_stages: 4,
+    blocks: 2,
+    cooperative: true,
+    buffers: 2,
+};
 kernel_params! {
-    /// Arguments of `linear_cluster*`.
+    /// Arguments of `linear_cluster*` and `linear_cooperative*`.
     pub struct ClusterParams {
         /// As for [`HopperParams`], the box's rows being those of a tile.
         pub x_map: TensorMap,

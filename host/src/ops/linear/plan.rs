@@ -29,16 +29,21 @@ pub enum LinearMode {
     Streaming,
     /// Tensor cores by `wgmma` and loads by TMA: 16-bit types on Hopper.
     Hopper,
+    /// As [`LinearMode::Hopper`] and with the same bits. What otherwise very deep layers take alone (CUTLASS's cooperative
+    /// schedule instead of its ping-pong) is taken by all that it can compute: weights `[n, k]`, no residual, no
+    /// pre-activation, results of the inputs' dtype.
+    HopperCooperative,
 }
 
 impl LinearMode {
     /// All of them.
-    pub const ALL: [LinearMode; 5] = [
+    pub const ALL: [LinearMode; 6] = [
         LinearMode::Auto,
         LinearMode::Fma,
         LinearMode::Tiled,
         LinearMode::Streaming,
         LinearMode::Hopper,
+        LinearMode::HopperCooperative,
     ];
 }
 
@@ -106,7 +111,10 @@ impl Plan {
             LinearMode::Fma => Plan::fma(geometry),
             LinearMode::Tiled => Plan::tiled(geometry, geometry.tiled(tier).map_err(refuse)?, device),
             LinearMode::Streaming => Plan::streaming(geometry, geometry.streaming(tier).map_err(refuse)?, device),
-            LinearMode::Hopper => Plan::hopper(geometry, geometry.hopper(tier).map_err(refuse)?, device),
+            LinearMode::Hopper | LinearMode::HopperCooperative => {
+                let cooperative = mode == LinearMode::HopperCooperative;
+                Plan::hopper(geometry, geometry.hopper(tier).map_err(refuse)?, device, cooperative)
+            }
             LinearMode::Auto => Plan::fastest(geometry, device),
         }
     }
@@ -119,7 +127,7 @@ impl Plan {
             return Plan::streaming(geometry, lay, device);
         }
         if let Ok(lay) = geometry.hopper(tier) {
-            return Plan::hopper(geometry, lay, device);
+            return Plan::hopper(geometry, lay, device, false);
         }
         match geometry.tiled(tier) {
             Ok(lay) => Plan::tiled(geometry, lay, device),
@@ -185,10 +193,10 @@ impl Plan {
         Plan::of_tiles(geometry, entry, [rows, columns], streaming_shared(rows, columns, warps))
     }
 
-    fn hopper(geometry: &Geometry, lay: Lay, device: &Device) -> Result<Plan> {
+    fn hopper(geometry: &Geometry, lay: Lay, device: &Device, cooperative: bool) -> Result<Plan> {
         let multiprocessors = device.properties().multiprocessors as u64;
         if let Some(y) = geometry.y {
-            return Clustered::fastest(geometry, lay, y, multiprocessors);
+            return Clustered::fastest(geometry, lay, y, multiprocessors, cooperative);
         }
         let tiles = |columns: u32| {
             geometry.m.div_ceil(HOPPER_ROWS as u64) * geometry.columns().div_ceil(columns as u64) * geometry.batch

@@ -113,6 +113,15 @@ fn tensor_cores() -> Vec<Case> {
                 },
             ));
         }
+        // Tiles of both widths, several a cluster.
+        cases.push(case(
+            "linear",
+            format!("cooperative, 400×600×200 {dtype}"),
+            move |bed| {
+                let (x, w) = (bed.floats(dtype, &[400, 200])?, bed.floats(dtype, &[600, 200])?);
+                Ok(vec![linear(&x, &w).mode(LinearMode::HopperCooperative).run()?])
+            },
+        ));
         for (m, n) in [(70, 72), (400, 200)] {
             cases.push(case(
                 "linear",
