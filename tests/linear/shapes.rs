@@ -241,12 +241,15 @@ fn few_rows_of_whole_tiles() {
 fn every_tile_of_the_tiled_mode() {
     for device in devices() {
         let n = 98 * u64::from(device.properties().multiprocessors);
-        for (m, n, k) in [(60, 72, 104), (120, n, 40), (250, n, 72), (250, n, 200)] {
+        let sizes = [(60, 72, 104), (120, n, 40), (250, n, 72), (250, n, 200)];
+        // What has no activation has an end of its own.
+        let activations = [Activation::Identity, Activation::Relu];
+        for ((m, n, k), activation) in sizes.into_iter().flat_map(|size| activations.map(|act| (size, act))) {
             let case = Case {
                 mode: LinearMode::Tiled,
                 bias: true,
                 residual: true,
-                activation: Activation::Relu,
+                activation,
                 ..Case::new(m, n, k)
             };
             check_y(&device, case, Data::<f16>::integers);

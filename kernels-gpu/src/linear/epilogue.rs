@@ -4,7 +4,7 @@
 mod element;
 
 use super::params::*;
-use crate::activation::eight::{activate, activate_fast};
+use crate::activation::eight::activate;
 use crate::tile::element::{Bf16, Element, F16};
 use cuda_std::{global, math::fma};
 
@@ -105,14 +105,14 @@ impl Epilogue {
             && self.n % 8 == 0
     }
 
-    /// The bias of eight columns of the weight, 0 where there is none.
+    /// The bias of eight columns of the weight, −0 where there is none: it changes nothing that it is added to.
     ///
     /// # Safety
     /// - The columns exist.
     #[inline(always)]
     pub unsafe fn bias(&self, column: u64) -> [f32; 8] {
         if self.bias.address == 0 {
-            return [0.0; 8];
+            return [-0.0; 8];
         }
         // SAFETY: forwarded to the caller.
         unsafe { load(&self.bias, 0, column, 8) }
@@ -129,7 +129,7 @@ impl Epilogue {
     }
 
     /// [`finish`](Self::finish) of eight columns in `ROWS` rows, four apart from `row` on, of which those below `rows`
-    /// exist; loads of all rows go before the arithmetic of the first. Results are of 16 bits.
+    /// exist; loads of all rows go before the arithmetic of the first. Results are of 16 bits, the activation is one's own.
     ///
     /// # Safety
     /// - As for `finish`; [`is_plain`](Self::is_plain) holds for `T`; the columns exist and `bias` is theirs.
@@ -141,6 +141,7 @@ impl Epilogue {
         column: u64,
         bias: [[f32; 8]; 2],
         products: [[[f32; 8]; 2]; ROWS],
+        activate: impl Fn(u32, [f32; 8]) -> [f32; 8],
     ) {
         let mut residual = [[0.0; 8]; ROWS];
         // SAFETY: forwarded to the caller.
@@ -160,7 +161,7 @@ impl Epilogue {
                 let at = (row + 4 * i as u64) * self.y.row_stride + column;
                 let alpha = self.alpha;
                 let z = zip(products[i][0], bias[0], |z, bias| fma(z, alpha, bias));
-                let mut value = activate_fast(self.activation, z);
+                let mut value = activate(self.activation, z);
                 if GATED {
                     let up = zip(products[i][1], bias[1], |z, bias| fma(z, alpha, bias));
                     value = zip(value, up, |gate, up| gate * up);
@@ -179,17 +180,19 @@ impl Epilogue {
     /// What enters the activation, stored if asked for. `column` counts the weight's columns.
     #[inline(always)]
     unsafe fn pre_activate(&self, row: u64, column: u64, count: u32, product: [f32; 8]) -> [f32; 8] {
-        let mut z = zip(product, product, |z, _| z * self.alpha);
         // SAFETY: forwarded to the caller.
         unsafe {
+            // −0 changes nothing that it is added to.
+            let mut bias = [-0.0; 8];
             if self.bias.address != 0 {
-                z = zip(z, load(&self.bias, 0, column, count), |z, bias| z + bias);
+                bias = load(&self.bias, 0, column, count);
             }
+            let z = zip(product, bias, |z, bias| fma(z, self.alpha, bias));
             if self.pre_activation.address != 0 {
                 store(&self.pre_activation, row, column, count, z);
             }
+            z
         }
-        z
     }
 }
 

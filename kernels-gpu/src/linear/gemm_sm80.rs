@@ -116,6 +116,8 @@ unsafe fn multiply<T: Mma, const MT: usize, const NT: usize>(
 
 /// Whether fragments are read ahead: sm_75, whose copies pass through registers, has none left for them.
 const READ_AHEAD: bool = cfg!(not(tier = "sm_75"));
+/// Whether whole tiles have an epilogue of their own: not on sm_75, for want of registers.
+const PLAIN_ROWS: bool = cfg!(not(tier = "sm_75"));
 /// Stages ahead of the one that is multiplied.
 const AHEAD: u32 = TILED_STAGES - 1;
 
@@ -310,6 +312,17 @@ unsafe fn linear<
         let epilogue = Epilogue::new(params, batch);
         let gated = params.gated != 0;
         let outputs = if gated { NT as u32 } else { groups };
+        // Products and what is added to them, of this dtype, in columns that all exist: no choice is left, and each lane
+        // has the same eight columns in every fourth row.
+        let own = warp_column + lane % groups * 8;
+        let plain = PLAIN_ROWS
+            && NT == 4
+            && !gated
+            && params.activation == ACTIVATION_IDENTITY
+            && epilogue.is_plain(dtype_of::<T>())
+            && columns.first() + columns_of_tile as u64 <= params.n;
+        let own_column = columns.of(own).0;
+        let bias = if plain { epilogue.bias(own_column) } else { [-0.0; 8] };
         let mut half = 0;
         while half < MT {
             let mut i = 0;
@@ -328,7 +341,25 @@ unsafe fn linear<
                 i += 1;
             }
             barrier::syncwarp(warp::FULL);
-            let mut unit = lane;
+            if plain {
+                let top = lane / groups;
+                let mut first = 0;
+                while first < 32 {
+                    let mut products = [[[0.0; 8]; 2]; 4];
+                    let mut i = 0;
+                    while i < 4 {
+                        let row = top + first + 4 * i;
+                        let at = staging + row * pitch + (lane % groups ^ row % 8) * 32;
+                        products[i as usize][0] = staged(at);
+                        i += 1;
+                    }
+                    let y_row = first_row + (warp_row + 16 * half as u32 + top + first) as u64;
+                    let bias = [bias, bias];
+                    epilogue.finish_rows::<T, 4, false>(y_row, params.m, own_column, bias, products, |_, z| z);
+                    first += 16;
+                }
+            }
+            let mut unit = if plain { 32 * outputs } else { lane };
             while unit < 32 * outputs {
                 // NT and groups are powers of two.
                 let (row, group) = if gated {
@@ -355,6 +386,11 @@ unsafe fn linear<
             half += 2;
         }
     }
+}
+
+/// `DTYPE_*` of a type of 16 bits.
+const fn dtype_of<T: Mma>() -> u32 {
+    if T::BF16 { DTYPE_BF16 } else { DTYPE_F16 }
 }
 
 /// Eight floats of shared memory.

@@ -247,7 +247,14 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                                 let up_bias = epilogue.bias(weight_column + linear.n);
                                 let products = [[product(row, eight), product(row, eight + 1)]];
                                 let y_row = first_row + row as u64;
-                                epilogue.finish_rows::<E, 1, true>(y_row, linear.m, column, [bias, up_bias], products);
+                                epilogue.finish_rows::<E, 1, true>(
+                                    y_row,
+                                    linear.m,
+                                    column,
+                                    [bias, up_bias],
+                                    products,
+                                    activate_fast,
+                                );
                                 row += 8;
                             }
                         } else {
@@ -256,11 +263,25 @@ unsafe fn linear<E: Half, const R: usize, const STAGES: u32, const KN: bool>(
                                 let bias = [epilogue.bias(weight_column), [0.0; 8]];
                                 let first = [product(row, eight), [0.0; 8]];
                                 if R > 64 {
-                                    epilogue.finish_rows::<E, 1, false>(y_row, linear.m, column, bias, [first]);
+                                    epilogue.finish_rows::<E, 1, false>(
+                                        y_row,
+                                        linear.m,
+                                        column,
+                                        bias,
+                                        [first],
+                                        activate_fast,
+                                    );
                                     row += 4;
                                 } else {
                                     let products = [first, [product(row + 4, eight), [0.0; 8]]];
-                                    epilogue.finish_rows::<E, 2, false>(y_row, linear.m, column, bias, products);
+                                    epilogue.finish_rows::<E, 2, false>(
+                                        y_row,
+                                        linear.m,
+                                        column,
+                                        bias,
+                                        products,
+                                        activate_fast,
+                                    );
                                     row += 8;
                                 }
                             }

@@ -7,6 +7,9 @@ use cuda_std::matrix;
 
 /// An element type that `mma.sync` multiplies.
 pub trait Mma: Element {
+    /// Whether it is bf16, and not f16.
+    const BF16: bool;
+
     /// `A·B + C` for 16×16 by 16×8.
     ///
     /// # Safety
@@ -15,6 +18,8 @@ pub trait Mma: Element {
 }
 
 impl Mma for F16 {
+    const BF16: bool = false;
+
     #[cfg(tier = "sm_75")]
     #[inline(always)]
     unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
@@ -35,6 +40,8 @@ impl Mma for F16 {
 
 #[cfg(not(tier = "sm_75"))]
 impl Mma for Bf16 {
+    const BF16: bool = true;
+
     #[inline(always)]
     unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
         // SAFETY: forwarded to the caller.

@@ -4,7 +4,7 @@
 use crate::activation::eight::activate;
 use crate::linear::{gemm_sm90::Half, params::*};
 use crate::tile::element::{Bf16, Element, F16};
-use cuda_std::{bulk::CachePolicy, global};
+use cuda_std::{bulk::CachePolicy, global, math::fma};
 
 /// What is added to an element, as it lies in memory: nothing here waits for a load.
 #[derive(Clone, Copy)]
@@ -147,7 +147,7 @@ impl LinearParams {
         let mut i = 0;
         while i < N {
             let [bias, residual] = [words[i].bias, words[i].residual].map(|word| T::of_bits(word as u16).to_f32());
-            let value = T::from_f32(z[i] * self.alpha + bias + residual);
+            let value = T::from_f32(fma(z[i], self.alpha, bias) + residual);
             let at = (self.y.address + place(&self.y, batch, row, columns[i]) * 2) as *mut u16;
             if exist[i] {
                 // SAFETY: forwarded to the caller.
@@ -184,7 +184,7 @@ impl LinearParams {
         };
         let mut i = 0;
         while i < N {
-            z[i] = z[i] * self.alpha + value(&self.bias, words[i].bias);
+            z[i] = fma(z[i], self.alpha, value(&self.bias, words[i].bias));
             i += 1;
         }
         if self.pre_activation.address != 0 {
@@ -194,7 +194,7 @@ impl LinearParams {
         if self.gated != 0 {
             i = 0;
             while i < N {
-                up[i] = up[i] * self.alpha + value(&self.bias, words[i].up);
+                up[i] = fma(up[i], self.alpha, value(&self.bias, words[i].up));
                 i += 1;
             }
             if self.pre_activation.address != 0 {
