@@ -5,8 +5,11 @@ use super::epilogue::{Columns, Epilogue};
 use super::gemm_sm90::{Half, operand_tiles};
 use super::params::*;
 use crate::tile::{division::Divisor, opaque::opaque};
+use core::mem::offset_of;
 use cuda_std::{
-    barrier, shared, thread,
+    barrier,
+    launch::ParamAddress,
+    shared, thread, tma,
     wgmma::{self, Acc, InFlight, MmaShape},
 };
 
@@ -67,6 +70,42 @@ impl ClusterTile {
             column: opaque(self.column),
             ..self
         }
+    }
+}
+
+/// The maps of x, of the weight and of y, which one thread asks for ahead.
+///
+/// # Safety
+/// - `address` is that of [`ClusterParams`].
+#[inline(always)]
+pub unsafe fn maps(address: ParamAddress) -> [*const u8; 3] {
+    let maps = [
+        offset_of!(ClusterParams, x_map),
+        offset_of!(ClusterParams, w_map),
+        offset_of!(ClusterParams, y_map),
+    ]
+    .map(|offset| address.tensor_map(offset));
+    if thread::thread_idx_x() == 32 {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            tma::prefetch_tensormap(maps[0]);
+            tma::prefetch_tensormap(maps[1]);
+            tma::prefetch_tensormap(maps[2]);
+        }
+    }
+    maps
+}
+
+/// What each block's barriers are told before this goes for all of the cluster behind it.
+///
+/// # Safety
+/// - All threads of the cluster call this; `fence_init` has released what matters.
+#[inline(always)]
+pub unsafe fn meet() {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        barrier::cluster_arrive_relaxed();
+        barrier::cluster_wait();
     }
 }
 

@@ -10,7 +10,7 @@
 //! Sums are those of `linear_hopper*`, bit by bit.
 
 use super::boxes::BOX_BYTES;
-use super::cluster_tile::{ClusterTile, OWN_BARRIERS, Operands, Part, Side, Turns};
+use super::cluster_tile::{ClusterTile, OWN_BARRIERS, Operands, Part, Side, Turns, maps, meet};
 use super::gemm_sm90::{Half, operand_tiles};
 use super::params::*;
 use crate::pipeline::{Cursor, InCluster, OneThread, Ring, Warps};
@@ -151,30 +151,12 @@ unsafe fn linear<
     let rank = if C == 1 { 0 } else { thread::cluster_block_rank() };
     let cluster = thread::block_idx_x() / C;
     let clusters = thread::grid_dim_x() / C;
-    // What this block's barriers are told before that goes for all of the cluster.
-    let meet = || {
-        // SAFETY: all threads of the cluster call this. `fence_init` has released what matters.
-        unsafe {
-            barrier::cluster_arrive_relaxed();
-            barrier::cluster_wait();
-        }
-    };
     // SAFETY: the caller's description of tensors and maps; all threads meet at the barriers; the ring's participants
     // are one thread and the warps that compute a tile, of all blocks of the cluster.
     unsafe {
         if warp_idx < 4 {
             let leads = thread::thread_idx_x() == 0;
-            let [x_map, w_map, y_map] = [
-                offset_of!(ClusterParams, x_map),
-                offset_of!(ClusterParams, w_map),
-                offset_of!(ClusterParams, y_map),
-            ]
-            .map(|offset| address.tensor_map(offset));
-            if thread::thread_idx_x() == 32 {
-                tma::prefetch_tensormap(x_map);
-                tma::prefetch_tensormap(w_map);
-                tma::prefetch_tensormap(y_map);
-            }
+            let [x_map, w_map, _] = maps(address);
             if leads {
                 ring.init();
                 mbarrier::fence_init();

@@ -8,7 +8,7 @@
 //! Sums are those of `linear_hopper*`, bit by bit.
 
 use super::boxes::BOX_BYTES;
-use super::cluster_tile::{ClusterTile, InStep, Operands, Part, Side};
+use super::cluster_tile::{ClusterTile, InStep, Operands, Part, Side, maps, meet};
 use super::gemm_sm90::{Half, operand_tiles};
 use super::params::*;
 use crate::pipeline::{Cursor, InCluster, OneThread, Ring, Warps, ring_bytes};
@@ -113,31 +113,13 @@ unsafe fn linear<E: Half, const R: usize, const N: usize, const X: u32, const W:
     let rank = thread::cluster_block_rank();
     let cluster = thread::block_idx_x() / C;
     let clusters = thread::grid_dim_x() / C;
-    // What this block's barriers are told before that goes for all of the cluster.
-    let meet = || {
-        // SAFETY: all threads of the cluster call this. `fence_init` has released what matters.
-        unsafe {
-            barrier::cluster_arrive_relaxed();
-            barrier::cluster_wait();
-        }
-    };
     let cluster_widths = [widths[0] * C, widths[1] * C];
     // SAFETY: the caller's description of tensors and maps; all threads meet at the barriers; the ring's participants
     // are one thread and the computing warps of all blocks of the cluster.
     unsafe {
         if warp_idx < 4 {
             let leads = thread::thread_idx_x() == 0;
-            let [x_map, w_map, y_map] = [
-                offset_of!(ClusterParams, x_map),
-                offset_of!(ClusterParams, w_map),
-                offset_of!(ClusterParams, y_map),
-            ]
-            .map(|offset| address.tensor_map(offset));
-            if thread::thread_idx_x() == 32 {
-                tma::prefetch_tensormap(x_map);
-                tma::prefetch_tensormap(w_map);
-                tma::prefetch_tensormap(y_map);
-            }
+            let [x_map, w_map, _] = maps(address);
             if leads {
                 x_ring(0).init();
                 x_ring(1).init();
@@ -152,7 +134,7 @@ unsafe fn linear<E: Half, const R: usize, const N: usize, const X: u32, const W:
 
             // As in `linear_cluster*`.
             register::setmaxnreg_dec::<24>();
-            // One thread each loads the rows of a warpgroup, and the weight. Its tile and the number of the next.
+            // One thread each loads the rows of a warpgroup, and the weight.
             let mut index = cluster + clusters;
             let loader = thread::thread_idx_x() / 32;
             if loader < 2 && thread::lane_id() == 0 {
